@@ -1,0 +1,206 @@
+#include "base/file.h"
+
+#include "base/alloc.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Large enough that system calls don't show, small enough to stay in the L2 cache. */
+#define WRITER_BUFFER ((size_t)256 << 10)
+
+static pdvm_status open_regular(const char *path, int *fd, size_t *size, pdvm_error *err) {
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (*fd < 0) return pd_fail_errno(err, path, "cannot open");
+    struct stat st;
+    if (fstat(*fd, &st) != 0) {
+        pd_fail_errno(err, path, "cannot stat");
+        close(*fd);
+        return PDVM_ERR_IO;
+    }
+    if (!S_ISREG(st.st_mode)) {
+        close(*fd);
+        return pd_fail(err, PDVM_ERR_IO, "%s: not a regular file", path);
+    }
+    *size = (size_t)st.st_size;
+    return PDVM_OK;
+}
+
+pdvm_status pd_map_open(const char *path, struct pd_map *map, pdvm_error *err) {
+    int fd;
+    memset(map, 0, sizeof *map);
+    PD_TRY(open_regular(path, &fd, &map->size, err));
+    if (map->size == 0) {
+        close(fd);
+        return PDVM_OK;
+    }
+    void *p = mmap(NULL, map->size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (p == MAP_FAILED) {
+        pdvm_status status = pd_fail_errno(err, path, "cannot map");
+        close(fd);
+        map->size = 0;
+        return status;
+    }
+    close(fd);
+    map->data = (const uint8_t *)p;
+    return PDVM_OK;
+}
+
+void pd_map_close(struct pd_map *map) {
+    if (map->data) munmap((void *)(uintptr_t)map->data, map->size);
+    memset(map, 0, sizeof *map);
+}
+
+pdvm_status pd_read_file(const char *path, size_t max, char **data, size_t *size,
+                         pdvm_error *err) {
+    int fd;
+    size_t expected;
+    *data = NULL;
+    *size = 0;
+    PD_TRY(open_regular(path, &fd, &expected, err));
+    if (expected > max) {
+        close(fd);
+        return pd_fail(err, PDVM_ERR_FORMAT, "%s: %zu bytes, more than the %zu allowed here", path,
+                       expected, max);
+    }
+    char *p = malloc(expected + 1);
+    if (!p) {
+        close(fd);
+        return pd_fail_memory(err, expected + 1, path);
+    }
+    size_t n = 0;
+    while (n < expected) {
+        ssize_t got = read(fd, p + n, expected - n);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) {
+            pdvm_status status = pd_fail_errno(err, path, "cannot read");
+            close(fd);
+            free(p);
+            return status;
+        }
+        if (got == 0) break;
+        n += (size_t)got;
+    }
+    close(fd);
+    p[n] = 0;
+    *data = p;
+    *size = n;
+    return PDVM_OK;
+}
+
+pdvm_status pd_path_join(const char *dir, const char *name, char **out, pdvm_error *err) {
+    size_t len = strlen(dir) + strlen(name) + 2;
+    PD_TRY(pd_calloc(out, len, 1, "a path", err));
+    size_t n = strlen(dir);
+    snprintf(*out, len, "%s%s%s", dir, n && dir[n - 1] == '/' ? "" : "/", name);
+    return PDVM_OK;
+}
+
+struct pd_writer {
+    int fd;
+    uint64_t size; /* bytes appended, buffered ones included */
+    size_t buffered;
+    char *path;
+    char *temporary;
+    uint8_t buffer[WRITER_BUFFER];
+};
+
+static void writer_free(struct pd_writer *w) {
+    free(w->path);
+    free(w->temporary);
+    free(w);
+}
+
+pdvm_status pd_writer_open(const char *path, struct pd_writer **out, pdvm_error *err) {
+    struct stat st;
+    *out = NULL;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+        return pd_fail(err, PDVM_ERR_IO, "%s: exists and is not a regular file", path);
+    struct pd_writer *w = calloc(1, sizeof *w);
+    size_t len = strlen(path) + 32;
+    if (w) {
+        w->path = strdup(path);
+        w->temporary = malloc(len);
+    }
+    if (!w || !w->path || !w->temporary) {
+        if (w) writer_free(w);
+        return pd_fail_memory(err, sizeof *w, "a file writer");
+    }
+    snprintf(w->temporary, len, "%s.tmp-%ld", path, (long)getpid());
+    w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (w->fd < 0) {
+        pdvm_status status = pd_fail_errno(err, w->temporary, "cannot create");
+        writer_free(w);
+        return status;
+    }
+    *out = w;
+    return PDVM_OK;
+}
+
+static pdvm_status write_at(struct pd_writer *w, uint64_t offset, const uint8_t *data, size_t size,
+                            pdvm_error *err) {
+    while (size > 0) {
+        ssize_t n = pwrite(w->fd, data, size, (off_t)offset);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return pd_fail_errno(err, w->temporary, "cannot write");
+        data += n;
+        offset += (uint64_t)n;
+        size -= (size_t)n;
+    }
+    return PDVM_OK;
+}
+
+static pdvm_status writer_flush(struct pd_writer *w, pdvm_error *err) {
+    size_t n = w->buffered;
+    PD_TRY(write_at(w, w->size - n, w->buffer, n, err));
+    w->buffered = 0;
+    return PDVM_OK;
+}
+
+pdvm_status pd_writer_append(struct pd_writer *w, const void *data, size_t size,
+                             pdvm_error *err) {
+    if (size > WRITER_BUFFER - w->buffered) PD_TRY(writer_flush(w, err));
+    if (size > WRITER_BUFFER) {
+        PD_TRY(write_at(w, w->size, (const uint8_t *)data, size, err));
+    } else if (size > 0) {
+        memcpy(w->buffer + w->buffered, data, size);
+        w->buffered += size;
+    }
+    w->size += size;
+    return PDVM_OK;
+}
+
+pdvm_status pd_writer_patch(struct pd_writer *w, uint64_t offset, const void *data, size_t size,
+                            pdvm_error *err) {
+    if (offset > w->size || size > w->size - offset)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: patch past the end", w->path);
+    PD_TRY(writer_flush(w, err));
+    return write_at(w, offset, (const uint8_t *)data, size, err);
+}
+
+uint64_t pd_writer_size(const struct pd_writer *w) { return w->size; }
+
+pdvm_status pd_writer_commit(struct pd_writer *w, pdvm_error *err) {
+    pdvm_status status = writer_flush(w, err);
+    if (status == PDVM_OK && fsync(w->fd) != 0 && errno != EINVAL)
+        status = pd_fail_errno(err, w->temporary, "cannot flush to disk");
+    if (close(w->fd) != 0 && status == PDVM_OK)
+        status = pd_fail_errno(err, w->temporary, "cannot close");
+    if (status == PDVM_OK && rename(w->temporary, w->path) != 0)
+        status = pd_fail_errno(err, w->path, "cannot rename into place");
+    if (status != PDVM_OK) unlink(w->temporary);
+    writer_free(w);
+    return status;
+}
+
+void pd_writer_abort(struct pd_writer *w) {
+    if (!w) return;
+    close(w->fd);
+    unlink(w->temporary);
+    writer_free(w);
+}
