@@ -1,0 +1,52 @@
+/**
+ * Byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019), read from a Hugging Face
+ * tokenizer.json. Gives exactly the reference implementation's ids.
+ */
+#ifndef PDVM_MODEL_TOKENIZER_H
+#define PDVM_MODEL_TOKENIZER_H
+
+#include "base/error.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct tokenizer;
+
+/** Reads a tokenizer.json; `path` is for messages. Freed with tokenizer_free. */
+pdvm_status tokenizer_open(const char *path, const char *json, size_t size,
+                           struct tokenizer **out, pdvm_error *err);
+
+/** Frees it. NULL is allowed. */
+void tokenizer_free(struct tokenizer *t);
+
+/** Number of ids: one more than the largest id that has a piece. */
+uint32_t tokenizer_size(const struct tokenizer *t);
+
+/** Growing array of ids. */
+struct token_list {
+    int32_t *ids; /**< freed with free() */
+    size_t n;
+    size_t capacity;
+};
+
+/**
+ * Appends the ids of `text` (UTF-8, checked: PDVM_ERR_ARGUMENT names the offset of the first bad
+ * byte). `flags` are PDVM_TOKENIZE_*. Safe from several threads at once on one tokenizer.
+ */
+pdvm_status tokenizer_encode(const struct tokenizer *t, const char *text, size_t len,
+                             unsigned flags, struct token_list *out, pdvm_error *err);
+
+/**
+ * The bytes that token `id` stands for in running text (special tokens: none unless
+ * `with_special`, then their name). Returns a pointer owned by the tokenizer and sets *len;
+ * NULL for an id without a piece. Bytes of one token need not be whole UTF-8 characters.
+ */
+const char *tokenizer_bytes(const struct tokenizer *t, int32_t id, bool with_special, size_t *len);
+
+/** The id of a piece given by its exact content, added tokens included ("</s>"); -1 if none. */
+int32_t tokenizer_find(const struct tokenizer *t, const char *content, size_t len);
+
+/** Whether `id` is a special (control) token. */
+bool tokenizer_is_special(const struct tokenizer *t, int32_t id);
+
+#endif
