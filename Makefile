@@ -1,0 +1,60 @@
+# A thin layer over CMake and Ninja; `make help` lists the targets.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+FUZZ_SECONDS ?= 60
+CTEST = ctest --output-on-failure -j2
+
+.PHONY: all help setup demo test test-gpu install format format-check lint asan tsan fuzz clean
+
+all: build/release/build.ninja ## build the optimised program and libraries (the default)
+	cmake --build --preset release
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+build/%/build.ninja:
+	cmake --preset $*
+
+setup: ## install the packages that a build needs, where they are missing
+	@scripts/setup.sh
+
+demo: setup ## set up, build, make a sparse model from models/tales and let it tell a story
+	@$(MAKE) --no-print-directory all
+	@scripts/demo.sh
+
+test: setup ## set up, build and run every test that needs no GPU
+	@$(MAKE) --no-print-directory all
+	$(CTEST) --test-dir build/release -LE gpu
+
+test-gpu: setup ## run the tests labelled gpu (this version has no GPU backend, so there are none)
+	@$(MAKE) --no-print-directory all
+	$(CTEST) --test-dir build/release -L gpu
+
+install: all ## install to PREFIX (/usr/local), below DESTDIR if set
+	cmake -DCMAKE_INSTALL_PREFIX="$(PREFIX)" build/release >/dev/null
+	DESTDIR="$(DESTDIR)" cmake --install build/release
+
+format: ## format all C sources in place
+	@scripts/format.sh
+
+format-check: ## fail if a C source is not formatted
+	@scripts/format.sh --check
+
+lint: build/release/build.ninja ## static analysis: clang-tidy and cppcheck
+	@scripts/lint.sh
+
+asan: build/asan/build.ninja ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake --build --preset asan
+	$(CTEST) --test-dir build/asan -LE gpu
+
+tsan: build/tsan/build.ninja ## the tests labelled threads under ThreadSanitizer
+	cmake --build --preset tsan
+	$(CTEST) --test-dir build/tsan -L threads
+
+fuzz: build/fuzz/build.ninja ## fuzz every target for FUZZ_SECONDS (60)
+	cmake --build --preset fuzz
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh
+
+clean: ## remove the build directories
+	rm -rf build

@@ -1,0 +1,41 @@
+# Instruction sets by file name: *_avx512.c, *_avx2.c (x86-64) and *_neon.c (AArch64) are compiled
+# with the flags of that set and only where it exists; which of them runs is decided at run time.
+# PDVM_ISA_DEFINITIONS tells the code what was compiled in: PDVM_HAVE_AVX512, _AVX2, _NEON.
+
+include(CheckCCompilerFlag)
+
+set(PDVM_AVX2_FLAGS -mavx2 -mfma -mf16c -mbmi2 -mpopcnt)
+set(PDVM_AVX512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vbmi2
+    -mavx512vnni -mfma -mf16c -mbmi2 -mpopcnt)
+set(PDVM_NEON_FLAGS "")
+
+set(PDVM_ISA_DEFINITIONS "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  list(JOIN PDVM_AVX2_FLAGS " " flags)
+  check_c_compiler_flag("${flags}" PDVM_COMPILER_HAS_AVX2)
+  list(JOIN PDVM_AVX512_FLAGS " " flags)
+  check_c_compiler_flag("${flags}" PDVM_COMPILER_HAS_AVX512)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  set(PDVM_COMPILER_HAS_NEON TRUE)
+endif()
+foreach(isa AVX512 AVX2 NEON)
+  if(PDVM_COMPILER_HAS_${isa})
+    list(APPEND PDVM_ISA_DEFINITIONS PDVM_HAVE_${isa}=1)
+  endif()
+endforeach()
+
+# pdvm_apply_isa(LIST): give each file in the variable LIST its flags, drop what cannot be compiled.
+macro(pdvm_apply_isa list)
+  foreach(isa AVX512 AVX2 NEON)
+    string(TOLOWER "_${isa}.c" suffix)
+    set(matching ${${list}})
+    list(FILTER matching INCLUDE REGEX "${suffix}$")
+    if(PDVM_COMPILER_HAS_${isa})
+      foreach(file IN LISTS matching)
+        set_source_files_properties("${file}" PROPERTIES COMPILE_OPTIONS "${PDVM_${isa}_FLAGS}")
+      endforeach()
+    elseif(matching)
+      list(REMOVE_ITEM ${list} ${matching})
+    endif()
+  endforeach()
+endmacro()
