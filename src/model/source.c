@@ -30,8 +30,8 @@ static pdvm_status read_start(const char *path, uint8_t *start, size_t size, siz
 }
 
 static pdvm_status open_file(const char *path, struct model_source **out, pdvm_error *err) {
-    uint8_t start[9];
-    size_t n;
+    uint8_t start[9] = {0};
+    size_t n = 0;
     PD_TRY(read_start(path, start, sizeof start, &n, err));
     if (n == 0)
         return pd_fail(err, PDVM_ERR_FORMAT, "%s: the file is empty; %s", path, KNOWN);

@@ -17,7 +17,7 @@
 #define WEIGHTS_INDEX "model.safetensors.index.json"
 #define MAX_INDEX ((size_t)64 << 20)
 
-/* The side files and how long they may be. */
+/* The side files and how long they may be; the configuration is the first. */
 static const struct {
     const char *name;
     size_t max;
