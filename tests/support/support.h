@@ -1,0 +1,63 @@
+/** What several tests need: temporary directories, files, paths, and checks of errors. */
+#ifndef PDVM_TESTS_SUPPORT_H
+#define PDVM_TESTS_SUPPORT_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "pdvm.h"
+
+/**
+ * Makes an empty directory below TMPDIR (or /tmp) and returns its path; support_tmpdir_remove
+ * removes it and frees the string. Fails the test if that is impossible.
+ */
+char *support_tmpdir(void);
+
+/** Removes a directory of support_tmpdir with all that is in it, and frees `dir`. NULL allowed. */
+void support_tmpdir_remove(char *dir);
+
+/** "dir/name" in a new string, freed with free(). */
+char *support_path(const char *dir, const char *name);
+
+/** Path of a file of the source tree, as in "tests/golden/x.json"; freed with free(). */
+char *support_source_path(const char *name);
+
+/**
+ * Path of something in the directory of shared test data (environment variable PDVM_SHARED, or
+ * "shared" beside the source tree); freed with free(). Skips the test if it is not there.
+ */
+char *support_shared_path(const char *name);
+
+/** Writes a file, fails the test if it cannot; returns its path, freed with free(). */
+char *support_write_file(const char *dir, const char *name, const void *data, size_t size);
+
+/** The same for a zero-terminated text. */
+char *support_write_text(const char *dir, const char *name, const char *text);
+
+/** Reads a whole file, with a zero byte after its end; freed with free(). `size` may be NULL. */
+char *support_read_file(const char *path, size_t *size);
+
+/** Whether something of that path exists. */
+int support_exists(const char *path);
+
+/** Number of entries of a directory, "." and ".." left out. */
+size_t support_count_entries(const char *dir);
+
+/** Fails the test, quoting the error's message, unless `status` is PDVM_OK. */
+#define assert_ok(status, err) support_assert_ok((status), (err), __FILE__, __LINE__)
+void support_assert_ok(pdvm_status status, const pdvm_error *err, const char *file, int line);
+
+/**
+ * Fails the test unless `status` is `expected`, the error says so too, and its message contains
+ * `text` (a file's or field's name).
+ */
+#define assert_error(status, expected, err, text) \
+    support_assert_error((status), (expected), (err), (text), __FILE__, __LINE__)
+void support_assert_error(pdvm_status status, pdvm_status expected, const pdvm_error *err,
+                          const char *text, const char *file, int line);
+
+#endif
