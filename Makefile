@@ -5,6 +5,9 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 60
 CTEST = ctest --output-on-failure -j2
 
+# ThreadSanitizer's fixed address ranges clash with some kernels' address randomisation.
+NO_ASLR = $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
 .PHONY: all help setup demo test test-gpu install format format-check lint asan tsan fuzz clean
 
 all: build/release/build.ninja ## build the optimised program and libraries (the default)
@@ -50,7 +53,7 @@ asan: build/asan/build.ninja ## the tests under AddressSanitizer and UndefinedBe
 
 tsan: build/tsan/build.ninja ## the tests labelled threads under ThreadSanitizer
 	cmake --build --preset tsan
-	$(CTEST) --test-dir build/tsan -L threads
+	$(NO_ASLR) $(CTEST) --test-dir build/tsan -L threads
 
 fuzz: build/fuzz/build.ninja ## fuzz every target for FUZZ_SECONDS (60)
 	cmake --build --preset fuzz
