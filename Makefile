@@ -44,7 +44,8 @@ format: ## format all C sources in place
 format-check: ## fail if a C source is not formatted
 	@scripts/format.sh --check
 
-lint: build/release/build.ninja ## static analysis: clang-tidy and cppcheck
+lint: ## static analysis: clang-tidy, cppcheck, shellcheck
+	cmake --preset release >/dev/null
 	@scripts/lint.sh
 
 asan: build/asan/build.ninja ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer

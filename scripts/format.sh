@@ -11,9 +11,9 @@ if ! command -v clang-format >/dev/null; then
 fi
 
 case ${1-} in
-"") c_sources | xargs clang-format -i ;;
+"") c_sources 'c|h' | xargs clang-format -i ;;
 --check)
-    if ! c_sources | xargs clang-format --dry-run -Werror; then
+    if ! c_sources 'c|h' | xargs clang-format --dry-run -Werror; then
         echo "format: the files named above are not formatted: run 'make format'" >&2
         exit 1
     fi

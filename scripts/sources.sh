@@ -1,13 +1,8 @@
 # Sourced by the other scripts, from the root of the tree.
 
-# c_sources [EXTENSION...]: the project's own C files, one a line (both .c and .h by default).
+# c_sources REGEX: the project's own files whose extension matches, one a line.
 c_sources() {
-    local extension
-    for extension in "${@:-c h}"; do
-        for extension in $extension; do
-            find include src tests examples -name "*.$extension" -type f 2>/dev/null
-        done
-    done | LC_ALL=C sort
+    find include src tests examples -type f 2>/dev/null | grep -E "\.($1)\$" | LC_ALL=C sort
 }
 
 # processors: how many jobs to run at a time.
