@@ -2,7 +2,8 @@
 
 # c_sources REGEX: the project's own files whose extension matches, one a line.
 c_sources() {
-    find include src tests examples -type f 2>/dev/null | grep -E "\.($1)\$" | LC_ALL=C sort
+    find . -path './build*' -prune -o -type f -print | sed 's|^\./||' |
+        grep -E "^(include|src|tests|examples)/.*\.($1)\$" | LC_ALL=C sort
 }
 
 # processors: how many jobs to run at a time.
