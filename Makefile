@@ -45,7 +45,7 @@ format-check: ## fail if a C source is not formatted
 	@scripts/format.sh --check
 
 lint: ## static analysis: clang-tidy, cppcheck, shellcheck
-	cmake --preset release >/dev/null
+	cmake --preset clang >/dev/null
 	@scripts/lint.sh
 
 asan: build/asan/build.ninja ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer

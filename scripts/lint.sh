@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Static analysis: clang-tidy with .clang-tidy, cppcheck, and shellcheck for the scripts. Given files,
 # runs clang-tidy on them only.
-# Needs a configured build/release (make lint does that) for the compile commands.
+# Needs a configured build/clang (make lint does that) for the compile commands.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/sources.sh
 
-build=build/release
+build=build/clang
 for tool in clang-tidy cppcheck shellcheck; do
     if ! command -v "$tool" >/dev/null; then
         echo "lint: $tool is not installed: run scripts/setup.sh --dev" >&2

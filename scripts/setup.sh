@@ -199,8 +199,8 @@ install_with_apt() {
             "Check the network and /etc/apt/sources.list, then run scripts/setup.sh again."
     packages=$(packages_for apt-get "$1") # the names may depend on the fresh package lists
     say "apt-get install $packages"
-    retry as_root env DEBIAN_FRONTEND=noninteractive apt-get $lock -qq -y \
-        --no-install-recommends install $packages ||
+    retry as_root env DEBIAN_FRONTEND=noninteractive apt-get $lock -o Dpkg::Use-Pty=0 -qq -y \
+        --no-install-recommends install $packages >/dev/null ||
         fail "apt-get could not install: $packages" \
             "See its messages above; 'apt-get -f install' repairs a broken state."
 }
