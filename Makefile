@@ -3,7 +3,7 @@
 PREFIX ?= /usr/local
 DESTDIR ?=
 FUZZ_SECONDS ?= 60
-CTEST = ctest --output-on-failure -j2
+CTEST = ctest --output-on-failure --no-label-summary -j2
 
 # ThreadSanitizer's fixed address ranges clash with some kernels' address randomisation.
 NO_ASLR = $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -37,6 +37,7 @@ test-gpu: setup ## run the tests labelled gpu (this version has no GPU backend, 
 install: all ## install to PREFIX (/usr/local), below DESTDIR if set
 	cmake -DCMAKE_INSTALL_PREFIX="$(PREFIX)" build/release >/dev/null
 	DESTDIR="$(DESTDIR)" cmake --install build/release
+	@if [ -z "$(DESTDIR)" ] && [ "$$(id -u)" = 0 ] && command -v ldconfig >/dev/null; then ldconfig; fi
 
 format: ## format all C sources in place
 	@scripts/format.sh

@@ -190,19 +190,20 @@ packages_for() {
 # Package lists are split on purpose: none of these names holds a space.
 # shellcheck disable=SC2086
 install_with_apt() {
-    local lock="-o DPkg::Lock::Timeout=300" packages
+    local options="-qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 -o Dpkg::Use-Pty=0" packages
     packages=$(packages_for apt-get "$1")
     need_root "apt-get update && apt-get install $packages"
     say "apt-get update"
-    retry as_root apt-get $lock -qq update ||
-        fail "apt-get update failed: see the messages above." \
-            "Check the network and /etc/apt/sources.list, then run scripts/setup.sh again."
+    # A list that cannot be fetched need not be one that is needed: let the installation decide.
+    retry as_root apt-get $options -o APT::Update::Error-Mode=any update ||
+        say "apt-get update failed, trying with the package lists that are here"
     packages=$(packages_for apt-get "$1") # the names may depend on the fresh package lists
     say "apt-get install $packages"
-    retry as_root env DEBIAN_FRONTEND=noninteractive apt-get $lock -o Dpkg::Use-Pty=0 -qq -y \
+    retry as_root env DEBIAN_FRONTEND=noninteractive apt-get $options -y \
         --no-install-recommends install $packages >/dev/null ||
         fail "apt-get could not install: $packages" \
-            "See its messages above; 'apt-get -f install' repairs a broken state."
+            "See the messages above. Check the network and /etc/apt/sources.list, then run" \
+            "scripts/setup.sh again; 'apt-get -f install' repairs a broken state."
 }
 
 # shellcheck disable=SC2086
