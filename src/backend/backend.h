@@ -59,7 +59,9 @@ struct plan {
 };
 
 /** Index of a layer's first phase; layer == n_layers gives the head. */
-static inline size_t plan_phase(uint32_t layer) { return 1 + 5 * (size_t)layer; }
+static inline size_t plan_phase(uint32_t layer) {
+    return 1 + 5 * (size_t)layer;
+}
 
 /** One pass: some tokens at consecutive positions through a range of phases. */
 struct batch {
@@ -71,10 +73,10 @@ struct batch {
     uint32_t n_sink;       /**< with n_dropped > 0: slots that stay in front of the window */
     uint32_t n_dropped;    /**< positions dropped between sinks and window */
     struct backend_kv *kv;
-    float *x;              /**< [n_tokens, hidden_size]: activations in and out, or NULL */
-    uint32_t n_logits;     /**< logits of the last n_logits tokens are wanted */
-    float *logits;         /**< out [n_logits, n_vocab] */
-    size_t first_phase;    /**< phases [first_phase, end_phase) are run */
+    float *x;           /**< [n_tokens, hidden_size]: activations in and out, or NULL */
+    uint32_t n_logits;  /**< logits of the last n_logits tokens are wanted */
+    float *logits;      /**< out [n_logits, n_vocab] */
+    size_t first_phase; /**< phases [first_phase, end_phase) are run */
     size_t end_phase;
     pdvm_mode mode;
     uint64_t *n_dispatches; /**< raised by the number of dispatches */

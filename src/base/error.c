@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
-const char *pdvm_version(void) { return PDVM_VERSION; }
+const char *pdvm_version(void) {
+    return PDVM_VERSION;
+}
 
 const char *pdvm_status_name(pdvm_status status) {
     switch (status) {

@@ -47,9 +47,8 @@ static const char *cpu_describe(const struct backend *base) {
     return ((const struct cpu_backend *)base)->description;
 }
 
-static pdvm_status cpu_load_matrix(struct backend *base, const struct mdcsr *m,
-                                   enum matrix_use use, struct backend_matrix **out,
-                                   pdvm_error *err) {
+static pdvm_status cpu_load_matrix(struct backend *base, const struct mdcsr *m, enum matrix_use use,
+                                   struct backend_matrix **out, pdvm_error *err) {
     struct cpu_backend *b = (struct cpu_backend *)base;
     PD_TRY(pd_calloc(out, 1, sizeof **out, "a matrix", err));
     if (use == MATRIX_LOOKUP) {
@@ -74,11 +73,12 @@ static void cpu_free_matrix(struct backend *base, struct backend_matrix *m) {
     free(m);
 }
 
-static size_t cpu_bytes_of(const struct backend_matrix *m) { return m->bytes; }
+static size_t cpu_bytes_of(const struct backend_matrix *m) {
+    return m->bytes;
+}
 
 /* Zeroed floats (or anything) that live as long as the backend. */
-static pdvm_status keep(struct cpu_backend *b, void *out, size_t n, size_t size,
-                        pdvm_error *err) {
+static pdvm_status keep(struct cpu_backend *b, void *out, size_t n, size_t size, pdvm_error *err) {
     size_t bytes;
     void *p;
     if (!pd_mul_size(n, size, &bytes)) return pd_fail_memory(err, SIZE_MAX, "activations");
@@ -162,8 +162,7 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
     PD_TRY(keep(b, &b->rope_sink, d, sizeof(float), err));
     PD_TRY(keep(b, &b->merge, plan->n_kv_heads, sizeof *b->merge, err));
     PD_TRY(keep(b, &b->acts, batch, sizeof *b->acts, err));
-    for (size_t t = 0; t < batch; t++)
-        PD_TRY(keep(b, &b->acts[t].q, widest, sizeof(int16_t), err));
+    for (size_t t = 0; t < batch; t++) PD_TRY(keep(b, &b->acts[t].q, widest, sizeof(int16_t), err));
     PD_TRY(keep(b, &b->workers, n_workers, sizeof *b->workers, err));
     for (size_t i = 0; i < n_workers; i++) {
         struct cpu_worker *w = &b->workers[i];
@@ -268,8 +267,8 @@ static void run_layers(struct cpu_backend *b, const struct batch *batch) {
         size_t end = begin + 1;
         while (end < batch->end_phase && b->plan->phases[end].kind != PHASE_QKV) end++;
         if (b->plan->phases[begin].kind == PHASE_EMBED)
-            while (end < batch->end_phase && (end == begin + 1 ||
-                                              b->plan->phases[end].kind != PHASE_QKV))
+            while (end < batch->end_phase &&
+                   (end == begin + 1 || b->plan->phases[end].kind != PHASE_QKV))
                 end++;
         dispatch_phases(b, batch, begin, end);
         begin = end;

@@ -35,19 +35,21 @@ struct cpu_matrix {
     int64_t n_blocks;
     enum cpu_kind kind;
     bool dense;
-    uint32_t group;      /* columns per scale; 0: one scale per row */
-    int64_t n_groups;    /* scales per row in `scales`, padded to whole blocks */
-    uint64_t *masks;     /* [n_tiles][n_blocks][4]; NULL when dense */
+    uint32_t group;   /* columns per scale; 0: one scale per row */
+    int64_t n_groups; /* scales per row in `scales`, padded to whole blocks */
+    uint64_t *masks;  /* [n_tiles][n_blocks][4]; NULL when dense */
     uint8_t *values;
-    uint64_t *offsets;   /* [n_tiles + 1] byte offset of each tile's values */
-    float *scales;       /* [n_tiles][n_groups][4]; NULL for F32, BF16, F16 */
-    float table[256];    /* LUT8 */
+    uint64_t *offsets;              /* [n_tiles + 1] byte offset of each tile's values */
+    float *scales;                  /* [n_tiles][n_groups][4]; NULL for F32, BF16, F16 */
+    float table[256];               /* LUT8 */
     _Alignas(64) int8_t table4[64]; /* LUT4: the 16 entries four times over, so that vpermb may
                                        see junk in index bits 4 and 5 */
 };
 
 /** Whether products with this kind take integer activations. */
-static inline bool cpu_kind_is_integer(enum cpu_kind kind) { return kind <= CPU_LUT4; }
+static inline bool cpu_kind_is_integer(enum cpu_kind kind) {
+    return kind <= CPU_LUT4;
+}
 
 /** Packs a checked matrix. */
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
@@ -161,13 +163,13 @@ void cpu_kv_store(struct backend_kv *kv, uint32_t layer, bool value, uint32_t he
 
 /** A worker's own memory. */
 struct cpu_worker {
-    struct cpu_act act;  /* [1] for single-token passes */
-    float *normed;       /* [widest vector] */
-    float *products;     /* [2][max_batch][PRODUCT_TILES * 4] gate and up */
-    float *q;            /* rotated queries of one kv head's group: [group][head_dim] */
-    float *q_sink;       /* the same, rotated for the sinks */
-    float *k;            /* [head_dim] */
-    float *acc;          /* [group][head_dim] */
+    struct cpu_act act; /* [1] for single-token passes */
+    float *normed;      /* [widest vector] */
+    float *products;    /* [2][max_batch][PRODUCT_TILES * 4] gate and up */
+    float *q;           /* rotated queries of one kv head's group: [group][head_dim] */
+    float *q_sink;      /* the same, rotated for the sinks */
+    float *k;           /* [head_dim] */
+    float *acc;         /* [group][head_dim] */
 };
 
 /** Tiles of gate and of up that are computed before they are combined. */

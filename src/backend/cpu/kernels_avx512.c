@@ -79,8 +79,7 @@ ALWAYS_INLINE void products_of_tile(const struct cpu_matrix *m, int64_t tile, en
     const float *scales = m->scales + tile * m->n_groups * TILE_ROWS;
     const uint8_t *values = m->values + m->offsets[tile];
     struct cursor cursor = {values, values};
-    const __m512i table =
-        kind == CPU_LUT4 ? _mm512_load_si512(m->table4) : _mm512_setzero_si512();
+    const __m512i table = kind == CPU_LUT4 ? _mm512_load_si512(m->table4) : _mm512_setzero_si512();
     __m512i acc[TILE_ROWS][4];
     int64_t sums[TILE_ROWS][4];
     for (int r = 0; r < TILE_ROWS; r++)
@@ -125,14 +124,12 @@ ALWAYS_INLINE void products_of_tile(const struct cpu_matrix *m, int64_t tile, en
 /* The same with a scale per group of columns: lanes become floats at the end of each group. */
 ALWAYS_INLINE void grouped_products_of_tile(const struct cpu_matrix *m, int64_t tile,
                                             enum cpu_kind kind, bool dense, uint32_t nt,
-                                            const struct cpu_act *act,
-                                            float result[][TILE_ROWS]) {
+                                            const struct cpu_act *act, float result[][TILE_ROWS]) {
     const uint64_t *masks = dense ? NULL : m->masks + tile * m->n_blocks * TILE_ROWS;
     const float *scales = m->scales + tile * m->n_groups * TILE_ROWS;
     const uint8_t *values = m->values + m->offsets[tile];
     struct cursor cursor = {values, values};
-    const __m512i table =
-        kind == CPU_LUT4 ? _mm512_load_si512(m->table4) : _mm512_setzero_si512();
+    const __m512i table = kind == CPU_LUT4 ? _mm512_load_si512(m->table4) : _mm512_setzero_si512();
     const bool halves = m->group == 32;
     const int64_t blocks_per_group = m->group > BLOCK_COLS ? m->group / BLOCK_COLS : 1;
     __m512i acc[TILE_ROWS][4];
@@ -163,8 +160,8 @@ ALWAYS_INLINE void grouped_products_of_tile(const struct cpu_matrix *m, int64_t 
                     acc[r][t] = _mm512_dpwssd_epi32(acc[r][t], low, _mm512_loadu_si512(x));
                     if (halves) {
                         __m512 s = _mm512_set1_ps(scales[2 * block * TILE_ROWS + r]);
-                        sums[r][t] = _mm512_add_ps(
-                            sums[r][t], _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][t]), s));
+                        sums[r][t] = _mm512_add_ps(sums[r][t],
+                                                   _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][t]), s));
                         acc[r][t] = _mm512_setzero_si512();
                     }
                     acc[r][t] = _mm512_dpwssd_epi32(acc[r][t], high, _mm512_loadu_si512(x + 32));
@@ -175,8 +172,8 @@ ALWAYS_INLINE void grouped_products_of_tile(const struct cpu_matrix *m, int64_t 
         for (int r = 0; r < TILE_ROWS; r++) {
             __m512 s = _mm512_set1_ps(scales[g * TILE_ROWS + r]);
             for (uint32_t t = 0; t < nt; t++)
-                sums[r][t] = _mm512_add_ps(sums[r][t],
-                                           _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][t]), s));
+                sums[r][t] =
+                    _mm512_add_ps(sums[r][t], _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][t]), s));
         }
     }
     for (int r = 0; r < TILE_ROWS; r++)
@@ -267,8 +264,7 @@ ALWAYS_INLINE void product_float(const struct cpu_matrix *m, enum cpu_kind kind,
                     for (int i = 0; i < 4; i++) {
                         float scale = 1;
                         if (kind == CPU_LUT8) {
-                            int64_t g =
-                                m->group ? (block * BLOCK_COLS + 16 * i) / m->group : 0;
+                            int64_t g = m->group ? (block * BLOCK_COLS + 16 * i) / m->group : 0;
                             scale = scales[g * TILE_ROWS + r];
                         }
                         __m512 w = next_values(&p, kind, dense, (__mmask16)(mask >> (16 * i)),
@@ -314,10 +310,8 @@ static void rms_norm(const float *x, const float *weight, int64_t n, float eps, 
     float scale = 1.0f / sqrtf(sum16(sum) / (float)n + eps);
     for (int64_t i = 0; i < n; i += 16) {
         __mmask16 k = tail(n, i);
-        __m512 v =
-            _mm512_mul_ps(_mm512_maskz_loadu_ps(k, x + i), _mm512_set1_ps(scale));
-        _mm512_mask_storeu_ps(out + i, k,
-                              _mm512_mul_ps(v, _mm512_maskz_loadu_ps(k, weight + i)));
+        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(k, x + i), _mm512_set1_ps(scale));
+        _mm512_mask_storeu_ps(out + i, k, _mm512_mul_ps(v, _mm512_maskz_loadu_ps(k, weight + i)));
     }
 }
 
@@ -364,8 +358,7 @@ ALWAYS_INLINE float dot(const float *a, const void *row, uint32_t n, pdvm_kv_typ
     return sum16(sum);
 }
 
-ALWAYS_INLINE void add_scaled(float *acc, float p, const void *row, uint32_t n,
-                              pdvm_kv_type type) {
+ALWAYS_INLINE void add_scaled(float *acc, float p, const void *row, uint32_t n, pdvm_kv_type type) {
     __m512 scale = _mm512_set1_ps(p);
     for (uint32_t i = 0; i < n; i += 16) {
         __mmask16 k = tail(n, i);

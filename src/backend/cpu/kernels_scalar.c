@@ -6,7 +6,9 @@
 #include <math.h>
 #include <string.h>
 
-static bool always(void) { return true; }
+static bool always(void) {
+    return true;
+}
 
 /* A stream of packed entries of one tile: where the next one of each row pair comes from. */
 struct stream {

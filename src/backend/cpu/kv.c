@@ -21,8 +21,7 @@ pdvm_status cpu_kv_create(struct backend *b, const struct kv_shape *shape, struc
         kv->plane_bytes[i] = kv->row_bytes[i] * KV_CHUNK;
     }
     size_t scales = 2 * KV_CHUNK * sizeof(float);
-    kv->layer_bytes =
-        shape->n_kv_heads * (kv->plane_bytes[0] + kv->plane_bytes[1] + scales);
+    kv->layer_bytes = shape->n_kv_heads * (kv->plane_bytes[0] + kv->plane_bytes[1] + scales);
     return PDVM_OK;
 }
 

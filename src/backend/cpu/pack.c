@@ -22,7 +22,9 @@ struct pack {
     uint8_t *entries; /* [n_workers][4][cols_padded * entry_size] */
 };
 
-static size_t padded_cols(const struct cpu_matrix *p) { return (size_t)p->n_blocks * BLOCK_COLS; }
+static size_t padded_cols(const struct cpu_matrix *p) {
+    return (size_t)p->n_blocks * BLOCK_COLS;
+}
 
 /* A code that decodes to exactly 0, or -1: needed to fill the gaps of a dense layout. */
 static int zero_code(const struct mdcsr *m) {

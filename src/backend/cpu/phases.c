@@ -78,10 +78,9 @@ static void qkv(struct cpu_backend *b, const struct batch *batch, const struct c
     const struct plan *plan = b->plan;
     const struct phase *phase = step->phase;
     size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
-    const struct cpu_act *act = step->prepared
-                                    ? b->acts
-                                    : prepare(b, phase, b->x, width, plan->hidden_size,
-                                              batch->n_tokens, worker, n_workers);
+    const struct cpu_act *act = step->prepared ? b->acts
+                                               : prepare(b, phase, b->x, width, plan->hidden_size,
+                                                         batch->n_tokens, worker, n_workers);
     float *outs[3] = {b->q, b->k, b->v};
     int64_t q_rows = (int64_t)plan->n_heads * plan->head_dim;
     int64_t kv_rows = (int64_t)plan->n_kv_heads * plan->head_dim;
@@ -92,8 +91,8 @@ static void qkv(struct cpu_backend *b, const struct batch *batch, const struct c
         int64_t tile0 = begin > base ? begin - base : 0;
         int64_t tile1 = end - base < n_tiles ? end - base : n_tiles;
         if (tile0 < tile1)
-            product(b, phase->w[i], tile0, tile1, act, batch->n_tokens,
-                    outs[i] + tile0 * TILE_ROWS, i == 0 ? q_rows : kv_rows);
+            product(b, phase->w[i], tile0, tile1, act, batch->n_tokens, outs[i] + tile0 * TILE_ROWS,
+                    i == 0 ? q_rows : kv_rows);
         base += n_tiles;
     }
 }
@@ -121,15 +120,17 @@ static void add_projection(struct cpu_backend *b, const struct batch *batch,
     }
 }
 
-static float silu(float x) { return x / (1.0f + expf(-x)); }
+static float silu(float x) {
+    return x / (1.0f + expf(-x));
+}
 
 static void gate_up(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
                     int worker, int n_workers) {
     const struct plan *plan = b->plan;
     size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
     size_t hidden_width = pd_round_up(plan->intermediate_size, BLOCK_COLS);
-    const struct cpu_act *act = prepare(b, phase, b->x, width, plan->hidden_size, batch->n_tokens,
-                                        worker, n_workers);
+    const struct cpu_act *act =
+        prepare(b, phase, b->x, width, plan->hidden_size, batch->n_tokens, worker, n_workers);
     const int64_t stride = PRODUCT_TILES * TILE_ROWS;
     float *gate = b->workers[worker].products;
     float *up = gate + plan->max_batch * stride;
@@ -159,8 +160,8 @@ static void head(struct cpu_backend *b, const struct batch *batch, const struct 
     int64_t begin, end;
     phase_range(b, phase, worker, n_workers, &begin, &end);
     if (begin < end)
-        product(b, phase->w[0], begin, end, act, batch->n_logits,
-                batch->logits + begin * TILE_ROWS, b->plan->n_vocab);
+        product(b, phase->w[0], begin, end, act, batch->n_logits, batch->logits + begin * TILE_ROWS,
+                b->plan->n_vocab);
 }
 
 void cpu_step_run(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
@@ -181,9 +182,8 @@ void cpu_step_run(struct cpu_backend *b, const struct batch *batch, const struct
     }
     case STEP_GATE_UP: gate_up(b, batch, phase, worker, n_workers); break;
     case STEP_DOWN:
-        add_projection(b, batch, phase, b->hidden,
-                       pd_round_up(plan->intermediate_size, BLOCK_COLS), plan->intermediate_size,
-                       worker, n_workers);
+        add_projection(b, batch, phase, b->hidden, pd_round_up(plan->intermediate_size, BLOCK_COLS),
+                       plan->intermediate_size, worker, n_workers);
         break;
     case STEP_HEAD: head(b, batch, phase, worker, n_workers); break;
     }
