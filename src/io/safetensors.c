@@ -121,9 +121,6 @@ static pdvm_status parse_offsets(const struct safetensors *st, const json_t *val
 
 static pdvm_status parse_tensor(const struct safetensors *st, const json_t *value,
                                 struct safetensors_tensor *t, pdvm_error *err) {
-    if (!json_is_object(value))
-        return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%.200s\" must be an object, not %s",
-                       st->path, t->name, pd_json_kind(value));
     PD_TRY(parse_dtype(st, t->name, json_object_get(value, "dtype"), &t->dtype, err));
     PD_TRY(parse_shape(st, json_object_get(value, "shape"), t, err));
     PD_TRY(parse_offsets(st, json_object_get(value, "data_offsets"), t, err));
@@ -193,6 +190,9 @@ static pdvm_status read_header(struct safetensors *st, json_t *header, pdvm_erro
     json_t *value;
     size_t n = 0, names_size = 0;
     json_object_foreach(header, key, value) {
+        if (strcmp(key, METADATA) != 0 && !json_is_object(value))
+            return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%.200s\" must be an object, not %s",
+                           st->path, key, pd_json_kind(value));
         n++;
         names_size += strlen(key) + 1;
     }
