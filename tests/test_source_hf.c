@@ -385,6 +385,48 @@ static void one_shard_of_a_model_asks_for_its_directory(void **state) {
     free(path);
 }
 
+/* ---- checkpoints that transformers has written ----------------------------------------- */
+
+static void opens_checkpoints_of_transformers(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        bool tied;
+    } models[] = {
+        {"tiny-gqa", true}, {"tiny-odd", true}, {"tiny-pruned", false}, {"tiny-sharded", false}};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        char *golden = support_source_path("tests/golden");
+        char *path = support_path(golden, models[i].name);
+        struct model_source *s = open_good(path);
+        const char *tokenizer;
+        size_t size;
+        source_file(s, SOURCE_TOKENIZER, &tokenizer, &size);
+        assert_non_null(tokenizer);
+        assert_int_equal(s->config.tie_word_embeddings, models[i].tied);
+        source_close(s);
+        free(path);
+        free(golden);
+    }
+}
+
+static void refuses_configurations_that_change_the_results(void **state) {
+    (void)state;
+    static const struct {
+        const char *name, *message;
+    } models[] = {{"refuse-activation", "hidden_act"},
+                  {"refuse-architecture", "architectures"},
+                  {"refuse-attention-bias", "attention_bias"},
+                  {"refuse-mlp-bias", "mlp_bias"},
+                  {"refuse-rope-yarn", "yarn"}};
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        char *golden = support_source_path("tests/golden");
+        char *path = support_path(golden, models[i].name);
+        assert_open_fails(path, PDVM_ERR_UNSUPPORTED, models[i].message);
+        free(path);
+        free(golden);
+    }
+}
+
 static uint64_t fingerprint_of(const char *dir, const struct hf_model *model) {
     hf_model_write(dir, model);
     struct model_source *s = open_good(dir);
@@ -432,6 +474,8 @@ int main(void) {
         TEST(directories_without_a_model_get_a_hint),
         TEST(files_that_are_no_model_get_a_hint),
         TEST(one_shard_of_a_model_asks_for_its_directory),
+        cmocka_unit_test(opens_checkpoints_of_transformers),
+        cmocka_unit_test(refuses_configurations_that_change_the_results),
         TEST(fingerprint_tells_models_apart),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
