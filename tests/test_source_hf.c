@@ -50,7 +50,8 @@ static void assert_values(struct model_source *s, float offset) {
         struct tensor_info t;
         pdvm_error err = {0};
         tensors_at(&s->config, i, &t);
-        float *out = malloc((size_t)(t.rows * t.cols) * sizeof *out);
+        float *out = calloc((size_t)(t.rows * t.cols), sizeof *out);
+        if (!out) support_fail("out of memory");
         for (int64_t begin = 0; begin < t.rows; begin += 5) {
             int64_t n = t.rows - begin < 5 ? t.rows - begin : 5;
             assert_ok(source_read_rows(s, &t, begin, n, out + begin * t.cols, &err), &err);

@@ -29,12 +29,9 @@ float hf_model_value(const char *name, int64_t i) {
 static void put(enum safetensors_dtype dtype, float value, uint8_t *out) {
     uint16_t half = dtype == SAFETENSORS_F16 ? pd_float_to_f16(value) : pd_float_to_bf16(value);
     double d = value;
-    if (dtype == SAFETENSORS_F32)
-        memcpy(out, &value, sizeof value);
-    if (dtype == SAFETENSORS_F64)
-        memcpy(out, &d, sizeof d);
-    if (dtype == SAFETENSORS_F16 || dtype == SAFETENSORS_BF16)
-        memcpy(out, &half, sizeof half);
+    if (dtype == SAFETENSORS_F32) memcpy(out, &value, sizeof value);
+    if (dtype == SAFETENSORS_F64) memcpy(out, &d, sizeof d);
+    if (dtype == SAFETENSORS_F16 || dtype == SAFETENSORS_BF16) memcpy(out, &half, sizeof half);
 }
 
 static void write_tensor(struct safetensors_writer *w, const struct hf_model *model,
@@ -44,8 +41,7 @@ static void write_tensor(struct safetensors_writer *w, const struct hf_model *mo
     int64_t n = n_dims == 2 ? dims[0] * dims[1] : dims[0];
     uint8_t *data = calloc((size_t)n, element);
     pdvm_error err = {0};
-    if (!data)
-        fail_msg("out of memory");
+    if (!data) support_fail("out of memory");
     for (int64_t i = 0; i < n; i++)
         put(dtype, hf_model_value(name, i) + model->offset, data + (size_t)i * element);
     pdvm_status status =
@@ -97,16 +93,13 @@ static void write_shard(const char *dir, const struct hf_model *model, int shard
         if (i < n) {
             tensors_at(&config, i, &t);
         } else {
-            if (!model->extra)
-                continue;
+            if (!model->extra) continue;
             t = (struct tensor_info){.rows = 1, .cols = 4};
             snprintf(t.name, sizeof t.name, "%s", model->extra);
         }
-        if (is(t.name, model->skip))
-            continue;
+        if (is(t.name, model->skip)) continue;
         int64_t dims[2] = {t.rows + is(t.name, model->misshape), t.cols};
-        if (is(t.name, model->flatten))
-            dims[0] *= dims[1];
+        if (is(t.name, model->flatten)) dims[0] *= dims[1];
         if (t.is_matrix)
             write_tensor(w, model, t.name, dims, is(t.name, model->flatten) ? 1 : 2);
         else
@@ -120,10 +113,8 @@ static void write_shard(const char *dir, const struct hf_model *model, int shard
 void hf_model_write(const char *dir, const struct hf_model *model) {
     char map[8192] = "", text[8400];
     write_config(dir, model);
-    for (int i = 0; i == 0 || i < model->n_shards; i++)
-        write_shard(dir, model, i, map, sizeof map);
-    if (model->n_shards == 0)
-        return;
+    for (int i = 0; i == 0 || i < model->n_shards; i++) write_shard(dir, model, i, map, sizeof map);
+    if (model->n_shards == 0) return;
     snprintf(text, sizeof text, "{\"metadata\": {\"total_size\": 0}, \"weight_map\": {%s}}", map);
     free(support_write_text(dir, "model.safetensors.index.json", text));
 }
