@@ -24,7 +24,7 @@
 
 /** Where the stored entries are. */
 enum mdcsr_index {
-    MDCSR_DENSE, /**< every position is stored */
+    MDCSR_DENSE,  /**< every position is stored */
     MDCSR_BITMAP, /**< one bit per position, each row padded to whole bytes, low bit first */
     MDCSR_DELTA8, /**< a byte per entry: positions skipped since the last; 255: skip 255, no entry */
     MDCSR_DELTA4, /**< a nibble per entry, low first, rows byte-aligned; 15: skip 15, no entry */
@@ -44,8 +44,8 @@ enum mdcsr_values {
 
 /** How the codebook of LUT8 and LUT4 was made; readers only need its entries. */
 enum mdcsr_codebook {
-    MDCSR_LINEAR, /**< evenly spaced */
-    MDCSR_PRIME, /**< signed reciprocals of primes */
+    MDCSR_LINEAR,  /**< evenly spaced */
+    MDCSR_PRIME,   /**< signed reciprocals of primes */
     MDCSR_LEARNED, /**< Lloyd's algorithm on the matrix's own values */
     MDCSR_N_CODEBOOKS
 };
@@ -61,18 +61,18 @@ struct mdcsr {
     enum mdcsr_index index_coding;
     enum mdcsr_values value_coding;
     enum mdcsr_codebook codebook_kind;
-    uint32_t group; /**< columns per scale; 0: one scale per row */
+    uint32_t group;   /**< columns per scale; 0: one scale per row */
     int64_t n_groups; /**< scales per row: 1 or ceil(cols / group); 0 without scales */
 
     const uint8_t *values; /**< entries in row order; LUT4: entry k is nibble k, low first */
-    size_t values_size; /**< bytes; the values may be unaligned in memory */
-    const uint8_t *index; /**< bitmap or gaps; NULL when dense */
+    size_t values_size;    /**< bytes; the values may be unaligned in memory */
+    const uint8_t *index;  /**< bitmap or gaps; NULL when dense */
     size_t index_size;
-    int64_t *row_offsets; /**< [rows + 1] first entry of each row; NULL when dense */
+    int64_t *row_offsets;   /**< [rows + 1] first entry of each row; NULL when dense */
     int64_t *index_offsets; /**< [rows + 1] first index byte of each row; NULL unless delta */
-    float *scales; /**< [rows, n_groups]; NULL for F32, BF16, F16 */
-    float codebook[256]; /**< 16 or 256 entries in use; LUT4: whole numbers in -127..127 */
-    bool owned; /**< values and index are freed by mdcsr_free */
+    float *scales;          /**< [rows, n_groups]; NULL for F32, BF16, F16 */
+    float codebook[256];    /**< 16 or 256 entries in use; LUT4: whole numbers in -127..127 */
+    bool owned;             /**< values and index are freed by mdcsr_free */
 };
 
 /** How mdcsr_encode should store a matrix. */
@@ -86,11 +86,11 @@ struct mdcsr_options {
 
 /** What encoding did to the values. Sums are over all positions, in double. */
 struct mdcsr_report {
-    int64_t n_weights; /**< rows * cols */
-    int64_t n_zeros; /**< exact zeros in the source */
-    double sum_squares; /**< of the source values */
+    int64_t n_weights;    /**< rows * cols */
+    int64_t n_zeros;      /**< exact zeros in the source */
+    double sum_squares;   /**< of the source values */
     double error_squares; /**< of source minus decoded */
-    size_t stored_bytes; /**< values, index, offsets, scales and codebook as the file holds them */
+    size_t stored_bytes;  /**< values, index, offsets, scales and codebook as the file holds them */
 };
 
 struct pd_threads;

@@ -17,7 +17,7 @@ struct model_config {
     uint32_t n_layers;
     uint32_t n_heads;
     uint32_t n_kv_heads; /**< divides n_heads */
-    uint32_t head_dim; /**< even */
+    uint32_t head_dim;   /**< even */
     uint32_t n_vocab;
     uint32_t max_position_embeddings;
     float rms_norm_eps;

@@ -34,7 +34,7 @@ struct model_source_ops {
 struct model_source {
     const struct model_source_ops *ops;
     const char *kind; /**< "Hugging Face directory", "pdvm file" */
-    char *path; /**< as given; owned */
+    char *path;       /**< as given; owned */
     struct model_config config;
     uint64_t fingerprint; /**< of names, shapes, codings, sizes and samples of the weights */
 };
