@@ -7,6 +7,10 @@ target_compile_options(pdvm_compile_options INTERFACE
   # The same additions and products in every build and on every kernel: no silent fused
   # multiply-add, so that scalar code is a reference the vector kernels can be compared with.
   -ffp-contract=off)
+if(CMAKE_C_COMPILER_ID STREQUAL "GNU")
+  # snprintf into a fixed buffer is how messages are cut to size.
+  target_compile_options(pdvm_compile_options INTERFACE -Wno-format-truncation)
+endif()
 if(PDVM_WERROR)
   target_compile_options(pdvm_compile_options INTERFACE -Werror)
 endif()
@@ -21,6 +25,7 @@ if(PDVM_FUZZ)
 endif()
 
 if(PDVM_SANITIZE)
+  # -Werror is off in these presets: instrumented code makes gcc warn of what isn't there.
   target_compile_options(pdvm_compile_options INTERFACE
     -fsanitize=${PDVM_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   # Global: the shared library and the examples must link the same runtime.

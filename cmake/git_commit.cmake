@@ -1,4 +1,4 @@
-# Writes pdvm_build.h (PDVM_BUILD_VERSION, PDVM_GIT_COMMIT) into PDVM_GENERATED_DIR. Only files that
+# Writes pdvm_build.h (PDVM_GIT_COMMIT) into PDVM_GENERATED_DIR. Only files that
 # include it are compiled again when the commit changes; without git the commit is "unknown".
 
 set(PDVM_GENERATED_DIR "${PROJECT_BINARY_DIR}/generated")

@@ -1,8 +1,7 @@
 # make install: program, libraries, header, pkg-config file, man page, completions.
 
-install(TARGETS pdvm_static pdvm_shared
-  ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
-  LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+install(TARGETS pdvm_shared LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+install(FILES "${PDVM_STATIC_LIBRARY}" DESTINATION "${CMAKE_INSTALL_LIBDIR}")
 if(TARGET pdvm)
   install(TARGETS pdvm RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 endif()

@@ -107,6 +107,8 @@ typedef struct pdvm_model_options {
     int n_threads;       /**< worker threads, the caller included; 0: one per available core */
     const char *backend; /**< "auto" or "cpu"; NULL: "auto" */
     const char *kernels; /**< "auto", "scalar", "avx512": CPU instruction set; NULL: "auto" */
+    const char *values;  /**< for directories of float weights: "f32", "bf16", "f16", "int8", "lut8"
+                              or "lut4"; NULL: "int8". A .pdvm file has its own. */
     pdvm_progress_fn progress;
     void *progress_user;
     pdvm_log_fn log;
@@ -127,17 +129,17 @@ typedef struct pdvm_model_info {
     uint32_t n_kv_heads;
     uint32_t head_dim;
     uint32_t n_vocab;
-    uint32_t max_context;    /**< longest context that the model was trained for */
-    uint64_t n_weights;      /**< weights in all matrices, zeros counted in */
-    uint64_t n_nonzeros;     /**< stored weights */
-    uint64_t stored_bytes;   /**< bytes of the weights as the backend holds them */
-    uint64_t token_bytes;    /**< bytes of weights read for one decoded token */
-    uint64_t fingerprint;    /**< changes whenever the weights, shapes or codings do */
+    uint32_t max_context;  /**< longest context that the model was trained for */
+    uint64_t n_weights;    /**< weights in all matrices, zeros counted in */
+    uint64_t n_nonzeros;   /**< stored weights */
+    uint64_t stored_bytes; /**< bytes of the weights as the backend holds them */
+    uint64_t token_bytes;  /**< bytes of weights read for one decoded token */
+    uint64_t fingerprint;  /**< changes whenever the weights, shapes or codings do */
 } pdvm_model_info;
 
 /**
- * Opens a `.pdvm` file or a Hugging Face model directory (which is converted in memory with
- * the default codings). Progress stage: "loading". `*out` is freed by pdvm_model_close.
+ * Opens a `.pdvm` file or a Hugging Face model directory (which is converted in memory, see
+ * pdvm_model_options.values). Progress stage: "loading". `*out` is freed by pdvm_model_close.
  */
 PDVM_API pdvm_status pdvm_model_open(const char *path, const pdvm_model_options *options,
                                      pdvm_model **out, pdvm_error *err);
@@ -327,8 +329,8 @@ PDVM_API void pdvm_sampler_reset(pdvm_sampler *sampler);
  * Chooses a token from logits[n_vocab] and remembers it for the penalties. NaN logits or no
  * finite logit at all are PDVM_ERR_ARGUMENT.
  */
-PDVM_API pdvm_status pdvm_sampler_sample(pdvm_sampler *sampler, const float *logits,
-                                         size_t n_vocab, int32_t *token, pdvm_error *err);
+PDVM_API pdvm_status pdvm_sampler_sample(pdvm_sampler *sampler, const float *logits, size_t n_vocab,
+                                         int32_t *token, pdvm_error *err);
 
 /** Why pdvm_generate stopped. */
 typedef enum pdvm_stop_reason {
@@ -344,10 +346,10 @@ typedef bool (*pdvm_text_fn)(void *user, const char *text, size_t len);
 
 /** How long to generate and where to stop. */
 typedef struct pdvm_generate_options {
-    int64_t n_predict;        /**< most tokens; negative: until the end or a full context */
-    const char *const *stop;  /**< stop strings, zero-terminated, matched across tokens */
+    int64_t n_predict;       /**< most tokens; negative: until the end or a full context */
+    const char *const *stop; /**< stop strings, zero-terminated, matched across tokens */
     size_t n_stop;
-    bool ignore_end;          /**< go on after end-of-text tokens */
+    bool ignore_end; /**< go on after end-of-text tokens */
 } pdvm_generate_options;
 
 /**

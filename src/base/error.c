@@ -1,3 +1,4 @@
+#define PD_ERROR_IMPLEMENTATION
 #include "base/error.h"
 
 #include <errno.h>
@@ -5,7 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
-const char *pdvm_version(void) { return PDVM_VERSION; }
+const char *pdvm_version(void) {
+    return PDVM_VERSION;
+}
 
 const char *pdvm_status_name(pdvm_status status) {
     switch (status) {

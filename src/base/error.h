@@ -29,4 +29,11 @@ pdvm_status pd_fail_memory(pdvm_error *err, size_t size, const char *what);
 /** Puts "prefix: " before a message already in `err`; returns its status. `err` may be NULL. */
 pdvm_status pd_prefix(pdvm_error *err, pdvm_status status, const char *fmt, ...) PD_PRINTF(3, 4);
 
+/* The analyser sees one file at a time: tell it that a failure is never PDVM_OK. */
+#if defined(__clang_analyzer__) && !defined(PD_ERROR_IMPLEMENTATION)
+#define pd_fail(err, status, ...) ((void)pd_fail(err, status, __VA_ARGS__), (status))
+#define pd_fail_errno(err, path, what) ((void)pd_fail_errno(err, path, what), PDVM_ERR_IO)
+#define pd_fail_memory(err, size, what) ((void)pd_fail_memory(err, size, what), PDVM_ERR_MEMORY)
+#endif
+
 #endif

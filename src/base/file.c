@@ -56,8 +56,7 @@ void pd_map_close(struct pd_map *map) {
     memset(map, 0, sizeof *map);
 }
 
-pdvm_status pd_read_file(const char *path, size_t max, char **data, size_t *size,
-                         pdvm_error *err) {
+pdvm_status pd_read_file(const char *path, size_t max, char **data, size_t *size, pdvm_error *err) {
     int fd;
     size_t expected;
     *data = NULL;
@@ -162,8 +161,7 @@ static pdvm_status writer_flush(struct pd_writer *w, pdvm_error *err) {
     return PDVM_OK;
 }
 
-pdvm_status pd_writer_append(struct pd_writer *w, const void *data, size_t size,
-                             pdvm_error *err) {
+pdvm_status pd_writer_append(struct pd_writer *w, const void *data, size_t size, pdvm_error *err) {
     if (size > WRITER_BUFFER - w->buffered) PD_TRY(writer_flush(w, err));
     if (size > WRITER_BUFFER) {
         PD_TRY(write_at(w, w->size, (const uint8_t *)data, size, err));
@@ -183,7 +181,9 @@ pdvm_status pd_writer_patch(struct pd_writer *w, uint64_t offset, const void *da
     return write_at(w, offset, (const uint8_t *)data, size, err);
 }
 
-uint64_t pd_writer_size(const struct pd_writer *w) { return w->size; }
+uint64_t pd_writer_size(const struct pd_writer *w) {
+    return w->size;
+}
 
 pdvm_status pd_writer_commit(struct pd_writer *w, pdvm_error *err) {
     pdvm_status status = writer_flush(w, err);

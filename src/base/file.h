@@ -23,8 +23,7 @@ void pd_map_close(struct pd_map *map);
  * Reads a whole file of at most `max` bytes; *data (freed with free()) ends with an extra zero
  * byte that *size does not count. Larger files are PDVM_ERR_FORMAT.
  */
-pdvm_status pd_read_file(const char *path, size_t max, char **data, size_t *size,
-                         pdvm_error *err);
+pdvm_status pd_read_file(const char *path, size_t max, char **data, size_t *size, pdvm_error *err);
 
 /** "dir/name" in a new string, freed with free(). */
 pdvm_status pd_path_join(const char *dir, const char *name, char **out, pdvm_error *err);
@@ -39,8 +38,7 @@ struct pd_writer;
 pdvm_status pd_writer_open(const char *path, struct pd_writer **out, pdvm_error *err);
 
 /** Appends `size` bytes. */
-pdvm_status pd_writer_append(struct pd_writer *w, const void *data, size_t size,
-                             pdvm_error *err);
+pdvm_status pd_writer_append(struct pd_writer *w, const void *data, size_t size, pdvm_error *err);
 
 /** Overwrites `size` bytes at `offset`, which must lie within what was appended so far. */
 pdvm_status pd_writer_patch(struct pd_writer *w, uint64_t offset, const void *data, size_t size,

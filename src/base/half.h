@@ -17,7 +17,9 @@ static inline float pd_bits_float(uint32_t u) {
     return f;
 }
 
-static inline float pd_bf16_to_float(uint16_t h) { return pd_bits_float((uint32_t)h << 16); }
+static inline float pd_bf16_to_float(uint16_t h) {
+    return pd_bits_float((uint32_t)h << 16);
+}
 
 /** Nearest bfloat16; NaN stays NaN, overflow becomes infinity. */
 static inline uint16_t pd_float_to_bf16(float f) {

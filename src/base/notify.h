@@ -13,8 +13,7 @@ struct pd_notify {
 };
 
 /** Logs a line through the callback; nothing if `n` or its callback is NULL. */
-void pd_log(const struct pd_notify *n, pdvm_log_level level, const char *fmt, ...)
-    PD_PRINTF(3, 4);
+void pd_log(const struct pd_notify *n, pdvm_log_level level, const char *fmt, ...) PD_PRINTF(3, 4);
 
 /** Reports progress; PDVM_ERR_CANCELLED if the callback says stop. `n` may be NULL. */
 pdvm_status pd_progress(const struct pd_notify *n, const char *stage, double fraction,

@@ -134,7 +134,9 @@ void pd_threads_free(struct pd_threads *t) {
     free(t);
 }
 
-int pd_threads_count(const struct pd_threads *t) { return t ? t->n : 1; }
+int pd_threads_count(const struct pd_threads *t) {
+    return t ? t->n : 1;
+}
 
 static void run_locked(struct pd_threads *t, pd_worker_fn fn, void *arg) {
     if (t->n == 1) {

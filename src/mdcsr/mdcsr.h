@@ -44,8 +44,8 @@ enum mdcsr_values {
 
 /** How the codebook of LUT8 and LUT4 was made; readers only need its entries. */
 enum mdcsr_codebook {
-    MDCSR_LINEAR, /**< evenly spaced */
-    MDCSR_PRIME,  /**< signed reciprocals of primes */
+    MDCSR_LINEAR,  /**< evenly spaced */
+    MDCSR_PRIME,   /**< signed reciprocals of primes */
     MDCSR_LEARNED, /**< Lloyd's algorithm on the matrix's own values */
     MDCSR_N_CODEBOOKS
 };
@@ -61,8 +61,8 @@ struct mdcsr {
     enum mdcsr_index index_coding;
     enum mdcsr_values value_coding;
     enum mdcsr_codebook codebook_kind;
-    uint32_t group;    /**< columns per scale; 0: one scale per row */
-    int64_t n_groups;  /**< scales per row: 1 or ceil(cols / group); 0 without scales */
+    uint32_t group;   /**< columns per scale; 0: one scale per row */
+    int64_t n_groups; /**< scales per row: 1 or ceil(cols / group); 0 without scales */
 
     const uint8_t *values; /**< entries in row order; LUT4: entry k is nibble k, low first */
     size_t values_size;    /**< bytes; the values may be unaligned in memory */
@@ -79,9 +79,9 @@ struct mdcsr {
 struct mdcsr_options {
     enum mdcsr_values values;
     enum mdcsr_codebook codebook;
-    bool index_auto;         /**< choose the smallest index coding; `index` is ignored then */
+    bool index_auto; /**< choose the smallest index coding; `index` is ignored then */
     enum mdcsr_index index;
-    uint32_t group;          /**< 0, 32, 64, 128 or 256 */
+    uint32_t group; /**< 0, 32, 64, 128 or 256 */
 };
 
 /** What encoding did to the values. Sums are over all positions, in double. */

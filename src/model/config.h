@@ -11,19 +11,19 @@
 
 /** A Llama-family configuration. Field names are Hugging Face's where they have one. */
 struct model_config {
-    char architecture[32];          /**< "llama" */
+    char architecture[32]; /**< "llama" */
     uint32_t hidden_size;
     uint32_t intermediate_size;
     uint32_t n_layers;
     uint32_t n_heads;
-    uint32_t n_kv_heads;            /**< divides n_heads */
-    uint32_t head_dim;              /**< even */
+    uint32_t n_kv_heads; /**< divides n_heads */
+    uint32_t head_dim;   /**< even */
     uint32_t n_vocab;
     uint32_t max_position_embeddings;
     float rms_norm_eps;
     float rope_theta;
     bool tie_word_embeddings;
-    int32_t bos_token_id;           /**< -1: none */
+    int32_t bos_token_id; /**< -1: none */
     int32_t eos_token_ids[MODEL_MAX_EOS];
     uint32_t n_eos;
 };

@@ -36,7 +36,7 @@ struct model_source {
     const char *kind; /**< "Hugging Face directory", "pdvm file" */
     char *path;       /**< as given; owned */
     struct model_config config;
-    uint64_t fingerprint; /**< of names, shapes, codings and sizes */
+    uint64_t fingerprint; /**< of names, shapes, codings, sizes and samples of the weights */
 };
 
 /**

@@ -6,18 +6,18 @@
 
 /** What a tensor is for. */
 enum tensor_role {
-    TENSOR_EMBED,       /**< model.embed_tokens.weight [n_vocab, hidden_size] */
-    TENSOR_INPUT_NORM,  /**< input_layernorm.weight [hidden_size] */
-    TENSOR_Q,           /**< self_attn.q_proj.weight [n_heads * head_dim, hidden_size] */
-    TENSOR_K,           /**< self_attn.k_proj.weight [n_kv_heads * head_dim, hidden_size] */
-    TENSOR_V,           /**< self_attn.v_proj.weight, as k */
-    TENSOR_O,           /**< self_attn.o_proj.weight [hidden_size, n_heads * head_dim] */
-    TENSOR_POST_NORM,   /**< post_attention_layernorm.weight [hidden_size] */
-    TENSOR_GATE,        /**< mlp.gate_proj.weight [intermediate_size, hidden_size] */
-    TENSOR_UP,          /**< mlp.up_proj.weight, as gate */
-    TENSOR_DOWN,        /**< mlp.down_proj.weight [hidden_size, intermediate_size] */
-    TENSOR_FINAL_NORM,  /**< model.norm.weight [hidden_size] */
-    TENSOR_HEAD,        /**< lm_head.weight, as embed; absent when tied */
+    TENSOR_EMBED,      /**< model.embed_tokens.weight [n_vocab, hidden_size] */
+    TENSOR_INPUT_NORM, /**< input_layernorm.weight [hidden_size] */
+    TENSOR_Q,          /**< self_attn.q_proj.weight [n_heads * head_dim, hidden_size] */
+    TENSOR_K,          /**< self_attn.k_proj.weight [n_kv_heads * head_dim, hidden_size] */
+    TENSOR_V,          /**< self_attn.v_proj.weight, as k */
+    TENSOR_O,          /**< self_attn.o_proj.weight [hidden_size, n_heads * head_dim] */
+    TENSOR_POST_NORM,  /**< post_attention_layernorm.weight [hidden_size] */
+    TENSOR_GATE,       /**< mlp.gate_proj.weight [intermediate_size, hidden_size] */
+    TENSOR_UP,         /**< mlp.up_proj.weight, as gate */
+    TENSOR_DOWN,       /**< mlp.down_proj.weight [hidden_size, intermediate_size] */
+    TENSOR_FINAL_NORM, /**< model.norm.weight [hidden_size] */
+    TENSOR_HEAD,       /**< lm_head.weight, as embed; absent when tied */
     TENSOR_N_ROLES
 };
 
@@ -36,6 +36,9 @@ size_t tensors_count(const struct model_config *config);
 
 /** The i-th tensor in the order embed, layers 0..n-1 (roles in enum order), final norm, head. */
 void tensors_at(const struct model_config *config, size_t i, struct tensor_info *out);
+
+/** The i with which tensors_at gives this tensor; a tied head has the embedding's. */
+size_t tensors_index(const struct model_config *config, enum tensor_role role, uint32_t layer);
 
 /** Name and shape of one tensor. `layer` is ignored outside the layers. */
 void tensors_describe(const struct model_config *config, enum tensor_role role, uint32_t layer,

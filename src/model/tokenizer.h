@@ -13,8 +13,8 @@
 struct tokenizer;
 
 /** Reads a tokenizer.json; `path` is for messages. Freed with tokenizer_free. */
-pdvm_status tokenizer_open(const char *path, const char *json, size_t size,
-                           struct tokenizer **out, pdvm_error *err);
+pdvm_status tokenizer_open(const char *path, const char *json, size_t size, struct tokenizer **out,
+                           pdvm_error *err);
 
 /** Frees it. NULL is allowed. */
 void tokenizer_free(struct tokenizer *t);

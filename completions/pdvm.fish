@@ -1,0 +1,66 @@
+# fish completion for pdvm
+
+set -l commands convert run inspect unpack tokenize eval help version
+
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -f
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -l help -d 'Explain the commands'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -l version -d 'Print the version'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a convert -d 'Make a sparse, quantised model file'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a run -d 'Generate text'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a inspect -d 'Show what is in a model file'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a unpack -d 'Write the weights as plain safetensors'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a tokenize -d 'Show the tokens of a text'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a eval -d 'Measure the perplexity on a text'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a help -d 'Explain a command'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a version -d 'Print the version'
+
+complete -c pdvm -n '__fish_seen_subcommand_from help version' -f
+complete -c pdvm -n '__fish_seen_subcommand_from help' -a 'convert run inspect unpack tokenize eval'
+complete -c pdvm -n '__fish_seen_subcommand_from convert run inspect unpack tokenize eval' -l help -d 'Explain this command'
+complete -c pdvm -n '__fish_seen_subcommand_from convert run eval' -s t -l threads -x -d 'Threads to use'
+complete -c pdvm -n '__fish_seen_subcommand_from inspect tokenize eval' -l json -d 'Print JSON'
+
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -s o -l output -r -d 'File to write'
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -l method -x -a 'keep magnitude' -d 'How weights become zero'
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -l sparsity -x -d 'Share of zeros to reach'
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -l values -x -a 'f32 bf16 f16 int8 lut8 lut4' -d 'Value coding'
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -l codebook -x -a 'linear prime learned' -d 'Codebook of lut8 and lut4'
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -l group -x -a '0 32 64 128 256' -d 'Columns that share one scale'
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -l index -x -a 'auto dense bitmap delta8 delta4' -d 'Index coding'
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -l embedding -x -a 'int8 f16' -d 'Coding of embedding and head'
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -l layers -x -d 'PATTERN=SETTINGS for matching matrices'
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -s q -l quiet -d 'No progress bar and no summary'
+
+complete -c pdvm -n '__fish_seen_subcommand_from run' -s m -l model -r -d 'Model file or directory'
+complete -c pdvm -n '__fish_seen_subcommand_from run tokenize' -s p -l prompt -x -d 'Text to start from'
+complete -c pdvm -n '__fish_seen_subcommand_from run tokenize' -s f -l file -r -d 'Read the text from a file'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -s n -l predict -x -d 'Tokens to generate'
+complete -c pdvm -n '__fish_seen_subcommand_from run eval' -s c -l ctx-size -x -d 'Tokens that the context holds'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -s s -l seed -x -d 'Seed of the random numbers'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l temp -x -d 'Temperature, 0 is greedy'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l top-k -x -d 'Choose among the k likeliest'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l top-p -x -d 'Probability mass to choose from'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l min-p -x -d 'Least probability relative to the likeliest'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l typical -x -d 'Locally typical sampling'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l repeat-penalty -x -d 'Penalty for repeated tokens'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l repeat-last-n -x -d 'Tokens that the penalties look back'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l frequency-penalty -x -d 'Penalty for each occurrence'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l presence-penalty -x -d 'Penalty for any occurrence'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -s l -l logit-bias -x -d 'TOKEN(+|-)BIAS'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l stop -x -d 'End before this text'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l ignore-eos -d 'Go on when the model ends the text'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -o ctk -l cache-type-k -x -a 'f32 f16 int8' -d 'Type of cached keys'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -o ctv -l cache-type-v -x -a 'f32 f16 int8' -d 'Type of cached values'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l rolling -d 'Drop the oldest tokens when the context is full'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l keep -x -d 'First tokens that are never dropped'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l session -r -d 'Load and save the session here'
+complete -c pdvm -n '__fish_seen_subcommand_from run' -l mode -x -a 'token layer phase unfused' -d 'How often the workers are dispatched'
+
+complete -c pdvm -n '__fish_seen_subcommand_from unpack' -s o -l output -x -a '(__fish_complete_directories)' -d 'Directory to write'
+
+complete -c pdvm -n '__fish_seen_subcommand_from tokenize' -l ids -d 'Print only the numbers'
+
+complete -c pdvm -n '__fish_seen_subcommand_from eval' -l text -r -d 'Text to predict'
+complete -c pdvm -n '__fish_seen_subcommand_from eval' -l stride -x -d 'Tokens between the starts of two windows'
+complete -c pdvm -n '__fish_seen_subcommand_from eval' -l tokens -d 'With --json: each token'
+complete -c pdvm -n '__fish_seen_subcommand_from eval' -l save-logits -r -d 'Write the logits here'

@@ -1,0 +1,29 @@
+#include "backend/backend.h"
+
+#include <string.h>
+
+static const struct {
+    const char *name;
+    pdvm_status (*create)(const struct backend_options *, struct backend **, pdvm_error *);
+} backends[] = {
+    {"cpu", cpu_backend_create},
+};
+
+pdvm_status backend_create(const char *name, const struct backend_options *options,
+                           struct backend **out, pdvm_error *err) {
+    *out = NULL;
+    if (!name || strcmp(name, "auto") == 0) name = "cpu";
+    for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
+        if (strcmp(backends[i].name, name) == 0) return backends[i].create(options, out, err);
+    return pd_fail(err, PDVM_ERR_ARGUMENT, "unknown backend \"%s\": this build has auto, cpu",
+                   name);
+}
+
+size_t kv_head_row_bytes(pdvm_kv_type type, uint32_t head_dim) {
+    switch (type) {
+    case PDVM_KV_F32: return (size_t)head_dim * 4;
+    case PDVM_KV_F16: return (size_t)head_dim * 2;
+    case PDVM_KV_INT8: return (size_t)head_dim + sizeof(float);
+    }
+    return 0;
+}

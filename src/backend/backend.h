@@ -1,0 +1,154 @@
+/**
+ * What executes a plan: the interface between the engine and the CPU, and any device to come.
+ * A backend knows matrices, the plan's phases and KV rows; it knows nothing of files or models.
+ */
+#ifndef PDVM_BACKEND_BACKEND_H
+#define PDVM_BACKEND_BACKEND_H
+
+#include "base/error.h"
+#include "base/notify.h"
+#include "base/threads.h"
+#include "mdcsr/mdcsr.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct backend;
+struct backend_matrix; /**< a packed matrix, in the layout that the backend's kernels read */
+struct backend_kv;     /**< the memory of one KV cache */
+
+/** What a matrix is used for. */
+enum matrix_use {
+    MATRIX_PRODUCT, /**< matrix-vector products */
+    MATRIX_LOOKUP   /**< single rows (the embedding) */
+};
+
+/** The phases of a token; docs/architecture.md says what each needs and leaves behind. */
+enum phase_kind {
+    PHASE_EMBED,   /**< x = embedding row */
+    PHASE_QKV,     /**< q, k, v = W * rms_norm(x) */
+    PHASE_ATTN,    /**< RoPE on q and k, append k and v to the cache, attention */
+    PHASE_OUT,     /**< x += W * attention output */
+    PHASE_GATE_UP, /**< hidden = silu(Wg * rms_norm(x)) * (Wu * rms_norm(x)) */
+    PHASE_DOWN,    /**< x += W * hidden */
+    PHASE_HEAD     /**< logits = W * rms_norm(x) */
+};
+
+/** One phase: its weights. Unused pointers are NULL. */
+struct phase {
+    enum phase_kind kind;
+    uint32_t layer;
+    struct backend_matrix *w[3]; /**< q, k, v | out | gate, up | down | embedding or head */
+    const float *norm;           /**< RMSNorm weights [hidden_size], owned by the plan */
+};
+
+/** A model as the backend sees it: embed, then five phases per layer, then the head. */
+struct plan {
+    uint32_t hidden_size;
+    uint32_t intermediate_size;
+    uint32_t n_layers;
+    uint32_t n_heads;
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
+    uint32_t n_vocab;
+    float rms_norm_eps;
+    const float *inv_freq; /**< RoPE frequencies [head_dim / 2] */
+    struct phase *phases;  /**< [2 + 5 * n_layers] */
+    size_t n_phases;
+    uint32_t max_batch; /**< most tokens of one pass */
+};
+
+/** Index of a layer's first phase; layer == n_layers gives the head. */
+static inline size_t plan_phase(uint32_t layer) {
+    return 1 + 5 * (size_t)layer;
+}
+
+/** One pass: some tokens at consecutive positions through a range of phases. */
+struct batch {
+    const int32_t *tokens; /**< [n_tokens]; checked against the vocabulary by the engine */
+    uint32_t n_tokens;     /**< 1..max_batch */
+    uint32_t position;     /**< RoPE position of the first token */
+    uint32_t slot;         /**< KV slot of the first token; the others follow */
+    uint32_t n_visible;    /**< slots that the first token sees, itself included; +1 per token */
+    uint32_t n_sink;       /**< with n_dropped > 0: slots that stay in front of the window */
+    uint32_t n_dropped;    /**< positions dropped between sinks and window */
+    struct backend_kv *kv;
+    float *x;           /**< [n_tokens, hidden_size]: activations in and out, or NULL */
+    uint32_t n_logits;  /**< logits of the last n_logits tokens are wanted */
+    float *logits;      /**< out [n_logits, n_vocab] */
+    size_t first_phase; /**< phases [first_phase, end_phase) are run */
+    size_t end_phase;
+    pdvm_mode mode;
+    uint64_t *n_dispatches; /**< raised by the number of dispatches */
+};
+
+/** The shape of a KV cache. */
+struct kv_shape {
+    uint32_t n_layers;
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
+    pdvm_kv_type type_k;
+    pdvm_kv_type type_v;
+};
+
+/** Bytes of one head's row in the given type, its scale included. */
+size_t kv_head_row_bytes(pdvm_kv_type type, uint32_t head_dim);
+
+/** A backend's functions. Those that return a status fill `err`. */
+struct backend_ops {
+    const char *name;
+    void (*destroy)(struct backend *b);
+    /** One line for people: "cpu (avx512, 2 threads)". Owned by the backend. */
+    const char *(*describe)(const struct backend *b);
+    /**
+     * Packs a checked matrix; for MATRIX_LOOKUP the backend may go on reading `m` until
+     * free_matrix.
+     */
+    pdvm_status (*load_matrix)(struct backend *b, const struct mdcsr *m, enum matrix_use use,
+                               struct backend_matrix **out, pdvm_error *err);
+    void (*free_matrix)(struct backend *b, struct backend_matrix *m);
+    /** Bytes that the matrix occupies, and that one product reads. */
+    size_t (*matrix_bytes)(const struct backend_matrix *m);
+    /** Splits the work and allocates everything that passes need. Called once. */
+    pdvm_status (*prepare)(struct backend *b, const struct plan *plan, pdvm_error *err);
+    /** Runs a pass. The caller makes sure that passes don't overlap. */
+    pdvm_status (*run)(struct backend *b, const struct batch *batch, pdvm_error *err);
+    pdvm_status (*kv_create)(struct backend *b, const struct kv_shape *shape,
+                             struct backend_kv **out, pdvm_error *err);
+    void (*kv_free)(struct backend *b, struct backend_kv *kv);
+    /** Makes sure that slots [0, n_slots) have memory. */
+    pdvm_status (*kv_reserve)(struct backend *b, struct backend_kv *kv, uint32_t n_slots,
+                              pdvm_error *err);
+    /**
+     * Copies the keys or values (`value`) of one layer's slots [0, n_slots) to or from
+     * data[n_slots, n_kv_heads, kv_head_row_bytes].
+     */
+    pdvm_status (*kv_read)(struct backend *b, const struct backend_kv *kv, uint32_t layer,
+                           bool value, uint32_t n_slots, uint8_t *data, pdvm_error *err);
+    pdvm_status (*kv_write)(struct backend *b, struct backend_kv *kv, uint32_t layer, bool value,
+                            uint32_t n_slots, const uint8_t *data, pdvm_error *err);
+    /** Bytes of memory that the cache has now. */
+    size_t (*kv_bytes)(const struct backend_kv *kv);
+};
+
+/** Implementations embed this as their first member. */
+struct backend {
+    const struct backend_ops *ops;
+};
+
+/** What a backend is created with. `threads` is shared with the loader and outlives it. */
+struct backend_options {
+    const char *kernels; /**< NULL or "auto": the best that the machine has */
+    struct pd_threads *threads;
+    struct pd_notify notify;
+};
+
+/** Creates a backend by name ("auto", "cpu"); unknown names are PDVM_ERR_ARGUMENT listing them. */
+pdvm_status backend_create(const char *name, const struct backend_options *options,
+                           struct backend **out, pdvm_error *err);
+
+/** The CPU backend. */
+pdvm_status cpu_backend_create(const struct backend_options *options, struct backend **out,
+                               pdvm_error *err);
+
+#endif

@@ -1,0 +1,246 @@
+/**
+ * The CPU backend's insides: packed matrices, activations, the kernel tables and the state that
+ * the phases work on.
+ *
+ * Every kernel table gives bit-identical results: integer sums are exact, and float sums use the
+ * same sixteen lanes in the same order whatever the instruction set (see lanes_sum).
+ */
+#ifndef PDVM_BACKEND_CPU_CPU_H
+#define PDVM_BACKEND_CPU_CPU_H
+
+#include "backend/backend.h"
+
+#include <stdatomic.h>
+
+/** Rows of a tile and columns of a block: one tile's block is the unit that kernels expand. */
+#define TILE_ROWS 4
+#define BLOCK_COLS 64
+
+/** Value kinds of packed matrices; the first two take integer activations, the rest floats. */
+enum cpu_kind { CPU_INT8, CPU_LUT4, CPU_F32, CPU_BF16, CPU_F16, CPU_LUT8, CPU_N_KINDS };
+
+/**
+ * A matrix in tiles of 4 rows and blocks of 64 columns, both padded.
+ *
+ * Bitmap: masks[tile][block][row] says which of the 64 columns are stored, and the tile's values
+ * follow one another without padding, block by block, row by row. Dense: all 64 per block and row.
+ * LUT4 holds rows 0 and 1 of a tile in the low nibbles and rows 2 and 3 in the high nibbles of the
+ * same bytes, each pair as one stream of codes in the order above. 64 bytes and more are readable
+ * behind every array.
+ */
+struct cpu_matrix {
+    int64_t rows;
+    int64_t cols;
+    int64_t n_tiles;
+    int64_t n_blocks;
+    enum cpu_kind kind;
+    bool dense;
+    uint32_t group;   /* columns per scale; 0: one scale per row */
+    int64_t n_groups; /* scales per row in `scales`, padded to whole blocks */
+    uint64_t *masks;  /* [n_tiles][n_blocks][4]; NULL when dense */
+    uint8_t *values;
+    uint64_t *offsets;              /* [n_tiles + 1] byte offset of each tile's values */
+    float *scales;                  /* [n_tiles][n_groups][4]; NULL for F32, BF16, F16 */
+    float table[256];               /* LUT8 */
+    _Alignas(64) int8_t table4[64]; /* LUT4: the 16 entries four times over, so that vpermb may
+                                       see junk in index bits 4 and 5 */
+};
+
+/** Whether products with this kind take integer activations. */
+static inline bool cpu_kind_is_integer(enum cpu_kind kind) {
+    return kind <= CPU_LUT4;
+}
+
+/** Packs a checked matrix. */
+pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
+                            struct cpu_matrix **out, pdvm_error *err);
+void cpu_matrix_free(struct cpu_matrix *m);
+
+/** Bytes of all arrays; and of tiles [0, tile) as a product reads them, for the work split. */
+size_t cpu_matrix_bytes(const struct cpu_matrix *m);
+size_t cpu_matrix_bytes_before(const struct cpu_matrix *m, int64_t tile);
+
+/**
+ * One activation vector as the products take it: 16-bit integers with one scale for the vector
+ * (design: as accurate as floats), or floats. Zero from `cols` to the next multiple of 64.
+ */
+struct cpu_act {
+    int16_t *q; /* x = q * scale */
+    float scale;
+    float *x;
+};
+
+/**
+ * out[t * stride + r - 4 * tile0] = (W * act[t])[r] for the rows r of tiles [tile0, tile1) and
+ * tokens t in [0, n). Rows of padding are not written.
+ */
+typedef void (*cpu_product_fn)(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
+                               const struct cpu_act *act, uint32_t n, float *out, int64_t stride);
+
+/** Kernels for one instruction set. */
+struct cpu_kernels {
+    const char *name;
+    bool (*supported)(void);
+    cpu_product_fn product[CPU_N_KINDS][2]; /* [kind][dense] */
+    /** out[i] = x[i] / rms(x) * weight[i] */
+    void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
+    /** Quantises x[n] to out[n] and returns the scale; NaN if x is not finite. */
+    float (*quantise)(const float *x, int64_t n, int16_t *out);
+    /** Sum of a[i] * row[i] with a row of the cache, its scale left out. */
+    float (*dot[3])(const float *a, const void *row, uint32_t n);
+    /** acc[i] += p * row[i] */
+    void (*add_scaled[3])(float *acc, float p, const void *row, uint32_t n);
+};
+
+extern const struct cpu_kernels cpu_kernels_scalar;
+#ifdef PDVM_HAVE_AVX512
+extern const struct cpu_kernels cpu_kernels_avx512;
+#endif
+
+/** The table of that name, or the best for "auto"; NULL and an error if this machine lacks it. */
+pdvm_status cpu_kernels_find(const char *name, const struct cpu_kernels **out, pdvm_error *err);
+
+/** The table of index i, supported or not; NULL past the end. For tests. */
+const struct cpu_kernels *cpu_kernels_at(size_t i);
+
+/** Sums 16 lanes by halving: the order that every kernel table uses. */
+static inline float lanes_sum(float lanes[16]) {
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+/* ---- KV cache memory ------------------------------------------------------------------- */
+
+/** Slots per chunk: the cache grows by whole chunks, and attention walks it chunk by chunk. */
+#define KV_CHUNK 64
+
+struct backend_kv {
+    struct kv_shape shape;
+    size_t row_bytes[2];   /* of one head's row of K and of V, without scale */
+    size_t plane_bytes[2]; /* of one head's rows in one chunk */
+    size_t layer_bytes;    /* of one layer in one chunk: all heads' K rows, V rows, scales */
+    uint8_t **chunks;
+    size_t n_chunks;
+    size_t capacity;
+};
+
+pdvm_status cpu_kv_create(struct backend *b, const struct kv_shape *shape, struct backend_kv **out,
+                          pdvm_error *err);
+void cpu_kv_free(struct backend *b, struct backend_kv *kv);
+pdvm_status cpu_kv_reserve(struct backend *b, struct backend_kv *kv, uint32_t n_slots,
+                           pdvm_error *err);
+pdvm_status cpu_kv_read(struct backend *b, const struct backend_kv *kv, uint32_t layer, bool value,
+                        uint32_t n_slots, uint8_t *data, pdvm_error *err);
+pdvm_status cpu_kv_write(struct backend *b, struct backend_kv *kv, uint32_t layer, bool value,
+                         uint32_t n_slots, const uint8_t *data, pdvm_error *err);
+size_t cpu_kv_bytes(const struct backend_kv *kv);
+
+/** First row of a head in a chunk, rows `row_bytes` apart; `value`: V instead of K. */
+static inline uint8_t *cpu_kv_rows(const struct backend_kv *kv, size_t chunk, uint32_t layer,
+                                   bool value, uint32_t head) {
+    return kv->chunks[chunk] + layer * kv->layer_bytes +
+           (value ? kv->shape.n_kv_heads * kv->plane_bytes[0] : 0) + head * kv->plane_bytes[value];
+}
+
+/** The int8 scales of that head's rows, KV_CHUNK of them. */
+static inline float *cpu_kv_scales(const struct backend_kv *kv, size_t chunk, uint32_t layer,
+                                   bool value, uint32_t head) {
+    const struct kv_shape *s = &kv->shape;
+    uint8_t *p = kv->chunks[chunk] + layer * kv->layer_bytes +
+                 s->n_kv_heads * (kv->plane_bytes[0] + kv->plane_bytes[1]);
+    return (float *)(void *)p + (value * s->n_kv_heads + head) * (size_t)KV_CHUNK;
+}
+
+/** Stores row[head_dim] of floats into a slot in the cache's type. */
+void cpu_kv_store(struct backend_kv *kv, uint32_t layer, bool value, uint32_t head, uint32_t slot,
+                  const float *row);
+
+/* ---- the state of a pass --------------------------------------------------------------- */
+
+/** Most positions that one piece of attention work covers; longer caches are split. */
+#define ATTN_PIECE 512
+
+/** A worker's own memory. */
+struct cpu_worker {
+    struct cpu_act act; /* [1] for single-token passes */
+    float *normed;      /* [widest vector] */
+    float *products;    /* [2][max_batch][PRODUCT_TILES * 4] gate and up */
+    float *q;           /* rotated queries of one kv head's group: [group][head_dim] */
+    float *q_sink;      /* the same, rotated for the sinks */
+    float *k;           /* [head_dim] */
+    float *acc;         /* [group][head_dim] */
+};
+
+/** Tiles of gate and of up that are computed before they are combined. */
+#define PRODUCT_TILES 8
+
+struct cpu_backend {
+    struct backend base;
+    const struct cpu_kernels *kernels;
+    struct pd_threads *threads;
+    struct pd_notify notify;
+    char description[64];
+    const struct plan *plan;
+    int64_t *splits;            /* [n_phases][n_workers + 1] tiles, see phase_split */
+    struct cpu_worker *workers; /* [n_workers] */
+    struct cpu_act *acts;       /* [max_batch]: shared, for passes of several tokens */
+    float *normed;              /* [max_batch][widest vector] */
+    float *x;                   /* [max_batch][hidden_size] residual stream */
+    float *q;                   /* [max_batch][n_heads * head_dim] */
+    float *k;                   /* [max_batch][n_kv_heads * head_dim] */
+    float *v;                   /* [max_batch][n_kv_heads * head_dim] */
+    float *attn;                /* [max_batch][n_heads * head_dim] */
+    float *hidden;              /* [max_batch][intermediate_size] */
+    float *rope;                /* [max_batch][2][head_dim / 2] cos, sin */
+    float *rope_sink;           /* [2][head_dim / 2] of minus the dropped positions */
+    float *partial;             /* attention pieces: [pieces][max_batch][n_heads][head_dim + 2] */
+    size_t partial_capacity;    /* floats */
+    atomic_uint *merge;         /* [n_kv_heads] pieces that have arrived */
+    void **allocations;         /* everything above, for destroy */
+    size_t n_allocations;
+    size_t allocation_capacity;
+};
+
+/** The tensor handle that the plan holds. */
+struct backend_matrix {
+    struct cpu_matrix *packed;  /* MATRIX_PRODUCT */
+    const struct mdcsr *lookup; /* MATRIX_LOOKUP: borrowed */
+    size_t bytes;
+};
+
+/** Steps of a pass: phases, or parts of phases in unfused mode. */
+enum cpu_step_kind {
+    STEP_EMBED,
+    STEP_NORM, /* unfused only: rms_norm of x into the shared activations */
+    STEP_QKV,
+    STEP_ROPE, /* unfused only: rotate q and k in place */
+    STEP_ATTN,
+    STEP_OUT,
+    STEP_GATE_UP,
+    STEP_DOWN,
+    STEP_HEAD
+};
+
+/** One step for all workers. */
+struct cpu_step {
+    enum cpu_step_kind kind;
+    const struct phase *phase;
+    bool prepared; /* QKV: activations are ready (STEP_NORM came before); ATTN: rotated */
+};
+
+/** Runs one step as one of the workers. */
+void cpu_step_run(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
+                  int worker, int n_workers);
+
+/** STEP_ROPE and STEP_ATTN. */
+void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, int worker, int n_workers);
+void cpu_attn_step(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
+                   int worker, int n_workers);
+
+/** Pieces that attention is split into for the pass's last token. */
+static inline uint32_t cpu_attn_pieces(const struct batch *batch) {
+    return (batch->n_visible + batch->n_tokens - 1 + ATTN_PIECE - 1) / ATTN_PIECE;
+}
+
+#endif

@@ -1,0 +1,74 @@
+/** The engine's insides: what a model and a session are made of. */
+#ifndef PDVM_ENGINE_ENGINE_H
+#define PDVM_ENGINE_ENGINE_H
+
+#include "backend/backend.h"
+#include "engine/kv_cache.h"
+#include "model/source.h"
+#include "model/tokenizer.h"
+
+#include <pthread.h>
+
+/** Most tokens of one pass: enough that a prompt reads the weights rarely. */
+#define ENGINE_MAX_BATCH 64
+
+/** An open model: immutable once opened, but for the passes that take turns. */
+struct pdvm_model {
+    struct pd_notify notify;
+    struct model_source *source;
+    struct model_config config;
+    struct tokenizer *tokenizer; /* NULL: the source has none */
+    enum mdcsr_values values;    /* for sources that hold float weights */
+    struct pd_threads *threads;
+    struct backend *backend;
+    struct plan plan;
+    struct backend_matrix **matrices; /* [n_matrices] owned; the plan points to them */
+    size_t n_matrices;
+    struct mdcsr embedding; /* looked up row by row, so it stays in canonical form */
+    struct backend_matrix *lookup;
+    float *norms; /* [2 * n_layers + 1, hidden_size] */
+    float *inv_freq;
+    pthread_mutex_t pass; /* held while the backend runs: it has one set of activations */
+    pdvm_model_info info;
+};
+
+/** A sequence of tokens with its cache. */
+struct pdvm_session {
+    pdvm_model *model;
+    pdvm_session_options options;
+    struct kv_cache cache;
+    int32_t *tokens; /* [n_tokens]; -1: a position computed from raw activations */
+    size_t n_tokens;
+    size_t token_capacity;
+    float *logits; /* [n_logit_rows, n_vocab] */
+    uint32_t n_logit_rows;
+    bool logits_valid; /* of the last token, in the first row */
+    pdvm_session_stats stats;
+};
+
+/**
+ * Receives logits[n_vocab] after the token at `index` of a forward pass's input. A status other
+ * than PDVM_OK ends the pass with that status.
+ */
+typedef pdvm_status (*session_logits_fn)(void *user, size_t index, const float *logits,
+                                         pdvm_error *err);
+
+/**
+ * Appends n >= 1 tokens and computes them in batches. With `fn`, it is called for every token in
+ * order; the session's own logits are those of the last token either way.
+ */
+pdvm_status session_forward(pdvm_session *s, const int32_t *tokens, size_t n, session_logits_fn fn,
+                            void *user, pdvm_error *err);
+
+struct safetensors;
+
+/** pdvm_session_load from an open file. */
+pdvm_status session_load_from(pdvm_session *s, const struct safetensors *st, pdvm_error *err);
+
+/** Builds the plan over the model's matrices and norms: see plan.c for the order of both. */
+pdvm_status plan_build(struct pdvm_model *model, pdvm_error *err);
+
+/** Frees what plan_build allocated. */
+void plan_free(struct plan *plan);
+
+#endif

@@ -1,0 +1,230 @@
+/* Opening a model: source, tokenizer, backend, weights, plan. */
+#include "base/alloc.h"
+#include "base/hash.h"
+#include "engine/engine.h"
+#include "model/encoding.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+pdvm_model_options pdvm_model_options_default(void) {
+    return (pdvm_model_options){.backend = "auto", .kernels = "auto"};
+}
+
+static pdvm_status open_tokenizer(pdvm_model *m, pdvm_error *err) {
+    const char *json;
+    size_t size;
+    source_file(m->source, SOURCE_TOKENIZER, &json, &size);
+    if (!json) {
+        pd_log(&m->notify, PDVM_LOG_WARN, "%s: no %s, only token ids can be used", m->source->path,
+               SOURCE_TOKENIZER);
+        return PDVM_OK;
+    }
+    pdvm_status status = tokenizer_open(SOURCE_TOKENIZER, json, size, &m->tokenizer, err);
+    return status == PDVM_OK ? status : pd_prefix(err, status, "%s", m->source->path);
+}
+
+static pdvm_status load_norm(pdvm_model *m, const struct tensor_info *t, pdvm_error *err) {
+    size_t i = t->role == TENSOR_FINAL_NORM
+                   ? 2 * (size_t)m->config.n_layers
+                   : 2 * (size_t)t->layer + (t->role == TENSOR_POST_NORM ? 1 : 0);
+    return source_read_rows(m->source, t, 0, 1, m->norms + i * m->config.hidden_size, err);
+}
+
+/* Adds a matrix's weights to the model's totals. */
+static void count(pdvm_model *m, const struct mdcsr *w) {
+    m->info.n_weights += (uint64_t)w->rows * (uint64_t)w->cols;
+    m->info.n_nonzeros += (uint64_t)w->n_entries;
+}
+
+static pdvm_status load_product(pdvm_model *m, const struct mdcsr *w, pdvm_error *err) {
+    const struct backend_ops *ops = m->backend->ops;
+    struct backend_matrix **slot = &m->matrices[m->n_matrices];
+    PD_TRY(ops->load_matrix(m->backend, w, MATRIX_PRODUCT, slot, err));
+    m->n_matrices++;
+    m->info.stored_bytes += ops->matrix_bytes(*slot);
+    m->info.token_bytes += ops->matrix_bytes(*slot);
+    return PDVM_OK;
+}
+
+static pdvm_status load_embedding(pdvm_model *m, const struct tensor_info *t, pdvm_error *err) {
+    PD_TRY(encoding_load(m->source, t, m->values, m->threads, &m->embedding, err));
+    PD_TRY(m->backend->ops->load_matrix(m->backend, &m->embedding, MATRIX_LOOKUP, &m->lookup, err));
+    count(m, &m->embedding);
+    size_t bytes = m->backend->ops->matrix_bytes(m->lookup);
+    m->info.stored_bytes += bytes;
+    m->info.token_bytes += bytes / (m->config.n_vocab ? m->config.n_vocab : 1);
+    return PDVM_OK;
+}
+
+static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
+    const struct model_config *c = &m->config;
+    size_t n_tensors = tensors_count(c);
+    PD_TRY(
+        pd_calloc(&m->matrices, 7 * (size_t)c->n_layers + 1, sizeof *m->matrices, "weights", err));
+    PD_TRY(pd_calloc(&m->norms, (2 * (size_t)c->n_layers + 1) * c->hidden_size, sizeof *m->norms,
+                     "norms", err));
+    struct tensor_info t;
+    double total = 0, done = 0;
+    for (size_t i = 0; i < n_tensors; i++) {
+        tensors_at(c, i, &t);
+        total += (double)t.rows * (double)t.cols;
+    }
+    for (size_t i = 0; i < n_tensors; i++) {
+        PD_TRY(pd_progress(&m->notify, "loading", done / total, err));
+        tensors_at(c, i, &t);
+        done += (double)t.rows * (double)t.cols;
+        if (!t.is_matrix) {
+            PD_TRY(load_norm(m, &t, err));
+        } else if (t.role == TENSOR_EMBED) {
+            PD_TRY(load_embedding(m, &t, err));
+        } else {
+            struct mdcsr w;
+            PD_TRY(encoding_load(m->source, &t, m->values, m->threads, &w, err));
+            pdvm_status status = load_product(m, &w, err);
+            if (status == PDVM_OK) count(m, &w);
+            mdcsr_free(&w);
+            PD_TRY(status);
+        }
+    }
+    if (c->tie_word_embeddings) PD_TRY(load_product(m, &m->embedding, err));
+    return pd_progress(&m->notify, "loading", 1, err);
+}
+
+static void fill_info(pdvm_model *m) {
+    const struct model_config *c = &m->config;
+    pdvm_model_info *i = &m->info;
+    i->architecture = c->architecture;
+    i->backend = m->backend->ops->describe(m->backend);
+    i->n_layers = c->n_layers;
+    i->hidden_size = c->hidden_size;
+    i->intermediate_size = c->intermediate_size;
+    i->n_heads = c->n_heads;
+    i->n_kv_heads = c->n_kv_heads;
+    i->head_dim = c->head_dim;
+    i->n_vocab = c->n_vocab;
+    i->max_context = c->max_position_embeddings;
+    i->fingerprint = m->source->fingerprint;
+    if (!source_is_mdcsr(m->source)) {
+        /* The weights depend on the coding that was chosen here, too. */
+        struct mdcsr_options o = encoding_default(TENSOR_Q, m->values);
+        uint32_t coding[3] = {(uint32_t)o.values, (uint32_t)o.codebook, o.group};
+        i->fingerprint = pd_hash(i->fingerprint, coding, sizeof coding);
+    }
+}
+
+static pdvm_status open_into(pdvm_model *m, const char *path, const pdvm_model_options *o,
+                             pdvm_error *err) {
+    if (o->n_threads < 0)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "%d threads: give a positive number, or 0 for all",
+                       o->n_threads);
+    m->values = MDCSR_INT8;
+    if (o->values && !mdcsr_values_parse(o->values, &m->values))
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "unknown values \"%s\": f32, bf16, f16, int8, lut8 or lut4", o->values);
+    PD_TRY(source_open(path, &m->source, err));
+    m->config = m->source->config;
+    PD_TRY(open_tokenizer(m, err));
+    PD_TRY(pd_threads_create(o->n_threads, &m->threads, err));
+    struct backend_options options = {
+        .kernels = o->kernels, .threads = m->threads, .notify = m->notify};
+    PD_TRY(backend_create(o->backend, &options, &m->backend, err));
+    PD_TRY(load_weights(m, err));
+    PD_TRY(plan_build(m, err));
+    fill_info(m);
+    return PDVM_OK;
+}
+
+pdvm_status pdvm_model_open(const char *path, const pdvm_model_options *options, pdvm_model **out,
+                            pdvm_error *err) {
+    pdvm_model_options o = options ? *options : pdvm_model_options_default();
+    if (!out) return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_model_open: out is NULL");
+    *out = NULL;
+    if (!path) return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_model_open: path is NULL");
+    pdvm_model *m;
+    PD_TRY(pd_calloc(&m, 1, sizeof *m, "a model", err));
+    m->notify = (struct pd_notify){o.progress, o.progress_user, o.log, o.log_user};
+    pthread_mutex_init(&m->pass, NULL);
+    pdvm_status status = open_into(m, path, &o, err);
+    if (status != PDVM_OK) {
+        pdvm_model_close(m);
+        return status;
+    }
+    *out = m;
+    return PDVM_OK;
+}
+
+void pdvm_model_close(pdvm_model *m) {
+    if (!m) return;
+    if (m->backend) {
+        for (size_t i = 0; i < m->n_matrices; i++)
+            m->backend->ops->free_matrix(m->backend, m->matrices[i]);
+        m->backend->ops->free_matrix(m->backend, m->lookup);
+        m->backend->ops->destroy(m->backend);
+    }
+    plan_free(&m->plan);
+    free(m->matrices);
+    free(m->norms);
+    free(m->inv_freq);
+    mdcsr_free(&m->embedding);
+    pd_threads_free(m->threads);
+    tokenizer_free(m->tokenizer);
+    source_close(m->source);
+    pthread_mutex_destroy(&m->pass);
+    free(m);
+}
+
+void pdvm_model_get_info(const pdvm_model *model, pdvm_model_info *info) {
+    *info = model->info;
+}
+
+bool pdvm_model_is_end(const pdvm_model *model, int32_t token) {
+    for (uint32_t i = 0; i < model->config.n_eos; i++)
+        if (model->config.eos_token_ids[i] == token) return true;
+    return false;
+}
+
+static pdvm_status need_tokenizer(const pdvm_model *m, pdvm_error *err) {
+    if (m->tokenizer) return PDVM_OK;
+    return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", m->source->path,
+                   SOURCE_TOKENIZER);
+}
+
+pdvm_status pdvm_tokenize(const pdvm_model *model, const char *text, size_t len, unsigned flags,
+                          int32_t *tokens, size_t capacity, size_t *n, pdvm_error *err) {
+    struct token_list list = {0};
+    *n = 0;
+    PD_TRY(need_tokenizer(model, err));
+    pdvm_status status = tokenizer_encode(model->tokenizer, text, len, flags, &list, err);
+    if (status == PDVM_OK) {
+        *n = list.n;
+        size_t copied = list.n < capacity ? list.n : capacity;
+        if (copied) memcpy(tokens, list.ids, copied * sizeof *tokens);
+        if (list.n > capacity)
+            status = pd_fail(err, PDVM_ERR_RANGE, "the text has %zu tokens, there is room for %zu",
+                             list.n, capacity);
+    }
+    free(list.ids);
+    return status;
+}
+
+pdvm_status pdvm_detokenize(const pdvm_model *model, const int32_t *tokens, size_t n, char *text,
+                            size_t capacity, size_t *len, pdvm_error *err) {
+    *len = 0;
+    PD_TRY(need_tokenizer(model, err));
+    for (size_t i = 0; i < n; i++) {
+        size_t size = 0;
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= model->config.n_vocab)
+            return pd_fail(err, PDVM_ERR_RANGE, "token %d is outside the vocabulary of %u",
+                           (int)tokens[i], model->config.n_vocab);
+        /* Ids between the tokenizer's size and the embedding's (padding) have no text. */
+        const char *bytes = tokenizer_bytes(model->tokenizer, tokens[i], false, &size);
+        if (!bytes) continue;
+        if (*len + size <= capacity) memcpy(text + *len, bytes, size);
+        *len += size;
+    }
+    if (*len > capacity)
+        return pd_fail(err, PDVM_ERR_RANGE, "the text has %zu bytes, there is room for %zu", *len,
+                       capacity);
+    return PDVM_OK;
+}

@@ -1,0 +1,53 @@
+/** Codebooks of LUT8 and LUT4: making them, and turning values into codes and scales. */
+#ifndef PDVM_MDCSR_BOOK_H
+#define PDVM_MDCSR_BOOK_H
+
+#include "mdcsr/mdcsr.h"
+
+/** Cells of the table that finds the nearest entry. */
+#define MDCSR_BOOK_CELLS 2048
+
+/** A codebook ready for encoding. */
+struct mdcsr_book {
+    int n; /**< 16 or 256 */
+    float entry[256]; /**< ascending */
+    float bound[256]; /**< bound[i]: midpoint of entries i and i + 1; the last is infinity */
+    float max; /**< largest magnitude */
+    float cells_per_unit; /**< of an entry's value */
+    bool symmetric; /**< entry[i] == -entry[n - 1 - i] */
+    uint8_t first[MDCSR_BOOK_CELLS]; /**< a code at or below the nearest one, for each cell */
+};
+
+/** Values to fit a codebook to: groups that share a scale, one after the other, without zeros. */
+struct mdcsr_sample {
+    int64_t n_groups;
+    int64_t *begin; /**< [n_groups + 1] */
+    float *x;
+    float *scale; /**< [n_groups] found by mdcsr_book_make, kept here as scratch */
+    double *error; /**< [n_groups] likewise */
+    bool bf16_scales;
+};
+
+/**
+ * Makes the codebook of `values` (LUT8 or LUT4) and `kind` for the values of the sample. With
+ * `zero` one entry is exactly 0. The result does not depend on the number of threads.
+ */
+pdvm_status mdcsr_book_make(enum mdcsr_values values, enum mdcsr_codebook kind, bool zero,
+                            struct mdcsr_sample *sample, struct pd_threads *threads,
+                            struct mdcsr_book *out, pdvm_error *err);
+
+/**
+ * The scale, of a few around the one that maps the largest |x| to the largest entry and one least
+ * squares step from the best of them, that gives x[n] the least squared error. 0 for values
+ * that are all zero or too small for a normal scale.
+ */
+float mdcsr_book_scale(const struct mdcsr_book *b, const float *x, int64_t n, bool bf16);
+
+/** Writes the codes nearest to x / scale; returns the squared error. Zeros get an exact zero. */
+double mdcsr_book_encode(const struct mdcsr_book *b, const float *x, int64_t n, float scale,
+                         uint8_t *codes);
+
+/** Rounds a scale to bfloat16, away from zero but never to infinity. */
+float mdcsr_bf16_up(float scale);
+
+#endif

@@ -1,0 +1,212 @@
+#include "mdcsr/mdcsr.h"
+
+#include "base/half.h"
+#include "mdcsr/layout.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const index_names[MDCSR_N_INDEX] = {"dense", "bitmap", "delta8", "delta4"};
+static const char *const values_names[MDCSR_N_VALUES] = {"f32",  "bf16", "f16",
+                                                         "int8", "lut8", "lut4"};
+static const char *const codebook_names[MDCSR_N_CODEBOOKS] = {"linear", "prime", "learned"};
+
+static const char *name_of(const char *const *names, unsigned n, unsigned i) {
+    return i < n ? names[i] : NULL;
+}
+
+static bool parse(const char *const *names, unsigned n, const char *name, unsigned *out) {
+    for (unsigned i = 0; i < n; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *out = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+const char *mdcsr_index_name(enum mdcsr_index i) {
+    return name_of(index_names, MDCSR_N_INDEX, (unsigned)i);
+}
+
+const char *mdcsr_values_name(enum mdcsr_values v) {
+    return name_of(values_names, MDCSR_N_VALUES, (unsigned)v);
+}
+
+const char *mdcsr_codebook_name(enum mdcsr_codebook c) {
+    return name_of(codebook_names, MDCSR_N_CODEBOOKS, (unsigned)c);
+}
+
+bool mdcsr_index_parse(const char *name, enum mdcsr_index *out) {
+    unsigned i;
+    if (!parse(index_names, MDCSR_N_INDEX, name, &i))
+        return false;
+    *out = (enum mdcsr_index)i;
+    return true;
+}
+
+bool mdcsr_values_parse(const char *name, enum mdcsr_values *out) {
+    unsigned i;
+    if (!parse(values_names, MDCSR_N_VALUES, name, &i))
+        return false;
+    *out = (enum mdcsr_values)i;
+    return true;
+}
+
+bool mdcsr_codebook_parse(const char *name, enum mdcsr_codebook *out) {
+    unsigned i;
+    if (!parse(codebook_names, MDCSR_N_CODEBOOKS, name, &i))
+        return false;
+    *out = (enum mdcsr_codebook)i;
+    return true;
+}
+
+void mdcsr_free(struct mdcsr *m) {
+    if (m->owned) {
+        free((void *)m->values);
+        free((void *)m->index);
+    }
+    free(m->row_offsets);
+    free(m->index_offsets);
+    free(m->scales);
+    *m = (struct mdcsr){0};
+}
+
+int64_t mdcsr_row_entries(const struct mdcsr *m, int64_t r) {
+    return m->index_coding == MDCSR_DENSE ? m->cols : m->row_offsets[r + 1] - m->row_offsets[r];
+}
+
+static int64_t row_begin(const struct mdcsr *m, int64_t r) {
+    return m->index_coding == MDCSR_DENSE ? r * m->cols : m->row_offsets[r];
+}
+
+/*
+ * The columns of a row, one after the other. A walk knows how many entries the row has and never
+ * asks for more, so it needs no other end.
+ */
+struct walk {
+    enum mdcsr_index coding;
+    const uint8_t *p; /* next index byte */
+    uint64_t word; /* bitmap: bits of the current byte group not yet taken */
+    int64_t base; /* bitmap: column of the current group; else: next column */
+    size_t left; /* bitmap: bytes of the row after the current group */
+    bool high; /* delta4: the high nibble of *p is next */
+};
+
+static void walk_load(struct walk *k) {
+    size_t n = k->left < 8 ? k->left : 8;
+    k->word = 0;
+    for (size_t i = 0; i < n; i++)
+        k->word |= (uint64_t)k->p[i] << (8 * i);
+    k->p += n;
+    k->left -= n;
+}
+
+static void walk_start(struct walk *k, const struct mdcsr *m, int64_t r) {
+    *k = (struct walk){.coding = m->index_coding};
+    if (m->index_coding == MDCSR_BITMAP) {
+        k->left = mdcsr_bitmap_stride(m->cols);
+        k->p = m->index + (size_t)r * k->left;
+        walk_load(k);
+    } else if (mdcsr_is_delta(m->index_coding)) {
+        k->p = m->index + m->index_offsets[r];
+    }
+}
+
+static inline int64_t walk_next(struct walk *k) {
+    int64_t c;
+    unsigned gap;
+    switch (k->coding) {
+    case MDCSR_BITMAP:
+        while (k->word == 0) {
+            walk_load(k);
+            k->base += 64;
+        }
+        c = k->base + __builtin_ctzll(k->word);
+        k->word &= k->word - 1;
+        return c;
+    case MDCSR_DELTA8:
+        while ((gap = *k->p++) == MDCSR_DELTA8_SKIP)
+            k->base += MDCSR_DELTA8_SKIP;
+        break;
+    case MDCSR_DELTA4:
+        do {
+            gap = k->high ? *k->p++ >> 4 : *k->p & 15u;
+            k->high = !k->high;
+            if (gap == MDCSR_DELTA4_SKIP)
+                k->base += MDCSR_DELTA4_SKIP;
+        } while (gap == MDCSR_DELTA4_SKIP);
+        break;
+    default: gap = 0;
+    }
+    c = k->base + gap;
+    k->base = c + 1;
+    return c;
+}
+
+int64_t mdcsr_row_columns(const struct mdcsr *m, int64_t r, uint32_t *cols) {
+    int64_t n = mdcsr_row_entries(m, r);
+    struct walk k;
+    walk_start(&k, m, r);
+    for (int64_t i = 0; i < n; i++)
+        cols[i] = (uint32_t)walk_next(&k);
+    return n;
+}
+
+size_t mdcsr_entry_size(enum mdcsr_values values) {
+    return values == MDCSR_F32 ? 4 : values == MDCSR_BF16 || values == MDCSR_F16 ? 2 : 1;
+}
+
+static inline uint8_t nibble(const uint8_t *values, int64_t k) {
+    return (uint8_t)((values[k >> 1] >> (4 * (k & 1))) & 15);
+}
+
+int64_t mdcsr_row_entries_raw(const struct mdcsr *m, int64_t r, void *out) {
+    int64_t n = mdcsr_row_entries(m, r);
+    int64_t begin = row_begin(m, r);
+    if (m->value_coding == MDCSR_LUT4) {
+        uint8_t *codes = out;
+        for (int64_t i = 0; i < n; i++)
+            codes[i] = nibble(m->values, begin + i);
+    } else if (n > 0) {
+        size_t size = mdcsr_entry_size(m->value_coding);
+        memcpy(out, m->values + (size_t)begin * size, (size_t)n * size);
+    }
+    return n;
+}
+
+/* The stored entry k without its scale. Values may be unaligned. */
+static inline float entry_value(const struct mdcsr *m, int64_t k) {
+    uint32_t u;
+    uint16_t h;
+    switch (m->value_coding) {
+    case MDCSR_F32: memcpy(&u, m->values + 4 * k, sizeof u); return pd_bits_float(u);
+    case MDCSR_BF16: memcpy(&h, m->values + 2 * k, sizeof h); return pd_bf16_to_float(h);
+    case MDCSR_F16: memcpy(&h, m->values + 2 * k, sizeof h); return pd_f16_to_float(h);
+    case MDCSR_INT8: return (float)(int8_t)m->values[k];
+    case MDCSR_LUT8: return m->codebook[m->values[k]];
+    default: return m->codebook[nibble(m->values, k)];
+    }
+}
+
+void mdcsr_decode_row(const struct mdcsr *m, int64_t r, float *out) {
+    int64_t n = mdcsr_row_entries(m, r);
+    int64_t begin = row_begin(m, r);
+    bool dense = m->index_coding == MDCSR_DENSE;
+    struct walk k;
+    if (!dense) {
+        memset(out, 0, (size_t)m->cols * sizeof *out);
+        walk_start(&k, m, r);
+    }
+    if (!mdcsr_has_scales(m->value_coding)) {
+        for (int64_t i = 0; i < n; i++)
+            out[dense ? i : walk_next(&k)] = entry_value(m, begin + i);
+        return;
+    }
+    const float *scales = m->scales + r * m->n_groups;
+    int shift = m->group ? __builtin_ctz(m->group) : 63;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t c = dense ? i : walk_next(&k);
+        out[c] = scales[c >> shift] * entry_value(m, begin + i);
+    }
+}

@@ -1,0 +1,71 @@
+#include "model/encoding.h"
+
+#include "base/alloc.h"
+#include "base/checked.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct mdcsr_options encoding_default(enum tensor_role role, enum mdcsr_values values) {
+    bool coded = values == MDCSR_LUT4 || values == MDCSR_LUT8;
+    if (coded && (role == TENSOR_EMBED || role == TENSOR_HEAD)) values = MDCSR_INT8;
+    return (struct mdcsr_options){.values = values,
+                                  .codebook = MDCSR_LEARNED,
+                                  .index_auto = true,
+                                  .group = values == MDCSR_LUT4 ? 64 : 0};
+}
+
+/* The first worker that fails leaves its error. */
+struct reading {
+    struct model_source *source;
+    const struct tensor_info *tensor;
+    float *out;
+    atomic_int failed;
+    pdvm_error error;
+};
+
+static void read_range(void *arg, int64_t begin, int64_t end, int worker) {
+    struct reading *r = arg;
+    (void)worker;
+    pdvm_error error;
+    if (atomic_load(&r->failed)) return;
+    if (source_read_rows(r->source, r->tensor, begin, end - begin, r->out + begin * r->tensor->cols,
+                         &error) != PDVM_OK &&
+        atomic_exchange(&r->failed, 1) == 0)
+        r->error = error;
+}
+
+pdvm_status encoding_read_floats(struct model_source *source, const struct tensor_info *tensor,
+                                 struct pd_threads *threads, float **out, pdvm_error *err) {
+    struct reading r = {.source = source, .tensor = tensor};
+    size_t size;
+    if (!pd_mul_size((size_t)tensor->rows, (size_t)tensor->cols, &size) ||
+        !pd_mul_size(size, sizeof(float), &size))
+        return pd_fail_memory(err, SIZE_MAX, tensor->name);
+    PD_TRY(pd_alloc_aligned(&r.out, size, tensor->name, err));
+    int64_t grain = tensor->cols ? ((int64_t)1 << 18) / tensor->cols : 1;
+    pd_threads_for(threads, tensor->rows, grain, read_range, &r);
+    if (atomic_load(&r.failed)) {
+        free(r.out);
+        if (err) *err = r.error;
+        return r.error.status;
+    }
+    *out = r.out;
+    return PDVM_OK;
+}
+
+pdvm_status encoding_load(struct model_source *source, const struct tensor_info *tensor,
+                          enum mdcsr_values values, struct pd_threads *threads, struct mdcsr *out,
+                          pdvm_error *err) {
+    if (source_is_mdcsr(source)) return source_read_mdcsr(source, tensor, out, err);
+    float *w;
+    memset(out, 0, sizeof *out);
+    PD_TRY(encoding_read_floats(source, tensor, threads, &w, err));
+    struct mdcsr_options options = encoding_default(tensor->role, values);
+    pdvm_status status =
+        mdcsr_encode(w, tensor->rows, tensor->cols, &options, threads, out, NULL, err);
+    free(w);
+    if (status != PDVM_OK) pd_prefix(err, status, "%s: %s", source->path, tensor->name);
+    return status;
+}

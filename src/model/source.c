@@ -1,0 +1,92 @@
+#include "model/source.h"
+
+#include "base/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define KNOWN "give a Hugging Face model directory (config.json and safetensors) or a .pdvm file"
+
+static bool ends_with(const char *s, const char *end) {
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && strcmp(s + n - m, end) == 0;
+}
+
+/* The first bytes of a file; *n is how many there are. */
+static pdvm_status read_start(const char *path, uint8_t *start, size_t size, size_t *n,
+                              pdvm_error *err) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return pd_fail_errno(err, path, "cannot open");
+    ssize_t got = read(fd, start, size);
+    pdvm_status status = got < 0 ? pd_fail_errno(err, path, "cannot read") : PDVM_OK;
+    *n = got < 0 ? 0 : (size_t)got;
+    close(fd);
+    return status;
+}
+
+static pdvm_status open_file(const char *path, struct model_source **out, pdvm_error *err) {
+    uint8_t start[9] = {0};
+    size_t n = 0;
+    PD_TRY(read_start(path, start, sizeof start, &n, err));
+    if (n == 0) return pd_fail(err, PDVM_ERR_FORMAT, "%s: the file is empty; %s", path, KNOWN);
+    if (n >= 4 && memcmp(start, "GGUF", 4) == 0)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: GGUF files are not supported; %s", path,
+                       KNOWN);
+    /* PyTorch checkpoints are zip archives or, older, pickles of protocol 2 and up. */
+    if ((n >= 4 && memcmp(start, "PK\3\4", 4) == 0) || (n >= 2 && start[0] == 0x80 && start[1] < 8))
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED,
+                       "%s: PyTorch checkpoints are not supported; save the model as safetensors "
+                       "(transformers: save_pretrained), then %s",
+                       path, KNOWN);
+    if (n < sizeof start || start[8] != '{')
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: not a model of a known kind; %s", path,
+                       KNOWN);
+    pdvm_status status = source_open_pdvm(path, out, err);
+    if (status != PDVM_OK && ends_with(path, ".safetensors"))
+        return pd_prefix(err, status, "to open a Hugging Face model, give its directory");
+    return status;
+}
+
+pdvm_status source_open(const char *path, struct model_source **out, pdvm_error *err) {
+    struct stat st;
+    *out = NULL;
+    if (stat(path, &st) != 0) {
+        if (errno != ENOENT && errno != ENOTDIR) return pd_fail_errno(err, path, "cannot open");
+        return pd_fail(err, PDVM_ERR_IO,
+                       "%s: no such file or directory (nothing is downloaded); %s", path, KNOWN);
+    }
+    if (S_ISDIR(st.st_mode)) return source_open_hf(path, out, err);
+    if (!S_ISREG(st.st_mode))
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: neither a file nor a directory; %s", path,
+                       KNOWN);
+    return open_file(path, out, err);
+}
+
+void source_close(struct model_source *s) {
+    if (s) s->ops->close(s);
+}
+
+bool source_is_mdcsr(const struct model_source *s) {
+    return s->ops->read_mdcsr != NULL;
+}
+
+pdvm_status source_read_rows(struct model_source *s, const struct tensor_info *t, int64_t begin,
+                             int64_t n, float *out, pdvm_error *err) {
+    return s->ops->read_rows(s, t, begin, n, out, err);
+}
+
+pdvm_status source_read_mdcsr(struct model_source *s, const struct tensor_info *t,
+                              struct mdcsr *out, pdvm_error *err) {
+    if (!s->ops->read_mdcsr)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: a %s holds no MdCSR matrices", s->path,
+                       s->kind);
+    return s->ops->read_mdcsr(s, t, out, err);
+}
+
+void source_file(struct model_source *s, const char *name, const char **data, size_t *size) {
+    s->ops->file(s, name, data, size);
+}
