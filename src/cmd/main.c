@@ -10,6 +10,7 @@
 
 /* In the order of a user's first day. */
 const struct command commands[] = {
+    {"tokenize", "show the tokens of a text, or the text of tokens", cmd_tokenize},
     {"help", "explain a command", cmd_help},
     {"version", "print the version", cmd_version},
     {NULL, NULL, NULL},
