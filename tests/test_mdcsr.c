@@ -249,6 +249,25 @@ static void index_bytes_are_those_of_the_specification(void **state) {
     assert_index(w, 800, MDCSR_DELTA4, (const uint8_t[]){0xff, 0xf0}, 2);
 }
 
+static void example_of_the_specification_has_its_bytes(void **state) {
+    (void)state;
+    float w[20] = {0, 64, 0, 0, -127, 0, 0, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 254};
+    static const uint8_t index[3][4] = {{0x12, 2, 0, 2}, {1, 2, 4, 9}, {0x21, 0xf4, 0xf9}};
+    for (int i = MDCSR_BITMAP; i <= MDCSR_DELTA4; i++) {
+        struct mdcsr_options o = {.values = MDCSR_INT8, .index = (enum mdcsr_index)i};
+        struct mdcsr m;
+        pdvm_error err;
+        assert_ok(mdcsr_encode(w, 2, 10, &o, NULL, &m, NULL, &err), &err);
+        assert_memory_equal(m.values, ((uint8_t[]){0x40, 0x81, 0x20, 0x7f}), 4);
+        assert_int_equal(m.index_size, i == MDCSR_DELTA4 ? 3 : 4);
+        assert_memory_equal(m.index, index[i - MDCSR_BITMAP], m.index_size);
+        assert_memory_equal(m.row_offsets, ((int64_t[]){0, 3, 4}), 24);
+        if (m.index_offsets) assert_int_equal(m.index_offsets[1], i == MDCSR_DELTA4 ? 2 : 3);
+        assert_true(m.scales[0] == 1 && m.scales[1] == 2);
+        mdcsr_free(&m);
+    }
+}
+
 static void nibbles_run_on_across_rows(void **state) {
     (void)state;
     // Three entries a row: rows 1 and 3 start in the middle of a byte.
@@ -397,6 +416,7 @@ int main(void) {
         cmocka_unit_test(every_coding_round_trips_a_single_last_entry),
         cmocka_unit_test(every_coding_round_trips_gaps_at_the_escapes),
         cmocka_unit_test(index_bytes_are_those_of_the_specification),
+        cmocka_unit_test(example_of_the_specification_has_its_bytes),
         cmocka_unit_test(nibbles_run_on_across_rows),
         cmocka_unit_test(automatic_index_is_the_smallest),
         cmocka_unit_test(values_that_cannot_be_stored_are_named),
