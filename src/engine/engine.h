@@ -18,6 +18,7 @@ struct pdvm_model {
     struct model_source *source;
     struct model_config config;
     struct tokenizer *tokenizer; /* NULL: the source has none */
+    enum mdcsr_values values;    /* for sources that hold float weights */
     struct pd_threads *threads;
     struct backend *backend;
     struct plan plan;

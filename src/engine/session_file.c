@@ -58,11 +58,16 @@ static size_t row_bytes(const struct kv_cache *c, bool value) {
            kv_head_row_bytes(value ? c->shape.type_v : c->shape.type_k, c->shape.head_dim);
 }
 
-/* Appends a tensor and folds its bytes into the hash. */
+/* Names count, too: a renamed tensor would otherwise pass for a missing one. */
+static uint64_t hash_tensor(uint64_t hash, const char *name, const void *data, size_t size) {
+    return pd_hash(pd_hash(hash, name, strlen(name) + 1), data, size);
+}
+
+/* Appends a tensor and folds it into the hash. */
 static pdvm_status put(struct safetensors_writer *w, const char *name, enum safetensors_dtype dtype,
                        const int64_t *dims, int n_dims, const void *data, size_t size,
                        uint64_t *hash, pdvm_error *err) {
-    *hash = pd_hash(*hash, data, size);
+    *hash = hash_tensor(*hash, name, data, size);
     return safetensors_writer_tensor(w, name, dtype, dims, n_dims, data, size, err);
 }
 
@@ -159,7 +164,7 @@ static pdvm_status check_hash(const struct safetensors *st, const struct facts *
     char text[32];
     for (size_t i = 0; i < safetensors_count(st); i++) {
         const struct safetensors_tensor *t = safetensors_at(st, i);
-        hash = pd_hash(hash, t->data, t->size);
+        hash = hash_tensor(hash, t->name, t->data, t->size);
     }
     snprintf(text, sizeof text, "%016llx", (unsigned long long)hash);
     const char *found = safetensors_metadata(st, "pdvm.hash");
@@ -203,7 +208,9 @@ static pdvm_status read_session(pdvm_session *s, const struct safetensors *st,
                                 pdvm_error *err) {
     struct facts facts;
     const char *path = safetensors_path(st);
-    PD_TRY(expect(st, "format", "pdvm-session", "kind of file", err));
+    const char *format = safetensors_metadata(st, "format");
+    if (!format || strcmp(format, "pdvm-session") != 0)
+        return pd_fail(err, PDVM_ERR_FORMAT, "%s: not a saved pdvm session (no such format)", path);
     PD_TRY(expect(st, "pdvm.session_version", SESSION_VERSION, "version of the format", err));
     const struct safetensors_tensor *t = safetensors_find(st, TENSOR_TOKENS);
     if (!t || t->dtype != SAFETENSORS_I32 || t->n_dims != 1)

@@ -1,10 +1,12 @@
 #include "base/alloc.h"
+#include "base/file.h"
 #include "io/safetensors.h"
 #include "mdcsr/container.h"
 #include "model/source.h"
 
 #include <inttypes.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -61,6 +63,34 @@ static void pdvm_file(struct model_source *s, const char *name, const char **dat
     container_file(((const struct source_pdvm *)s)->file, name, data, size);
 }
 
+static void pdvm_stored(struct model_source *s, const struct tensor_info *t, const char **coding,
+                        uint64_t *bytes) {
+    const struct source_pdvm *p = (const struct source_pdvm *)s;
+    const struct container_matrix *m =
+        t->is_matrix ? container_matrix_find(p->file, t->name) : NULL;
+    *coding = m ? mdcsr_values_name(m->value_coding) : mdcsr_values_name(MDCSR_F32);
+    *bytes = m ? m->stored_bytes : (uint64_t)t->cols * sizeof(float);
+}
+
+static void pdvm_release(struct model_source *s, const struct tensor_info *t) {
+    struct source_pdvm *p = (struct source_pdvm *)s;
+    pthread_mutex_lock(&p->lock);
+    if (p->cached == tensors_index(&s->config, t->role, t->layer)) {
+        mdcsr_free(&p->matrix);
+        p->cached = NO_TENSOR;
+    }
+    pthread_mutex_unlock(&p->lock);
+    const struct safetensors *st = container_safetensors(p->file);
+    static const char *const parts[] = {"values", "index"};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        char name[sizeof t->name + 16];
+        snprintf(name, sizeof name, "%s.%s", t->name, parts[i]);
+        const struct safetensors_tensor *part = safetensors_find(st, name);
+        if (part)
+            pd_map_release(part->data, part->size);
+    }
+}
+
 static void pdvm_close(struct model_source *s) {
     struct source_pdvm *p = (struct source_pdvm *)s;
     mdcsr_free(&p->matrix);
@@ -74,6 +104,8 @@ static const struct model_source_ops pdvm_ops = {
     .read_rows = pdvm_read_rows,
     .read_mdcsr = pdvm_read_mdcsr,
     .file = pdvm_file,
+    .stored = pdvm_stored,
+    .release = pdvm_release,
     .close = pdvm_close,
 };
 

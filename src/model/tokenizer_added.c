@@ -142,7 +142,9 @@ pdvm_status tokenizer_added_split(struct tokenizer_run *run, const struct tokeni
         }
         if (start < begin)
             PD_TRY(fn(run, -1, s + start, begin - start));
-        PD_TRY(fn(run, token->id, s + begin, end > begin ? end - begin : 0));
+        // Of two tokens that want the same spaces the second may be left with nothing, and goes.
+        if (begin < end)
+            PD_TRY(fn(run, token->id, s + begin, end - begin));
         start = end;
     }
     return start < n ? fn(run, -1, s + start, n - start) : PDVM_OK;

@@ -230,6 +230,7 @@ struct tokenizer_index {
 struct tokenizer_ids {
     int32_t *ids;
     size_t n;
+    size_t capacity;
 };
 
 struct tokenizer {

@@ -15,6 +15,8 @@ static const char NOT_SPACE[] = "\\x00-\\x08\\x0e-\\x1f\\x21-\\x84\\x86-\\x9f\\x
                                 "\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}";
 /* PCRE2's \w knows neither marks nor other connectors than the underscore. */
 static const char WORD[] = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+/* Outside of classes Oniguruma counts superscript digits and fractions of Latin-1 in. */
+static const char LONE_WORD[] = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\xb2\\xb3\\xb9\\xbc-\\xbe";
 static const char HEX[] = "0-9A-Fa-f";
 
 struct translator {
@@ -160,9 +162,10 @@ static pdvm_status escape(struct translator *t, bool in_class) {
     switch (c) {
     case 's': return members(t, SPACE, false, in_class);
     case 'S': return in_class ? put_text(t, NOT_SPACE) : members(t, SPACE, true, false);
-    case 'w': return members(t, WORD, false, in_class);
+    case 'w': return members(t, in_class ? WORD : LONE_WORD, false, in_class);
     case 'W':
-        return in_class ? reject(t, at, "this escape in a class") : members(t, WORD, true, false);
+        return in_class ? reject(t, at, "this escape in a class")
+                        : members(t, LONE_WORD, true, false);
     case 'h': return members(t, HEX, false, in_class);
     case 'H':
         return in_class ? reject(t, at, "this escape in a class") : members(t, HEX, true, false);

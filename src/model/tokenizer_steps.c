@@ -15,6 +15,7 @@ static const char GPT2_PATTERN[] =
 struct loader {
     struct tokenizer *t;
     const char *path;
+    bool has_template;
     bool byte_level; /* the ByteLevel pre-tokeniser was seen: the last one */
     pdvm_error *err;
 };
@@ -163,18 +164,17 @@ static pdvm_status load_pre_tokenizer(struct loader *l, const char *field, const
     return unsupported(l, field, type, "ByteLevel, Split, Digits and Sequence");
 }
 
-/* Puts `n` ids into a list: before what is there, or behind it. */
-static pdvm_status add_ids(struct loader *l, struct tokenizer_ids *list, const int32_t *ids,
-                           size_t n, bool in_front) {
-    int32_t *both;
-    PD_TRY(pd_calloc(&both, list->n + n, sizeof *both, "special tokens", l->err));
-    if (list->n > 0)
-        memcpy(both + (in_front ? n : 0), list->ids, list->n * sizeof *both);
-    if (n > 0)
-        memcpy(both + (in_front ? 0 : list->n), ids, n * sizeof *both);
-    free(list->ids);
-    list->ids = both;
-    list->n += n;
+/* Most tokens that a template may add on one side; it can name one list of ids many times. */
+#define MAX_TEMPLATE 256
+
+static pdvm_status add_id(struct loader *l, struct tokenizer_ids *list, int32_t id) {
+    if (list->n == MAX_TEMPLATE)
+        return pd_fail(l->err, PDVM_ERR_UNSUPPORTED,
+                       "%s: post_processor adds more than %d tokens on one side", l->path,
+                       MAX_TEMPLATE);
+    PD_TRY(pd_grow(&list->ids, &list->capacity, list->n + 1, sizeof *list->ids, "special tokens",
+                   l->err));
+    list->ids[list->n++] = id;
     return PDVM_OK;
 }
 
@@ -194,8 +194,7 @@ static pdvm_status template_token(struct loader *l, const char *field, const jso
             return pd_fail(l->err, PDVM_ERR_FORMAT,
                            "%s: %s.special_tokens: an id of \"%.60s\" is not in the vocabulary",
                            l->path, field, name);
-        int32_t one = (int32_t)id;
-        PD_TRY(add_ids(l, ids, &one, 1, false));
+        PD_TRY(add_id(l, ids, (int32_t)id));
     }
     return PDVM_OK;
 }
@@ -203,10 +202,6 @@ static pdvm_status template_token(struct loader *l, const char *field, const jso
 static pdvm_status template_items(struct loader *l, const char *field, const json_t *c,
                                   const json_t *items, struct tokenizer_ids parts[2]) {
     int side = 0;
-    // Each token copies the list: a template is a handful, and a long one not to be believed.
-    if (json_array_size(items) > 64)
-        return pd_fail(l->err, PDVM_ERR_UNSUPPORTED, "%s: %s.single has more than 64 members",
-                       l->path, field);
     for (size_t i = 0; i < json_array_size(items); i++) {
         const json_t *item = json_array_get(items, i);
         const json_t *token = json_object_get(item, "SpecialToken");
@@ -231,17 +226,21 @@ static pdvm_status template_items(struct loader *l, const char *field, const jso
 
 static pdvm_status load_template(struct loader *l, const char *field, const json_t *c) {
     json_t *items;
+    if (l->has_template)
+        return pd_fail(l->err, PDVM_ERR_UNSUPPORTED, "%s: %s is a second TemplateProcessing",
+                       l->path, field);
     PD_TRY(pd_json_array(l->path, c, "single", true, &items, l->err));
     struct tokenizer_ids parts[2] = {{0}};
     pdvm_status status = template_items(l, field, c, items, parts);
-    // A later processor wraps what an earlier one made.
-    if (status == PDVM_OK)
-        status = add_ids(l, &l->t->before, parts[0].ids, parts[0].n, true);
-    if (status == PDVM_OK)
-        status = add_ids(l, &l->t->after, parts[1].ids, parts[1].n, false);
-    free(parts[0].ids);
-    free(parts[1].ids);
-    return status;
+    if (status != PDVM_OK) {
+        free(parts[0].ids);
+        free(parts[1].ids);
+        return status;
+    }
+    l->has_template = true;
+    l->t->before = parts[0];
+    l->t->after = parts[1];
+    return PDVM_OK;
 }
 
 static pdvm_status load_post_processor(struct loader *l, const char *field, const json_t *c,

@@ -58,6 +58,7 @@ char *support_shared_path(const char *name) {
         print_message("skipped: %s is not there (PDVM_SHARED names its directory)\n", path);
         free(path);
         skip();
+        return NULL;
     }
     return path;
 }
