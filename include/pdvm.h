@@ -107,6 +107,8 @@ typedef struct pdvm_model_options {
     int n_threads;       /**< worker threads, the caller included; 0: one per available core */
     const char *backend; /**< "auto" or "cpu"; NULL: "auto" */
     const char *kernels; /**< "auto", "scalar", "avx512": CPU instruction set; NULL: "auto" */
+    const char *values;  /**< for directories of float weights: "f32", "bf16", "f16", "int8", "lut8"
+                              or "lut4"; NULL: "int8". A .pdvm file has its own. */
     pdvm_progress_fn progress;
     void *progress_user;
     pdvm_log_fn log;
@@ -136,8 +138,8 @@ typedef struct pdvm_model_info {
 } pdvm_model_info;
 
 /**
- * Opens a `.pdvm` file or a Hugging Face model directory (which is converted in memory with
- * the default codings). Progress stage: "loading". `*out` is freed by pdvm_model_close.
+ * Opens a `.pdvm` file or a Hugging Face model directory (which is converted in memory, see
+ * pdvm_model_options.values). Progress stage: "loading". `*out` is freed by pdvm_model_close.
  */
 PDVM_API pdvm_status pdvm_model_open(const char *path, const pdvm_model_options *options,
                                      pdvm_model **out, pdvm_error *err);

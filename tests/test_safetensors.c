@@ -24,8 +24,7 @@ struct image {
 static struct image image_of(const char *header, size_t header_size, size_t data_size) {
     struct image image = {calloc(1, 8 + header_size + data_size), 8 + header_size + data_size};
     assert_non_null(image.bytes);
-    for (int i = 0; i < 8; i++)
-        image.bytes[i] = (uint8_t)((uint64_t)header_size >> (8 * i));
+    for (int i = 0; i < 8; i++) image.bytes[i] = (uint8_t)((uint64_t)header_size >> (8 * i));
     memcpy(image.bytes + 8, header, header_size);
     return image;
 }
@@ -261,13 +260,14 @@ static void refuses_headers_that_are_no_json_object(void **state) {
 
 static void refuses_deep_nesting(void **state) {
     (void)state;
-    size_t depth = 1000000;
-    char *header = malloc(5 + 2 * depth + 1);
-    memcpy(header, "{\"a\":", 5);
-    memset(header + 5, '[', depth);
-    memset(header + 5 + depth, ']', depth);
-    header[5 + 2 * depth] = '}';
-    assert_refused(image_of(header, 6 + 2 * depth, 0), PDVM_ERR_FORMAT, "nested");
+    /* {"a":[[[...]]]} */
+    size_t depth = 1000000, size = 6 + 2 * depth;
+    char *header = malloc(size);
+    if (!header) support_fail("out of memory");
+    for (size_t i = 0; i < size; i++) header[i] = i < 5 + depth ? '[' : ']';
+    for (size_t i = 0; i < 5; i++) header[i] = "{\"a\":"[i];
+    header[size - 1] = '}';
+    assert_refused(image_of(header, size, 0), PDVM_ERR_FORMAT, "nested");
     free(header);
 }
 
@@ -374,7 +374,9 @@ static void refuses_every_truncation_of_a_good_file(void **state) {
     size_t size;
     char *data = support_read_file(path, &size);
     for (size_t n = 0; n < size; n++) {
-        struct image image = {malloc(n ? n : 1), n};
+        /* An allocation of its own, so that a sanitizer sees a read past the end. */
+        struct image image = {calloc(1, n ? n : 1), n};
+        if (!image.bytes) support_fail("out of memory");
         memcpy(image.bytes, data, n);
         assert_refused(image, PDVM_ERR_FORMAT, "");
     }
@@ -516,23 +518,23 @@ static void writer_refuses_what_a_reader_would(void **state) {
     const int64_t negative[1] = {-1};
     const struct {
         const char *name;
-        enum safetensors_dtype dtype;
         const int64_t *dims;
-        int n_dims;
-        size_t size;
         const char *text;
+        size_t size;
+        enum safetensors_dtype dtype;
+        int n_dims;
     } cases[] = {
-        {"a", SAFETENSORS_U8, one, 1, 1, "written twice"},
-        {"b", SAFETENSORS_U8, one, 1, 2, "2 bytes given"},
-        {"b", SAFETENSORS_F32, one, 1, 1, "1 bytes given"},
-        {"b", SAFETENSORS_U8, nine, 9, 1, "9 dimensions"},
-        {"b", SAFETENSORS_U8, one, -1, 1, "-1 dimensions"},
-        {"b", SAFETENSORS_U8, huge, 2, 1, "overflows"},
-        {"b", SAFETENSORS_F64, bytes_overflow, 1, 1, "1 bytes given"},
-        {"b", SAFETENSORS_U8, negative, 1, 1, "negative"},
-        {"b", SAFETENSORS_N_DTYPES, one, 1, 1, "dtype"},
-        {"__metadata__", SAFETENSORS_U8, one, 1, 1, "reserved"},
-        {"\xff\xfe", SAFETENSORS_U8, one, 1, 1, "UTF-8"},
+        {"a", one, "written twice", 1, SAFETENSORS_U8, 1},
+        {"b", one, "2 bytes given", 2, SAFETENSORS_U8, 1},
+        {"b", one, "1 bytes given", 1, SAFETENSORS_F32, 1},
+        {"b", nine, "9 dimensions", 1, SAFETENSORS_U8, 9},
+        {"b", one, "-1 dimensions", 1, SAFETENSORS_U8, -1},
+        {"b", huge, "overflows", 1, SAFETENSORS_U8, 2},
+        {"b", bytes_overflow, "1 bytes given", 1, SAFETENSORS_F64, 1},
+        {"b", negative, "negative", 1, SAFETENSORS_U8, 1},
+        {"b", one, "dtype", 1, SAFETENSORS_N_DTYPES, 1},
+        {"__metadata__", one, "reserved", 1, SAFETENSORS_U8, 1},
+        {"\xff\xfe", one, "UTF-8", 1, SAFETENSORS_U8, 1},
     };
     assert_ok(safetensors_writer_open(path, 200, &w, &err), &err);
     assert_ok(safetensors_writer_tensor(w, "a", SAFETENSORS_U8, one, 1, "x", 1, &err), &err);
@@ -623,20 +625,17 @@ static void full_disk_leaves_the_old_file(void **state) {
         struct safetensors_writer *w;
         int64_t n = (int64_t)tensor_sizes[i];
         pdvm_status status = safetensors_writer_open(path, 256, &w, &errs[i]);
-        if (status != PDVM_OK)
-            continue;
+        if (status != PDVM_OK) continue;
         status = safetensors_writer_tensor(w, "a", SAFETENSORS_U8, &n, 1, data, tensor_sizes[i],
                                            &errs[i]);
         pdvm_error second = {0};
         statuses[i] = safetensors_writer_commit(w, &second);
-        if (status == PDVM_OK)
-            errs[i] = second;
+        if (status == PDVM_OK) errs[i] = second;
     }
     setrlimit(RLIMIT_FSIZE, &old);
     signal(SIGXFSZ, handler);
 
-    for (int i = 0; i < 2; i++)
-        assert_error(statuses[i], PDVM_ERR_IO, &errs[i], path);
+    for (int i = 0; i < 2; i++) assert_error(statuses[i], PDVM_ERR_IO, &errs[i], path);
     char *text = support_read_file(path, NULL);
     assert_string_equal(text, "old");
     assert_int_equal(support_count_entries(dir), 1);

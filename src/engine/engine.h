@@ -18,6 +18,7 @@ struct pdvm_model {
     struct model_source *source;
     struct model_config config;
     struct tokenizer *tokenizer; /* NULL: the source has none */
+    enum mdcsr_values values;    /* for sources that hold float weights */
     struct pd_threads *threads;
     struct backend *backend;
     struct plan plan;
@@ -58,6 +59,11 @@ typedef pdvm_status (*session_logits_fn)(void *user, size_t index, const float *
  */
 pdvm_status session_forward(pdvm_session *s, const int32_t *tokens, size_t n, session_logits_fn fn,
                             void *user, pdvm_error *err);
+
+struct safetensors;
+
+/** pdvm_session_load from an open file. */
+pdvm_status session_load_from(pdvm_session *s, const struct safetensors *st, pdvm_error *err);
 
 /** Builds the plan over the model's matrices and norms: see plan.c for the order of both. */
 pdvm_status plan_build(struct pdvm_model *model, pdvm_error *err);

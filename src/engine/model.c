@@ -48,7 +48,7 @@ static pdvm_status load_product(pdvm_model *m, const struct mdcsr *w, pdvm_error
 }
 
 static pdvm_status load_embedding(pdvm_model *m, const struct tensor_info *t, pdvm_error *err) {
-    PD_TRY(encoding_load(m->source, t, m->threads, &m->embedding, err));
+    PD_TRY(encoding_load(m->source, t, m->values, m->threads, &m->embedding, err));
     PD_TRY(m->backend->ops->load_matrix(m->backend, &m->embedding, MATRIX_LOOKUP, &m->lookup, err));
     count(m, &m->embedding);
     size_t bytes = m->backend->ops->matrix_bytes(m->lookup);
@@ -80,7 +80,7 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
             PD_TRY(load_embedding(m, &t, err));
         } else {
             struct mdcsr w;
-            PD_TRY(encoding_load(m->source, &t, m->threads, &w, err));
+            PD_TRY(encoding_load(m->source, &t, m->values, m->threads, &w, err));
             pdvm_status status = load_product(m, &w, err);
             if (status == PDVM_OK) count(m, &w);
             mdcsr_free(&w);
@@ -107,7 +107,7 @@ static void fill_info(pdvm_model *m) {
     i->fingerprint = m->source->fingerprint;
     if (!source_is_mdcsr(m->source)) {
         /* The weights depend on the coding that was chosen here, too. */
-        struct mdcsr_options o = encoding_default(TENSOR_Q);
+        struct mdcsr_options o = encoding_default(TENSOR_Q, m->values);
         uint32_t coding[3] = {(uint32_t)o.values, (uint32_t)o.codebook, o.group};
         i->fingerprint = pd_hash(i->fingerprint, coding, sizeof coding);
     }
@@ -118,6 +118,10 @@ static pdvm_status open_into(pdvm_model *m, const char *path, const pdvm_model_o
     if (o->n_threads < 0)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "%d threads: give a positive number, or 0 for all",
                        o->n_threads);
+    m->values = MDCSR_INT8;
+    if (o->values && !mdcsr_values_parse(o->values, &m->values))
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "unknown values \"%s\": f32, bf16, f16, int8, lut8 or lut4", o->values);
     PD_TRY(source_open(path, &m->source, err));
     m->config = m->source->config;
     PD_TRY(open_tokenizer(m, err));

@@ -22,8 +22,7 @@ static bool depth_ok(const char *data, size_t size) {
         } else if (c == '"') {
             quoted = true;
         } else if (c == '{' || c == '[') {
-            if (++depth > PD_JSON_MAX_DEPTH)
-                return false;
+            if (++depth > PD_JSON_MAX_DEPTH) return false;
         } else if ((c == '}' || c == ']') && depth > 0) {
             depth--;
         }
@@ -34,15 +33,13 @@ static bool depth_ok(const char *data, size_t size) {
 pdvm_status pd_json_parse(const char *path, const char *data, size_t size, json_t **out,
                           pdvm_error *err) {
     *out = NULL;
-    if (size == 0)
-        return pd_fail(err, PDVM_ERR_FORMAT, "%s: empty, expected JSON", path);
+    if (size == 0) return pd_fail(err, PDVM_ERR_FORMAT, "%s: empty, expected JSON", path);
     if (!depth_ok(data, size))
         return pd_fail(err, PDVM_ERR_FORMAT, "%s: JSON nested deeper than %d levels", path,
                        PD_JSON_MAX_DEPTH);
     json_error_t e;
     *out = json_loadb(data, size, JSON_REJECT_DUPLICATES, &e);
-    if (*out)
-        return PDVM_OK;
+    if (*out) return PDVM_OK;
     if (json_error_code(&e) == json_error_out_of_memory)
         return pd_fail_memory(err, size, "parsing JSON");
     return pd_fail(err, PDVM_ERR_FORMAT, "%s: line %d, column %d: %s", path, e.line, e.column,
@@ -52,8 +49,7 @@ pdvm_status pd_json_parse(const char *path, const char *data, size_t size, json_
 pdvm_status pd_json_parse_object(const char *path, const char *data, size_t size, json_t **out,
                                  pdvm_error *err) {
     PD_TRY(pd_json_parse(path, data, size, out, err));
-    if (json_is_object(*out))
-        return PDVM_OK;
+    if (json_is_object(*out)) return PDVM_OK;
     const char *kind = pd_json_kind(*out);
     json_decref(*out);
     *out = NULL;
@@ -61,8 +57,7 @@ pdvm_status pd_json_parse_object(const char *path, const char *data, size_t size
 }
 
 const char *pd_json_kind(const json_t *value) {
-    if (!value)
-        return "nothing";
+    if (!value) return "nothing";
     switch (json_typeof(value)) {
     case JSON_OBJECT: return "an object";
     case JSON_ARRAY: return "an array";
@@ -100,10 +95,8 @@ pdvm_status pd_json_int(const char *path, const json_t *object, const char *fiel
                         int64_t min, int64_t max, int64_t *out, pdvm_error *err) {
     json_t *value;
     PD_TRY(lookup(path, object, field, required, &value, err));
-    if (!value)
-        return PDVM_OK;
-    if (!json_is_integer(value))
-        return wrong_kind(path, field, value, "a whole number", err);
+    if (!value) return PDVM_OK;
+    if (!json_is_integer(value)) return wrong_kind(path, field, value, "a whole number", err);
     int64_t v = json_integer_value(value);
     if (v < min || v > max)
         return pd_fail(err, PDVM_ERR_FORMAT,
@@ -117,10 +110,8 @@ pdvm_status pd_json_number(const char *path, const json_t *object, const char *f
                            double *out, pdvm_error *err) {
     json_t *value;
     PD_TRY(lookup(path, object, field, required, &value, err));
-    if (!value)
-        return PDVM_OK;
-    if (!json_is_number(value))
-        return wrong_kind(path, field, value, "a number", err);
+    if (!value) return PDVM_OK;
+    if (!json_is_number(value)) return wrong_kind(path, field, value, "a number", err);
     double v = json_number_value(value);
     if (!isfinite(v))
         return pd_fail(err, PDVM_ERR_FORMAT, "%s: field \"%s\" is not finite", path, field);
@@ -132,10 +123,8 @@ pdvm_status pd_json_bool(const char *path, const json_t *object, const char *fie
                          bool *out, pdvm_error *err) {
     json_t *value;
     PD_TRY(lookup(path, object, field, required, &value, err));
-    if (!value)
-        return PDVM_OK;
-    if (!json_is_boolean(value))
-        return wrong_kind(path, field, value, "true or false", err);
+    if (!value) return PDVM_OK;
+    if (!json_is_boolean(value)) return wrong_kind(path, field, value, "true or false", err);
     *out = json_is_true(value);
     return PDVM_OK;
 }
@@ -144,10 +133,8 @@ pdvm_status pd_json_string(const char *path, const json_t *object, const char *f
                            const char **out, pdvm_error *err) {
     json_t *value;
     PD_TRY(lookup(path, object, field, required, &value, err));
-    if (!value)
-        return PDVM_OK;
-    if (!json_is_string(value))
-        return wrong_kind(path, field, value, "a string", err);
+    if (!value) return PDVM_OK;
+    if (!json_is_string(value)) return wrong_kind(path, field, value, "a string", err);
     *out = json_string_value(value);
     return PDVM_OK;
 }
@@ -156,10 +143,8 @@ pdvm_status pd_json_object(const char *path, const json_t *object, const char *f
                            json_t **out, pdvm_error *err) {
     json_t *value;
     PD_TRY(lookup(path, object, field, required, &value, err));
-    if (!value)
-        return PDVM_OK;
-    if (!json_is_object(value))
-        return wrong_kind(path, field, value, "an object", err);
+    if (!value) return PDVM_OK;
+    if (!json_is_object(value)) return wrong_kind(path, field, value, "an object", err);
     *out = value;
     return PDVM_OK;
 }
@@ -168,10 +153,8 @@ pdvm_status pd_json_array(const char *path, const json_t *object, const char *fi
                           json_t **out, pdvm_error *err) {
     json_t *value;
     PD_TRY(lookup(path, object, field, required, &value, err));
-    if (!value)
-        return PDVM_OK;
-    if (!json_is_array(value))
-        return wrong_kind(path, field, value, "an array", err);
+    if (!value) return PDVM_OK;
+    if (!json_is_array(value)) return wrong_kind(path, field, value, "an array", err);
     *out = value;
     return PDVM_OK;
 }

@@ -29,13 +29,13 @@ static const struct {
 
 struct safetensors {
     char *path;
-    struct pd_map map; /* empty for memory that somebody else owns */
+    struct pd_map map;   /* empty for memory that somebody else owns */
     const uint8_t *data; /* of the tensors, behind the header */
     size_t data_size;
     uint64_t header_hash;
     json_t *metadata; /* NULL if there is none */
     size_t n_tensors;
-    struct safetensors_tensor *tensors; /* [n_tensors] in file order */
+    struct safetensors_tensor *tensors;        /* [n_tensors] in file order */
     const struct safetensors_tensor **by_name; /* [n_tensors] sorted */
     char *names;
 };
@@ -121,9 +121,6 @@ static pdvm_status parse_offsets(const struct safetensors *st, const json_t *val
 
 static pdvm_status parse_tensor(const struct safetensors *st, const json_t *value,
                                 struct safetensors_tensor *t, pdvm_error *err) {
-    if (!json_is_object(value))
-        return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%.200s\" must be an object, not %s",
-                       st->path, t->name, pd_json_kind(value));
     PD_TRY(parse_dtype(st, t->name, json_object_get(value, "dtype"), &t->dtype, err));
     PD_TRY(parse_shape(st, json_object_get(value, "shape"), t, err));
     PD_TRY(parse_offsets(st, json_object_get(value, "data_offsets"), t, err));
@@ -155,10 +152,8 @@ static pdvm_status check_metadata(const struct safetensors *st, json_t *metadata
 /* File order. Empty tensors share an offset with their neighbour and must come before it. */
 static int compare_place(const void *a, const void *b) {
     const struct safetensors_tensor *s = a, *t = b;
-    if (s->data != t->data)
-        return s->data < t->data ? -1 : 1;
-    if (s->size != t->size)
-        return s->size < t->size ? -1 : 1;
+    if (s->data != t->data) return s->data < t->data ? -1 : 1;
+    if (s->size != t->size) return s->size < t->size ? -1 : 1;
     return strcmp(s->name, t->name);
 }
 
@@ -193,18 +188,21 @@ static pdvm_status read_header(struct safetensors *st, json_t *header, pdvm_erro
     json_t *value;
     size_t n = 0, names_size = 0;
     json_object_foreach(header, key, value) {
+        if (strcmp(key, METADATA) != 0 && !json_is_object(value))
+            return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%.200s\" must be an object, not %s",
+                           st->path, key, pd_json_kind(value));
         n++;
         names_size += strlen(key) + 1;
     }
     PD_TRY(pd_calloc(&st->tensors, n, sizeof *st->tensors, "the table of tensors", err));
-    PD_TRY(pd_calloc(&st->by_name, n, sizeof *st->by_name, "the table of tensors", err));
+    PD_TRY(pd_calloc(&st->by_name, n, sizeof(struct safetensors_tensor *), "the table of tensors",
+                     err));
     PD_TRY(pd_calloc(&st->names, names_size, 1, "the names of tensors", err));
 
     char *name = st->names;
     json_object_foreach(header, key, value) {
         if (strcmp(key, METADATA) == 0) {
-            if (json_is_null(value))
-                continue;
+            if (json_is_null(value)) continue;
             PD_TRY(check_metadata(st, value, err));
             st->metadata = json_incref(value);
             continue;
@@ -217,12 +215,10 @@ static pdvm_status read_header(struct safetensors *st, json_t *header, pdvm_erro
         PD_TRY(parse_tensor(st, value, t, err));
         st->n_tensors++;
     }
+    if (st->n_tensors > 0) qsort(st->tensors, st->n_tensors, sizeof *st->tensors, compare_place);
+    for (size_t i = 0; i < st->n_tensors; i++) st->by_name[i] = &st->tensors[i];
     if (st->n_tensors > 0)
-        qsort(st->tensors, st->n_tensors, sizeof *st->tensors, compare_place);
-    for (size_t i = 0; i < st->n_tensors; i++)
-        st->by_name[i] = &st->tensors[i];
-    if (st->n_tensors > 0)
-        qsort(st->by_name, st->n_tensors, sizeof *st->by_name, compare_name);
+        qsort(st->by_name, st->n_tensors, sizeof(struct safetensors_tensor *), compare_name);
     return check_places(st, err);
 }
 
@@ -233,8 +229,7 @@ static pdvm_status read_file(struct safetensors *st, const uint8_t *file, size_t
                        "%s: %zu bytes, too short for a safetensors file's header size", st->path,
                        file_size);
     uint64_t size = 0;
-    for (int i = 7; i >= 0; i--)
-        size = size << 8 | file[i];
+    for (int i = 7; i >= 0; i--) size = size << 8 | file[i];
     if (size > SAFETENSORS_MAX_HEADER)
         return pd_fail(err, PDVM_ERR_FORMAT,
                        "%s: header size %" PRIu64 " is over the limit of %zu bytes (not a "
@@ -253,8 +248,7 @@ static pdvm_status read_file(struct safetensors *st, const uint8_t *file, size_t
 
     json_t *header;
     pdvm_status status = pd_json_parse_object(st->path, text, (size_t)size, &header, err);
-    if (status != PDVM_OK)
-        return pd_prefix(err, status, "safetensors header");
+    if (status != PDVM_OK) return pd_prefix(err, status, "safetensors header");
     status = read_header(st, header, err);
     json_decref(header);
     return status;
@@ -263,8 +257,7 @@ static pdvm_status read_file(struct safetensors *st, const uint8_t *file, size_t
 static pdvm_status handle_new(const char *path, struct safetensors **out, pdvm_error *err) {
     PD_TRY(pd_calloc(out, 1, sizeof **out, "a safetensors file", err));
     (*out)->path = strdup(path);
-    if ((*out)->path)
-        return PDVM_OK;
+    if ((*out)->path) return PDVM_OK;
     free(*out);
     *out = NULL;
     return pd_fail_memory(err, strlen(path) + 1, "a path");
@@ -275,8 +268,7 @@ pdvm_status safetensors_open(const char *path, struct safetensors **out, pdvm_er
     *out = NULL;
     PD_TRY(handle_new(path, &st, err));
     pdvm_status status = pd_map_open(path, &st->map, err);
-    if (status == PDVM_OK)
-        status = read_file(st, st->map.data, st->map.size, err);
+    if (status == PDVM_OK) status = read_file(st, st->map.data, st->map.size, err);
     if (status == PDVM_OK)
         *out = st;
     else
@@ -298,8 +290,7 @@ pdvm_status safetensors_open_memory(const char *name, const void *data, size_t s
 }
 
 void safetensors_close(struct safetensors *st) {
-    if (!st)
-        return;
+    if (!st) return;
     pd_map_close(&st->map);
     json_decref(st->metadata);
     free(st->tensors);
@@ -326,8 +317,7 @@ const struct safetensors_tensor *safetensors_find(const struct safetensors *st, 
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         int order = strcmp(name, st->by_name[middle]->name);
-        if (order == 0)
-            return st->by_name[middle];
+        if (order == 0) return st->by_name[middle];
         if (order < 0)
             high = middle;
         else
@@ -369,8 +359,7 @@ pdvm_status safetensors_to_float(const struct safetensors *st, const struct safe
                        "%s: tensor \"%.200s\": elements %" PRId64 " + %" PRId64
                        " asked for, but it has %" PRId64,
                        st->path, t->name, begin, n, t->n_elements);
-    if (n == 0)
-        return PDVM_OK;
+    if (n == 0) return PDVM_OK;
     const uint8_t *data = t->data + (size_t)begin * safetensors_dtype_size(t->dtype);
     switch (t->dtype) {
     case SAFETENSORS_F32: memcpy(out, data, (size_t)n * sizeof *out); return PDVM_OK;

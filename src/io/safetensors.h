@@ -43,7 +43,7 @@ struct safetensors_tensor {
     int64_t dims[SAFETENSORS_MAX_DIMS];
     int64_t n_elements;
     const uint8_t *data; /**< points into the file's map */
-    size_t size; /**< bytes: n_elements times the element's size, checked */
+    size_t size;         /**< bytes: n_elements times the element's size, checked */
 };
 
 /** An open file. */

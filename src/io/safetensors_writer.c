@@ -13,7 +13,7 @@
 struct safetensors_writer {
     struct pd_writer *file;
     char *path;
-    size_t reserve; /* room for the header, a multiple of 8 */
+    size_t reserve;     /* room for the header, a multiple of 8 */
     uint64_t data_size; /* bytes of tensors so far */
     json_t *header;
     json_t *metadata;
@@ -56,8 +56,7 @@ pdvm_status safetensors_writer_open(const char *path, size_t reserve,
         return pd_fail_memory(err, sizeof *w, "a safetensors writer");
     }
     pdvm_status status = pd_writer_open(path, &w->file, err);
-    if (status == PDVM_OK)
-        status = append_zeros(w->file, 8 + w->reserve, err);
+    if (status == PDVM_OK) status = append_zeros(w->file, 8 + w->reserve, err);
     if (status == PDVM_OK)
         *out = w;
     else
@@ -67,8 +66,7 @@ pdvm_status safetensors_writer_open(const char *path, size_t reserve,
 
 pdvm_status safetensors_writer_metadata(struct safetensors_writer *w, const char *key,
                                         const char *value, pdvm_error *err) {
-    if (json_object_set_new(w->metadata, key, json_string(value)) == 0)
-        return PDVM_OK;
+    if (json_object_set_new(w->metadata, key, json_string(value)) == 0) return PDVM_OK;
     return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: metadata \"%.200s\" is not valid UTF-8", w->path,
                    key);
 }
@@ -76,6 +74,7 @@ pdvm_status safetensors_writer_metadata(struct safetensors_writer *w, const char
 /* What the header says of a tensor; NULL if memory runs out. */
 static json_t *describe(enum safetensors_dtype dtype, const int64_t *dims, int n_dims,
                         uint64_t begin, size_t size) {
+    uint64_t end = begin + size;
     json_t *shape = json_array();
     for (int i = 0; i < n_dims; i++) {
         if (json_array_append_new(shape, json_integer(dims[i])) != 0) {
@@ -84,7 +83,7 @@ static json_t *describe(enum safetensors_dtype dtype, const int64_t *dims, int n
         }
     }
     return json_pack("{s:s, s:o, s:[I, I]}", "dtype", safetensors_dtype_name(dtype), "shape", shape,
-                     "data_offsets", (json_int_t)begin, (json_int_t)(begin + size));
+                     "data_offsets", (json_int_t)begin, (json_int_t)end);
 }
 
 pdvm_status safetensors_writer_tensor(struct safetensors_writer *w, const char *name,
@@ -112,8 +111,7 @@ pdvm_status safetensors_writer_tensor(struct safetensors_writer *w, const char *
         return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: tensor \"%.200s\": written twice", w->path,
                        name);
     json_t *entry = describe(dtype, dims, n_dims, w->data_size, size);
-    if (!entry)
-        return pd_fail_memory(err, sizeof *entry, "a safetensors header");
+    if (!entry) return pd_fail_memory(err, sizeof *entry, "a safetensors header");
     if (json_object_set_new(w->header, name, entry) != 0)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: tensor name \"%.200s\" is not valid UTF-8",
                        w->path, name);
@@ -127,8 +125,7 @@ pdvm_status safetensors_writer_tensor(struct safetensors_writer *w, const char *
 static char *header_text(const struct safetensors_writer *w) {
     json_t *all = json_object();
     int failed = all == NULL;
-    if (json_object_size(w->metadata) > 0)
-        failed |= json_object_set(all, METADATA, w->metadata);
+    if (json_object_size(w->metadata) > 0) failed |= json_object_set(all, METADATA, w->metadata);
     failed |= json_object_update(all, w->header);
     char *text = failed ? NULL : json_dumps(all, JSON_COMPACT);
     json_decref(all);
@@ -140,8 +137,7 @@ static pdvm_status write_header(struct safetensors_writer *w, pdvm_error *err) {
         return pd_fail(err, PDVM_ERR_IO, "%s: not finished: writing a tensor failed before",
                        w->path);
     char *text = header_text(w);
-    if (!text)
-        return pd_fail_memory(err, w->reserve, "a safetensors header");
+    if (!text) return pd_fail_memory(err, w->reserve, "a safetensors header");
     size_t size = strlen(text);
     pdvm_status status = PDVM_OK;
     if (size > w->reserve) {
@@ -151,10 +147,9 @@ static pdvm_status write_header(struct safetensors_writer *w, pdvm_error *err) {
     } else {
         char *padded = malloc(8 + w->reserve);
         if (padded) {
-            for (int i = 0; i < 8; i++)
-                padded[i] = (char)(w->reserve >> (8 * i) & 0xff);
-            memcpy(padded + 8, text, size);
-            memset(padded + 8 + size, ' ', w->reserve - size);
+            for (int i = 0; i < 8; i++) padded[i] = (char)(w->reserve >> (8 * i) & 0xff);
+            memset(padded + 8, ' ', w->reserve);
+            for (size_t i = 0; i < size; i++) padded[8 + i] = text[i];
             status = pd_writer_patch(w->file, 0, padded, 8 + w->reserve, err);
         } else {
             status = pd_fail_memory(err, 8 + w->reserve, "a safetensors header");
@@ -177,8 +172,7 @@ pdvm_status safetensors_writer_commit(struct safetensors_writer *w, pdvm_error *
 }
 
 void safetensors_writer_abort(struct safetensors_writer *w) {
-    if (!w)
-        return;
+    if (!w) return;
     pd_writer_abort(w->file);
     writer_free(w);
 }

@@ -10,9 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Below this a scale's reciprocal and its products would leave the range of normal floats. */
-#define SMALLEST_SCALE 0x1p-120f
-
 /* The histogram that Lloyd's algorithm works on covers [-RANGE, RANGE] of x / scale; what lies
  * outside (clipped values) is counted in the outer bins with its true value. */
 #define BINS 16384
@@ -52,6 +49,11 @@ static void book_prepare(struct mdcsr_book *b) {
         while (edge > b->bound[code])
             code++;
         b->first[cell] = cell == 0 ? 0 : (uint8_t)code;
+        float middle = ((float)cell + 0.5f) / b->cells_per_unit - b->max;
+        int nearest = code;
+        while (middle > b->bound[nearest])
+            nearest++;
+        b->value[cell] = b->entry[nearest];
     }
 }
 
@@ -72,23 +74,51 @@ double mdcsr_book_encode(const struct mdcsr_book *b, const float *x, int64_t n, 
     for (int64_t i = 0; i < n; i++) {
         unsigned code = book_code(b, x[i] * inverse);
         double d = (double)x[i] - (double)(scale * b->entry[code]);
-        codes[i] = (uint8_t)code;
+        if (codes)
+            codes[i] = (uint8_t)code;
         error += d * d;
     }
     return error;
 }
 
-/* Squared error at a scale, or anything above `limit` once it is clear that it exceeds it. */
+/*
+ * Squared error of x[n] at a scale, with entries looked up by cell: all but exact, and without
+ * branches, because this is where encoding spends its time. Stops once it exceeds `limit`.
+ */
 static double try_scale(const struct mdcsr_book *b, const float *x, int64_t n, float scale,
                         double limit) {
-    float inverse = 1.0f / scale;
-    double error = 0;
-    for (int64_t i = 0; i < n && error <= limit;) {
+    float inverse = 1.0f / scale, step = inverse * b->cells_per_unit;
+    float middle = b->max * b->cells_per_unit, last = MDCSR_BOOK_CELLS - 1;
+    double error = 0, unit = (double)scale * (double)scale;
+    int64_t i = 0;
+    while (i < n && error <= limit) {
+        /* Eight sums side by side, in units of the scale, where float32 is wide enough. */
+        float sums[8] = {0};
         int64_t end = i + 64 < n ? i + 64 : n;
-        for (; i < end; i++) {
-            double d = (double)x[i] - (double)(scale * b->entry[book_code(b, x[i] * inverse)]);
-            error += d * d;
+        for (; i + 8 <= end; i += 8) {
+            int32_t cell[8];
+            for (int k = 0; k < 8; k++) {
+                float f = x[i + k] * step + middle;
+                f = f > 0 ? f : 0;
+                f = f < last ? f : last;
+                cell[k] = (int32_t)f;
+            }
+            for (int k = 0; k < 8; k++) {
+                float d = x[i + k] * inverse - b->value[cell[k]];
+                sums[k] += d * d;
+            }
         }
+        for (int k = 0; i < end; i++, k++) {
+            float f = x[i] * step + middle;
+            f = f > 0 ? f : 0;
+            f = f < last ? f : last;
+            float d = x[i] * inverse - b->value[(int32_t)f];
+            sums[k] += d * d;
+        }
+        float sum = 0;
+        for (int k = 0; k < 8; k++)
+            sum += sums[k];
+        error += unit * (double)sum;
     }
     return error;
 }
@@ -103,7 +133,7 @@ struct search {
 
 /* True if `scale` is better than what was found so far. */
 static bool search_try(struct search *s, float scale) {
-    if (!(fabsf(scale) >= SMALLEST_SCALE) || !isfinite(scale * s->b->max))
+    if (!(fabsf(scale) >= MDCSR_SMALLEST_SCALE) || !isfinite(scale * s->b->max))
         return false;
     double error = try_scale(s->b, s->x, s->n, scale, s->error);
     if (error >= s->error)
@@ -111,6 +141,12 @@ static bool search_try(struct search *s, float scale) {
     s->error = error;
     s->best = scale;
     return true;
+}
+
+/* Tries `base` made smaller by a fraction. */
+static bool search_step(struct search *s, float base, float less, bool bf16) {
+    float scale = base * (1.0f - less);
+    return search_try(s, bf16 ? mdcsr_bf16_up(scale) : scale);
 }
 
 /* The least squares scale for the codes that the best scale so far gives. */
@@ -142,15 +178,22 @@ float mdcsr_book_scale(const struct mdcsr_book *b, const float *x, int64_t n, bo
     /* Small books gain from giving up the largest values; large ones hardly. Long rows have
      * rarer, larger maxima, so the walk goes on for as long as it pays. */
     float step = b->n == 16 ? 0.05f : 0.015f;
+    /* The fewer values, the less even the error is along the way. */
+    int best = 0, stride = n <= 32 ? 1 : 2, end = n <= 32 ? 3 : 6;
+    float direction = 1;
     for (int sign = 0; sign < (b->symmetric ? 1 : 2); sign++) {
         bool better = true;
-        for (int k = -1; k <= 6 || (better && k * step < 0.9f); k++) {
-            float scale = base * (1.0f - (float)k * step);
-            if (bf16)
-                scale = mdcsr_bf16_up(scale);
-            better = search_try(&s, sign ? -scale : scale);
+        for (int k = -2; k <= end || (better && (float)k * step < 0.9f); k += stride) {
+            better = search_step(&s, sign ? -base : base, (float)k * step, bf16);
+            if (better) {
+                best = k;
+                direction = sign ? -1 : 1;
+            }
         }
     }
+    search_step(&s, direction * base, (float)(best - 1) * step, bf16);
+    if (stride > 1)
+        search_step(&s, direction * base, (float)(best + 1) * step, bf16);
     if (s.best == 0)
         return 0;
     float refined = refine(&s);
@@ -301,9 +344,7 @@ static void fit_groups(void *arg, int64_t begin, int64_t end, int worker) {
         const float *x = s->x + s->begin[g];
         int64_t n = s->begin[g + 1] - s->begin[g];
         s->scale[g] = mdcsr_book_scale(f->b, x, n, s->bf16_scales);
-        s->error[g] = 0;
-        if (s->scale[g] != 0)
-            s->error[g] = try_scale(f->b, x, n, s->scale[g], INFINITY);
+        s->error[g] = mdcsr_book_encode(f->b, x, n, s->scale[g], NULL);
     }
 }
 
@@ -334,7 +375,7 @@ static pdvm_status book_learn(struct mdcsr_book *b, bool zero, struct mdcsr_samp
     double best = fit_scales(b, s, threads); /* b comes in as the linear book */
     for (int64_t g = 0; g < s->n_groups; g++) {
         float scale = largest(s->x + s->begin[g], s->begin[g + 1] - s->begin[g]);
-        s->scale[g] = fabsf(scale) < SMALLEST_SCALE ? 0 : scale;
+        s->scale[g] = fabsf(scale) < MDCSR_SMALLEST_SCALE ? 0 : scale;
     }
     for (int round = 0; round < ROUNDS; round++) {
         histogram_fill(h, s);

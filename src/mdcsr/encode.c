@@ -15,13 +15,10 @@
 #include <string.h>
 
 /* Entries that a codebook is fitted to: more change nothing that can be measured. */
-#define SAMPLE_ENTRIES ((int64_t)1 << 20)
+#define SAMPLE_ENTRIES ((int64_t)1 << 19)
 
 /* Weights per piece of a parallel loop. */
 #define PIECE ((int64_t)1 << 17)
-
-/* Below this an int8 scale loses bits: such values are nothing and become 0. */
-#define SMALLEST_SCALE 0x1p-120f
 
 /* What is known of a row after the first pass, and its share of the report after the second. */
 struct row {
@@ -236,7 +233,7 @@ static float int8_scale(const float *x, int64_t n, bool bf16) {
     for (int64_t i = 0; i < n; i++)
         max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
     float scale = max / 127.0f;
-    if (scale < SMALLEST_SCALE)
+    if (scale < MDCSR_SMALLEST_SCALE)
         return 0;
     if (bf16)
         scale = mdcsr_bf16_up(scale);

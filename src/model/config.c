@@ -47,8 +47,7 @@ static pdvm_status check_extras(const char *path, const json_t *root, pdvm_error
     for (size_t i = 0; i < sizeof biases / sizeof *biases; i++) {
         bool on = false;
         PD_TRY(pd_json_bool(path, root, biases[i], false, &on, err));
-        if (on)
-            return unsupported(path, biases[i], "true", "false", err);
+        if (on) return unsupported(path, biases[i], "true", "false", err);
     }
     const char *activation = "silu";
     PD_TRY(pd_json_string(path, root, "hidden_act", false, &activation, err));
@@ -60,8 +59,7 @@ static pdvm_status check_extras(const char *path, const json_t *root, pdvm_error
         json_t *coding = NULL;
         const char *method = "unknown";
         PD_TRY(pd_json_object(path, root, codings[i], false, &coding, err));
-        if (!coding)
-            continue;
+        if (!coding) continue;
         PD_TRY(pd_json_string(path, coding, "quant_method", false, &method, err));
         return pd_fail(
             err, PDVM_ERR_UNSUPPORTED,
@@ -71,8 +69,7 @@ static pdvm_status check_extras(const char *path, const json_t *root, pdvm_error
     }
     double rotary = 1;
     PD_TRY(pd_json_number(path, root, "partial_rotary_factor", false, &rotary, err));
-    if (rotary != 1)
-        return unsupported(path, "partial_rotary_factor", "not 1", "1", err);
+    if (rotary != 1) return unsupported(path, "partial_rotary_factor", "not 1", "1", err);
     return PDVM_OK;
 }
 
@@ -97,8 +94,7 @@ static pdvm_status check_rope_kind(const char *path, const char *field, json_t *
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const char *kind = "default";
         pdvm_status status = pd_json_string(path, rope, names[i], false, &kind, err);
-        if (status != PDVM_OK)
-            return pd_prefix(err, status, "%s", field);
+        if (status != PDVM_OK) return pd_prefix(err, status, "%s", field);
         if (strcmp(kind, "default") != 0)
             return pd_fail(err, PDVM_ERR_UNSUPPORTED,
                            "%s: field \"%s\": RoPE scaling of type \"%.100s\" is not supported",
@@ -114,8 +110,7 @@ static pdvm_status check_rope_kind(const char *path, const char *field, json_t *
     }
     double rotary = 1;
     PD_TRY(pd_json_number(path, rope, "partial_rotary_factor", false, &rotary, err));
-    if (rotary != 1)
-        return unsupported(path, "partial_rotary_factor", "not 1", "1", err);
+    if (rotary != 1) return unsupported(path, "partial_rotary_factor", "not 1", "1", err);
     return PDVM_OK;
 }
 
@@ -124,16 +119,14 @@ static pdvm_status read_rope(const char *path, const json_t *root, struct model_
     json_t *scaling = NULL, *parameters = NULL;
     double theta = 10000;
     PD_TRY(pd_json_object(path, root, "rope_scaling", false, &scaling, err));
-    if (scaling)
-        PD_TRY(check_rope_kind(path, "rope_scaling", scaling, err));
+    if (scaling) PD_TRY(check_rope_kind(path, "rope_scaling", scaling, err));
     PD_TRY(read_float(path, root, "rope_theta", &theta, err));
     PD_TRY(pd_json_object(path, root, "rope_parameters", false, &parameters, err));
     if (parameters) {
         double outer = theta;
         PD_TRY(check_rope_kind(path, "rope_parameters", parameters, err));
         pdvm_status status = read_float(path, parameters, "rope_theta", &theta, err);
-        if (status != PDVM_OK)
-            return pd_prefix(err, status, "rope_parameters");
+        if (status != PDVM_OK) return pd_prefix(err, status, "rope_parameters");
         if (theta != outer && pd_json_member(root, "rope_theta"))
             return pd_fail(err, PDVM_ERR_FORMAT,
                            "%s: field \"rope_theta\" is %g, but %g in \"rope_parameters\"", path,
@@ -198,8 +191,7 @@ static pdvm_status read_bos(const char *path, const json_t *root, int64_t fallba
 static pdvm_status add_eos(const char *path, int64_t id, struct model_config *out,
                            pdvm_error *err) {
     for (uint32_t i = 0; i < out->n_eos; i++)
-        if (out->eos_token_ids[i] == id)
-            return PDVM_OK;
+        if (out->eos_token_ids[i] == id) return PDVM_OK;
     if (out->n_eos == MODEL_MAX_EOS)
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,
                        "%s: field \"eos_token_id\": more than %d ids are not supported", path,
@@ -266,7 +258,6 @@ pdvm_status model_config_parse_generation(const char *path, const char *json, si
     if (status == PDVM_OK && pd_json_member(root, "bos_token_id"))
         status = read_bos(path, root, -1, &merged, err);
     json_decref(root);
-    if (status == PDVM_OK)
-        *config = merged;
+    if (status == PDVM_OK) *config = merged;
     return status;
 }

@@ -7,9 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct mdcsr_options encoding_default(enum tensor_role role) {
-    (void)role;
-    return (struct mdcsr_options){.values = MDCSR_INT8, .index_auto = true, .group = 0};
+struct mdcsr_options encoding_default(enum tensor_role role, enum mdcsr_values values) {
+    bool coded = values == MDCSR_LUT4 || values == MDCSR_LUT8;
+    if (coded && (role == TENSOR_EMBED || role == TENSOR_HEAD)) values = MDCSR_INT8;
+    return (struct mdcsr_options){.values = values,
+                                  .codebook = MDCSR_LEARNED,
+                                  .index_auto = true,
+                                  .group = values == MDCSR_LUT4 ? 64 : 0};
 }
 
 /* The first worker that fails leaves its error. */
@@ -84,12 +88,13 @@ pdvm_status encoding_read_floats(struct model_source *source, const struct tenso
 }
 
 pdvm_status encoding_load(struct model_source *source, const struct tensor_info *tensor,
-                          struct pd_threads *threads, struct mdcsr *out, pdvm_error *err) {
+                          enum mdcsr_values values, struct pd_threads *threads, struct mdcsr *out,
+                          pdvm_error *err) {
     if (source_is_mdcsr(source)) return source_read_mdcsr(source, tensor, out, err);
     float *w;
     memset(out, 0, sizeof *out);
     PD_TRY(encoding_read_floats(source, tensor, threads, &w, err));
-    struct mdcsr_options options = encoding_default(tensor->role);
+    struct mdcsr_options options = encoding_default(tensor->role, values);
     pdvm_status status =
         mdcsr_encode(w, tensor->rows, tensor->cols, &options, threads, out, NULL, err);
     free(w);

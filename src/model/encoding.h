@@ -6,8 +6,12 @@
 #include "mdcsr/mdcsr.h"
 #include "model/source.h"
 
-/** The default coding: int8 with a scale per row and the smallest index; embedding and head too. */
-struct mdcsr_options encoding_default(enum tensor_role role);
+/**
+ * The default coding of a tensor for a choice of values (int8 where nothing is chosen): the
+ * smallest index; one scale per row, but groups of 64 columns for LUT4, and a learned codebook. The
+ * embedding and the head are int8 unless the values are floats.
+ */
+struct mdcsr_options encoding_default(enum tensor_role role, enum mdcsr_values values);
 
 /**
  * Reads a whole tensor as row-major floats [rows, cols] with all threads; freed with free().
@@ -16,10 +20,11 @@ pdvm_status encoding_read_floats(struct model_source *source, const struct tenso
                                  struct pd_threads *threads, float **out, pdvm_error *err);
 
 /**
- * The tensor as an MdCSR matrix: the stored one, or encoded now with encoding_default. Freed with
- * mdcsr_free; it may borrow from the source.
+ * The tensor as an MdCSR matrix: the stored one, or encoded now with the default coding for
+ * `values`. Freed with mdcsr_free; it may borrow from the source.
  */
 pdvm_status encoding_load(struct model_source *source, const struct tensor_info *tensor,
-                          struct pd_threads *threads, struct mdcsr *out, pdvm_error *err);
+                          enum mdcsr_values values, struct pd_threads *threads, struct mdcsr *out,
+                          pdvm_error *err);
 
 #endif

@@ -20,8 +20,7 @@ static bool ends_with(const char *s, const char *end) {
 static pdvm_status read_start(const char *path, uint8_t *start, size_t size, size_t *n,
                               pdvm_error *err) {
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return pd_fail_errno(err, path, "cannot open");
+    if (fd < 0) return pd_fail_errno(err, path, "cannot open");
     ssize_t got = read(fd, start, size);
     pdvm_status status = got < 0 ? pd_fail_errno(err, path, "cannot read") : PDVM_OK;
     *n = got < 0 ? 0 : (size_t)got;
@@ -33,8 +32,7 @@ static pdvm_status open_file(const char *path, struct model_source **out, pdvm_e
     uint8_t start[9] = {0};
     size_t n = 0;
     PD_TRY(read_start(path, start, sizeof start, &n, err));
-    if (n == 0)
-        return pd_fail(err, PDVM_ERR_FORMAT, "%s: the file is empty; %s", path, KNOWN);
+    if (n == 0) return pd_fail(err, PDVM_ERR_FORMAT, "%s: the file is empty; %s", path, KNOWN);
     if (n >= 4 && memcmp(start, "GGUF", 4) == 0)
         return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: GGUF files are not supported; %s", path,
                        KNOWN);
@@ -57,13 +55,11 @@ pdvm_status source_open(const char *path, struct model_source **out, pdvm_error 
     struct stat st;
     *out = NULL;
     if (stat(path, &st) != 0) {
-        if (errno != ENOENT && errno != ENOTDIR)
-            return pd_fail_errno(err, path, "cannot open");
+        if (errno != ENOENT && errno != ENOTDIR) return pd_fail_errno(err, path, "cannot open");
         return pd_fail(err, PDVM_ERR_IO,
                        "%s: no such file or directory (nothing is downloaded); %s", path, KNOWN);
     }
-    if (S_ISDIR(st.st_mode))
-        return source_open_hf(path, out, err);
+    if (S_ISDIR(st.st_mode)) return source_open_hf(path, out, err);
     if (!S_ISREG(st.st_mode))
         return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: neither a file nor a directory; %s", path,
                        KNOWN);
@@ -71,8 +67,7 @@ pdvm_status source_open(const char *path, struct model_source **out, pdvm_error 
 }
 
 void source_close(struct model_source *s) {
-    if (s)
-        s->ops->close(s);
+    if (s) s->ops->close(s);
 }
 
 bool source_is_mdcsr(const struct model_source *s) {

@@ -92,10 +92,8 @@ static void hf_release(struct model_source *s, const struct tensor_info *t) {
 
 static void hf_close(struct model_source *s) {
     struct source_hf *hf = (struct source_hf *)s;
-    for (size_t i = 0; i < hf->n_shards; i++)
-        safetensors_close(hf->shards[i]);
-    for (size_t i = 0; i < N_SIDE_FILES; i++)
-        free(hf->files[i]);
+    for (size_t i = 0; i < hf->n_shards; i++) safetensors_close(hf->shards[i]);
+    for (size_t i = 0; i < N_SIDE_FILES; i++) free(hf->files[i]);
     free(hf->shards);
     free(hf->tensors);
     free(s->path);
@@ -124,8 +122,7 @@ static pdvm_status read_side_file(struct source_hf *hf, size_t i, pdvm_error *er
     bool there;
     char *path;
     PD_TRY(exists(hf->base.path, side_files[i].name, &there, err));
-    if (!there)
-        return PDVM_OK;
+    if (!there) return PDVM_OK;
     PD_TRY(pd_path_join(hf->base.path, side_files[i].name, &path, err));
     pdvm_status status =
         pd_read_file(path, side_files[i].max, &hf->files[i], &hf->file_sizes[i], err);
@@ -142,12 +139,10 @@ static pdvm_status read_config(struct source_hf *hf, pdvm_error *err) {
     PD_TRY(pd_path_join(dir, SOURCE_CONFIG, &path, err));
     pdvm_status status = model_config_parse(path, text, size, &hf->base.config, err);
     free(path);
-    if (status != PDVM_OK)
-        return status;
+    if (status != PDVM_OK) return status;
 
     hf_file(&hf->base, SOURCE_GENERATION_CONFIG, &text, &size);
-    if (!text)
-        return PDVM_OK;
+    if (!text) return PDVM_OK;
     PD_TRY(pd_path_join(dir, SOURCE_GENERATION_CONFIG, &path, err));
     status = model_config_parse_generation(path, text, size, &hf->base.config, err);
     free(path);
@@ -156,13 +151,12 @@ static pdvm_status read_config(struct source_hf *hf, pdvm_error *err) {
 
 static pdvm_status open_shard(struct source_hf *hf, const char *name, pdvm_error *err) {
     char *path;
-    PD_TRY(pd_grow(&hf->shards, &hf->shards_capacity, hf->n_shards + 1, sizeof *hf->shards,
-                   "the list of shards", err));
+    PD_TRY(pd_grow(&hf->shards, &hf->shards_capacity, hf->n_shards + 1,
+                   sizeof(struct safetensors *), "the list of shards", err));
     PD_TRY(pd_path_join(hf->base.path, name, &path, err));
     pdvm_status status = safetensors_open(path, &hf->shards[hf->n_shards], err);
     free(path);
-    if (status == PDVM_OK)
-        hf->n_shards++;
+    if (status == PDVM_OK) hf->n_shards++;
     return status;
 }
 
@@ -186,8 +180,7 @@ static pdvm_status open_indexed(struct source_hf *hf, const char *path, json_t *
         const json_t *shard = json_object_get(opened, name);
         if (!shard) {
             pdvm_status status = open_shard(hf, name, err);
-            if (status != PDVM_OK)
-                return pd_prefix(err, status, "%s", WEIGHTS_INDEX);
+            if (status != PDVM_OK) return pd_prefix(err, status, "%s", WEIGHTS_INDEX);
             if (json_object_set_new(opened, name, json_integer((json_int_t)hf->n_shards - 1)) != 0)
                 return pd_fail_memory(err, strlen(name), "the list of shards");
             shard = json_object_get(opened, name);
@@ -207,10 +200,8 @@ static pdvm_status open_index(struct source_hf *hf, pdvm_error *err) {
     json_t *root = NULL, *map = NULL;
     PD_TRY(pd_path_join(hf->base.path, WEIGHTS_INDEX, &path, err));
     pdvm_status status = pd_read_file(path, MAX_INDEX, &text, &size, err);
-    if (status == PDVM_OK)
-        status = pd_json_parse_object(path, text, size, &root, err);
-    if (status == PDVM_OK)
-        status = pd_json_object(path, root, "weight_map", true, &map, err);
+    if (status == PDVM_OK) status = pd_json_parse_object(path, text, size, &root, err);
+    if (status == PDVM_OK) status = pd_json_object(path, root, "weight_map", true, &map, err);
     if (status == PDVM_OK) {
         json_t *opened = json_object();
         status = opened ? open_indexed(hf, path, map, opened, err)
@@ -233,24 +224,20 @@ struct listing {
 static pdvm_status list_directory(const char *path, struct listing *out, pdvm_error *err) {
     memset(out, 0, sizeof *out);
     DIR *dir = opendir(path);
-    if (!dir)
-        return pd_fail_errno(err, path, "cannot open the directory");
+    if (!dir) return pd_fail_errno(err, path, "cannot open the directory");
     pdvm_status status = PDVM_OK;
     for (struct dirent *e = readdir(dir); e && status == PDVM_OK; e = readdir(dir)) {
         const char *name = e->d_name;
-        if (name[0] == '.')
-            continue;
+        if (name[0] == '.') continue;
         out->has_bin |=
             ends_with(name, ".bin") || ends_with(name, ".pth") || ends_with(name, ".pt");
         out->has_gguf |= ends_with(name, ".gguf");
         out->has_pdvm |= ends_with(name, ".pdvm");
-        if (!ends_with(name, ".safetensors"))
-            continue;
+        if (!ends_with(name, ".safetensors")) continue;
         out->n_safetensors++;
         if (!out->safetensors) {
             out->safetensors = strdup(name);
-            if (!out->safetensors)
-                status = pd_fail_memory(err, strlen(name) + 1, "a file name");
+            if (!out->safetensors) status = pd_fail_memory(err, strlen(name) + 1, "a file name");
         }
     }
     closedir(dir);
@@ -271,8 +258,7 @@ static pdvm_status no_config(const char *path, const struct listing *l, pdvm_err
 
 static pdvm_status open_only_shard(struct source_hf *hf, const struct listing *l, pdvm_error *err) {
     const char *path = hf->base.path;
-    if (l->n_safetensors == 1)
-        return open_shard(hf, l->safetensors, err);
+    if (l->n_safetensors == 1) return open_shard(hf, l->safetensors, err);
     if (l->n_safetensors > 1)
         return pd_fail(err, PDVM_ERR_FORMAT,
                        "%s: %zu .safetensors files, but neither %s nor %s to say which belong "
@@ -290,11 +276,9 @@ static pdvm_status open_only_shard(struct source_hf *hf, const struct listing *l
 static pdvm_status open_weights(struct source_hf *hf, const struct listing *l, pdvm_error *err) {
     bool single, index;
     PD_TRY(exists(hf->base.path, WEIGHTS, &single, err));
-    if (single)
-        return open_shard(hf, WEIGHTS, err);
+    if (single) return open_shard(hf, WEIGHTS, err);
     PD_TRY(exists(hf->base.path, WEIGHTS_INDEX, &index, err));
-    if (index)
-        return open_index(hf, err);
+    if (index) return open_index(hf, err);
     return open_only_shard(hf, l, err);
 }
 
@@ -304,8 +288,7 @@ static pdvm_status check_shape(const struct found_tensor *found, const struct te
     bool ok = info->is_matrix
                   ? t->n_dims == 2 && t->dims[0] == info->rows && t->dims[1] == info->cols
                   : t->n_dims == 1 && t->dims[0] == info->cols;
-    if (ok)
-        return PDVM_OK;
+    if (ok) return PDVM_OK;
     char shape[SAFETENSORS_MAX_DIMS * 22 + 1] = "";
     char expected[64];
     for (int i = 0, n = 0; i < t->n_dims; i++)
@@ -323,8 +306,7 @@ static pdvm_status find_tensor(const struct source_hf *hf, const struct tensor_i
                                struct found_tensor *out, pdvm_error *err) {
     for (size_t i = 0; i < hf->n_shards; i++) {
         const struct safetensors_tensor *t = safetensors_find(hf->shards[i], info->name);
-        if (!t)
-            continue;
+        if (!t) continue;
         if (out->tensor)
             return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%s\" is in %s too",
                            safetensors_path(hf->shards[i]), info->name,
@@ -362,27 +344,33 @@ static pdvm_status find_tensors(struct source_hf *hf, pdvm_error *err) {
     return PDVM_OK;
 }
 
+/* The layer's number in "model.layers.3.anything"; false for other names. */
+static bool layer_of(const char *name, uint32_t *layer) {
+    static const char prefix[] = "model.layers.";
+    if (strncmp(name, prefix, sizeof prefix - 1) != 0) return false;
+    const char *p = name + sizeof prefix - 1, *digits = p;
+    *layer = 0;
+    for (; *p >= '0' && *p <= '9' && p - digits < 9; p++)
+        *layer = *layer * 10 + (uint32_t)(*p - '0');
+    return p > digits && *p == '.';
+}
+
 /*
  * Tensors that the configuration doesn't ask for are left alone, unless they belong to a layer
  * that is run: then the results would be wrong without them.
  */
 static pdvm_status check_unused(const struct source_hf *hf, const struct safetensors *st,
                                 const char *name, pdvm_error *err) {
-    if (ends_with(name, ".rotary_emb.inv_freq"))
-        return PDVM_OK;
+    if (ends_with(name, ".rotary_emb.inv_freq")) return PDVM_OK;
     if (ends_with(name, ".bias"))
         return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: tensor \"%.200s\": biases are not supported",
                        safetensors_path(st), name);
     uint32_t layer;
-    int rest = 0;
-    if (sscanf(name, "model.layers.%8" SCNu32 ".%n", &layer, &rest) != 1 || rest == 0 ||
-        layer >= hf->base.config.n_layers)
-        return PDVM_OK;
+    if (!layer_of(name, &layer) || layer >= hf->base.config.n_layers) return PDVM_OK;
     for (int role = TENSOR_INPUT_NORM; role <= TENSOR_DOWN; role++) {
         struct tensor_info info;
         tensors_describe(&hf->base.config, (enum tensor_role)role, layer, &info);
-        if (strcmp(name, info.name) == 0)
-            return PDVM_OK;
+        if (strcmp(name, info.name) == 0) return PDVM_OK;
     }
     return pd_fail(err, PDVM_ERR_UNSUPPORTED,
                    "%s: tensor \"%.200s\" is part of a layer, but not of a plain Llama layer",
@@ -412,10 +400,8 @@ static uint64_t fingerprint(const struct source_hf *hf) {
 }
 
 static pdvm_status open_all(struct source_hf *hf, const struct listing *l, pdvm_error *err) {
-    for (size_t i = 0; i < N_SIDE_FILES; i++)
-        PD_TRY(read_side_file(hf, i, err));
-    if (!hf->files[0])
-        return no_config(hf->base.path, l, err);
+    for (size_t i = 0; i < N_SIDE_FILES; i++) PD_TRY(read_side_file(hf, i, err));
+    if (!hf->files[0]) return no_config(hf->base.path, l, err);
     PD_TRY(read_config(hf, err));
     PD_TRY(open_weights(hf, l, err));
     for (size_t i = 0; i < hf->n_shards; i++) {
@@ -441,8 +427,7 @@ pdvm_status source_open_hf(const char *path, struct model_source **out, pdvm_err
         return pd_fail_memory(err, strlen(path) + 1, "a path");
     }
     pdvm_status status = list_directory(path, &listing, err);
-    if (status == PDVM_OK)
-        status = open_all(hf, &listing, err);
+    if (status == PDVM_OK) status = open_all(hf, &listing, err);
     free(listing.safetensors);
     if (status == PDVM_OK)
         *out = &hf->base;

@@ -32,12 +32,9 @@ size_t tensors_count(const struct model_config *config) {
 
 size_t tensors_index(const struct model_config *config, enum tensor_role role, uint32_t layer) {
     size_t after_layers = 1 + LAYER_ROLES * config->n_layers;
-    if (role == TENSOR_EMBED)
-        return 0;
-    if (role == TENSOR_FINAL_NORM)
-        return after_layers;
-    if (role == TENSOR_HEAD)
-        return config->tie_word_embeddings ? 0 : after_layers + 1;
+    if (role == TENSOR_EMBED) return 0;
+    if (role == TENSOR_FINAL_NORM) return after_layers;
+    if (role == TENSOR_HEAD) return config->tie_word_embeddings ? 0 : after_layers + 1;
     return 1 + LAYER_ROLES * layer + (size_t)(role - TENSOR_INPUT_NORM);
 }
 

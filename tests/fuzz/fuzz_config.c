@@ -8,27 +8,19 @@
 #include <stdlib.h>
 
 static void check(const struct model_config *c) {
-    if (c->n_heads == 0 || c->n_kv_heads == 0 || c->n_heads % c->n_kv_heads != 0)
-        abort();
-    if (c->head_dim == 0 || c->head_dim % 2 != 0 || c->n_vocab == 0 || c->n_layers == 0)
-        abort();
-    if (!(c->rms_norm_eps > 0) || !(c->rope_theta > 0))
-        abort();
-    if (c->n_eos > MODEL_MAX_EOS)
-        abort();
+    if (c->n_heads == 0 || c->n_kv_heads == 0 || c->n_heads % c->n_kv_heads != 0) abort();
+    if (c->head_dim == 0 || c->head_dim % 2 != 0 || c->n_vocab == 0 || c->n_layers == 0) abort();
+    if (!(c->rms_norm_eps > 0) || !(c->rope_theta > 0)) abort();
+    if (c->n_eos > MODEL_MAX_EOS) abort();
     for (uint32_t i = 0; i < c->n_eos; i++)
-        if (c->eos_token_ids[i] < 0 || (uint32_t)c->eos_token_ids[i] >= c->n_vocab)
-            abort();
-    if (c->bos_token_id < -1 || c->bos_token_id >= (int64_t)c->n_vocab)
-        abort();
+        if (c->eos_token_ids[i] < 0 || (uint32_t)c->eos_token_ids[i] >= c->n_vocab) abort();
+    if (c->bos_token_id < -1 || c->bos_token_id >= (int64_t)c->n_vocab) abort();
     size_t n = tensors_count(c);
     for (size_t i = 0; i < n; i += n / 16 + 1) {
         struct tensor_info info;
         tensors_at(c, i, &info);
-        if (info.rows <= 0 || info.cols <= 0 || info.rows > INT64_MAX / 4 / info.cols)
-            abort();
-        if (tensors_index(c, info.role, info.layer) != i)
-            abort();
+        if (info.rows <= 0 || info.cols <= 0 || info.rows > INT64_MAX / 4 / info.cols) abort();
+        if (tensors_index(c, info.role, info.layer) != i) abort();
     }
 }
 

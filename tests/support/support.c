@@ -9,11 +9,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+void support_fail(const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    vprint_error(fmt, args);
+    va_end(args);
+    print_error("\n");
+    _fail(__FILE__, __LINE__);
+    abort();
+}
+
 char *support_path(const char *dir, const char *name) {
     size_t size = strlen(dir) + strlen(name) + 2;
     char *path = malloc(size);
-    if (!path)
-        fail_msg("out of memory");
+    if (!path) support_fail("out of memory");
     snprintf(path, size, "%s/%s", dir, name);
     return path;
 }
@@ -21,8 +30,7 @@ char *support_path(const char *dir, const char *name) {
 char *support_tmpdir(void) {
     const char *base = getenv("TMPDIR");
     char *dir = support_path(base && *base ? base : "/tmp", "pdvm-test-XXXXXX");
-    if (!mkdtemp(dir))
-        fail_msg("%s: cannot create: %s", dir, strerror(errno));
+    if (!mkdtemp(dir)) support_fail("%s: cannot create: %s", dir, strerror(errno));
     return dir;
 }
 
@@ -34,8 +42,7 @@ static int remove_entry(const char *path, const struct stat *st, int type, struc
 }
 
 void support_tmpdir_remove(char *dir) {
-    if (!dir)
-        return;
+    if (!dir) return;
     nftw(dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
     free(dir);
 }
@@ -51,6 +58,7 @@ char *support_shared_path(const char *name) {
         print_message("skipped: %s is not there (PDVM_SHARED names its directory)\n", path);
         free(path);
         skip();
+        return NULL;
     }
     return path;
 }
@@ -58,12 +66,9 @@ char *support_shared_path(const char *name) {
 char *support_write_file(const char *dir, const char *name, const void *data, size_t size) {
     char *path = support_path(dir, name);
     FILE *file = fopen(path, "wb");
-    if (!file)
-        fail_msg("%s: %s", path, strerror(errno));
-    if (size > 0 && fwrite(data, 1, size, file) != size)
-        fail_msg("%s: cannot write", path);
-    if (fclose(file) != 0)
-        fail_msg("%s: %s", path, strerror(errno));
+    if (!file) support_fail("%s: %s", path, strerror(errno));
+    if (size > 0 && fwrite(data, 1, size, file) != size) support_fail("%s: cannot write", path);
+    if (fclose(file) != 0) support_fail("%s: %s", path, strerror(errno));
     return path;
 }
 
@@ -74,16 +79,13 @@ char *support_write_text(const char *dir, const char *name, const char *text) {
 char *support_read_file(const char *path, size_t *size) {
     FILE *file = fopen(path, "rb");
     struct stat st;
-    if (!file || fstat(fileno(file), &st) != 0)
-        fail_msg("%s: %s", path, strerror(errno));
+    if (!file || fstat(fileno(file), &st) != 0) support_fail("%s: %s", path, strerror(errno));
     size_t n = (size_t)st.st_size;
     char *data = malloc(n + 1);
-    if (!data || fread(data, 1, n, file) != n)
-        fail_msg("%s: cannot read", path);
+    if (!data || fread(data, 1, n, file) != n) support_fail("%s: cannot read", path);
     fclose(file);
     data[n] = 0;
-    if (size)
-        *size = n;
+    if (size) *size = n;
     return data;
 }
 
@@ -94,27 +96,23 @@ int support_exists(const char *path) {
 
 size_t support_count_entries(const char *dir) {
     DIR *d = opendir(dir);
-    if (!d)
-        fail_msg("%s: %s", dir, strerror(errno));
+    if (!d) support_fail("%s: %s", dir, strerror(errno));
     size_t n = 0;
     for (struct dirent *e = readdir(d); e; e = readdir(d))
-        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
-            n++;
+        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0) n++;
     closedir(d);
     return n;
 }
 
 void support_assert_ok(pdvm_status status, const pdvm_error *err, const char *file, int line) {
-    if (status == PDVM_OK)
-        return;
+    if (status == PDVM_OK) return;
     print_error("%s: %s\n", pdvm_status_name(status), err->message);
     _fail(file, line);
 }
 
 void support_assert_error(pdvm_status status, pdvm_status expected, const pdvm_error *err,
                           const char *text, const char *file, int line) {
-    if (status == expected && err->status == expected && strstr(err->message, text))
-        return;
+    if (status == expected && err->status == expected && strstr(err->message, text)) return;
     print_error("expected \"%s\" with \"%s\", got \"%s\": %s\n", pdvm_status_name(expected), text,
                 pdvm_status_name(status), status == PDVM_OK ? "" : err->message);
     _fail(file, line);

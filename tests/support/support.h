@@ -11,6 +11,9 @@
 
 #include "pdvm.h"
 
+/** Fails the test with a printf-like message, and does not return, as analysers must know. */
+_Noreturn void support_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
 /**
  * Makes an empty directory below TMPDIR (or /tmp) and returns its path; support_tmpdir_remove
  * removes it and frees the string. Fails the test if that is impossible.
@@ -55,7 +58,7 @@ void support_assert_ok(pdvm_status status, const pdvm_error *err, const char *fi
  * Fails the test unless `status` is `expected`, the error says so too, and its message contains
  * `text` (a file's or field's name).
  */
-#define assert_error(status, expected, err, text) \
+#define assert_error(status, expected, err, text)                                                  \
     support_assert_error((status), (expected), (err), (text), __FILE__, __LINE__)
 void support_assert_error(pdvm_status status, pdvm_status expected, const pdvm_error *err,
                           const char *text, const char *file, int line);

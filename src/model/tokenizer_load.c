@@ -1,0 +1,350 @@
+#include "base/alloc.h"
+#include "base/utf8.h"
+#include "io/json.h"
+#include "model/tokenizer_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* Ids without a piece are allowed, but their memory must stay in proportion to the file. */
+static uint32_t largest_allowed_id(size_t n_pieces) {
+    size_t limit = 4 * n_pieces + 65536;
+    return limit < TOKENIZER_MAX_ID ? (uint32_t)limit : TOKENIZER_MAX_ID - 1;
+}
+
+static pdvm_status check_id(const char *path, const char *field, const char *name, size_t name_len,
+                            const json_t *value, uint32_t largest, uint32_t *id, pdvm_error *err) {
+    int quote = tokenizer_quote_len(name, name_len);
+    if (!json_is_integer(value))
+        return pd_fail(err, PDVM_ERR_FORMAT,
+                       "%s: %s: the id of \"%.*s\" is %s; expected a whole number", path, field,
+                       quote, name, pd_json_kind(value));
+    json_int_t v = json_integer_value(value);
+    if (v < 0 || v > (json_int_t)largest)
+        return pd_fail(err, PDVM_ERR_FORMAT, "%s: %s: the id of \"%.*s\" is %lld; expected 0 to %u",
+                       path, field, quote, name, (long long)v, (unsigned)largest);
+    *id = (uint32_t)v;
+    return PDVM_OK;
+}
+
+/* The bytes of a byte-level string; false if some character stands for no byte. */
+static bool byte_level_decode(const char *s, size_t len, char *bytes, size_t *n) {
+    *n = 0;
+    for (size_t i = 0; i < len;) {
+        uint32_t c;
+        int length = pd_utf8_decode(s + i, len - i, &c);
+        int byte = length > 0 ? tokenizer_char_byte(c) : -1;
+        if (byte < 0)
+            return false;
+        bytes[(*n)++] = (char)byte;
+        i += (size_t)length;
+    }
+    return true;
+}
+
+/* Fills piece `id` with content `s`; `decode`: it is written in the byte alphabet. */
+static pdvm_status set_piece(struct tokenizer *t, uint32_t id, const char *s, size_t len,
+                             bool decode, bool *is_byte_level, pdvm_error *err) {
+    struct tokenizer_piece *p = &t->pieces[id];
+    size_t at = t->text.n;
+    // Room for the content and its bytes, of which there are never more.
+    if (len > UINT32_MAX / 4 || at > UINT32_MAX - 2 * len - 1)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "the pieces have more than 4 GiB of text");
+    PD_TRY(pd_grow(&t->text.data, &t->text.capacity, at + 2 * len + 1, 1, "the vocabulary", err));
+    memcpy(t->text.data + at, s, len);
+    p->content = p->bytes = (uint32_t)at;
+    p->content_len = p->bytes_len = (uint32_t)len;
+    t->text.n = at + len;
+    *is_byte_level = false;
+    size_t n;
+    char *bytes = t->text.data + at + len;
+    if (decode && byte_level_decode(s, len, bytes, &n)) {
+        *is_byte_level = true;
+        if (n != len || memcmp(bytes, s, len) != 0) {
+            p->bytes = (uint32_t)(at + len);
+            p->bytes_len = (uint32_t)n;
+            t->text.n += n;
+        }
+    }
+    return PDVM_OK;
+}
+
+static pdvm_status load_vocab(struct tokenizer *t, const char *path, const json_t *vocab,
+                              uint32_t largest, pdvm_error *err) {
+    const char *name;
+    json_t *value;
+    for (int i = 0; i < 256; i++)
+        t->byte_ids[i] = -1;
+    json_object_foreach((json_t *)vocab, name, value) {
+        size_t len = strlen(name);
+        uint32_t id;
+        PD_TRY(check_id(path, "model.vocab", name, len, value, largest, &id, err));
+        if (t->pieces[id].flags != 0)
+            return pd_fail(err, PDVM_ERR_FORMAT,
+                           "%s: model.vocab: id %u belongs to \"%.*s\" and to another piece", path,
+                           (unsigned)id, tokenizer_quote_len(name, len), name);
+        bool byte_level;
+        PD_TRY(set_piece(t, id, name, len, true, &byte_level, err));
+        t->pieces[id].flags = TOKENIZER_VOCAB;
+        PD_TRY(tokenizer_index_add(t, false, id, err));
+        const struct tokenizer_piece *p = &t->pieces[id];
+        if (byte_level && p->bytes_len == 1)
+            t->byte_ids[(uint8_t)t->text.data[p->bytes]] = (int32_t)id;
+        if (byte_level && t->ignore_merges)
+            PD_TRY(tokenizer_index_add(t, true, id, err));
+    }
+    return PDVM_OK;
+}
+
+static int32_t find_vocab(const struct tokenizer *t, const char *a, size_t a_len, const char *b,
+                          size_t b_len) {
+    int32_t id = tokenizer_index_find(t, false, a, a_len, b, b_len);
+    return id >= 0 && (t->pieces[id].flags & TOKENIZER_VOCAB) ? id : -1;
+}
+
+/* The two halves of a merge: "a b" or ["a", "b"]. */
+static bool merge_halves(const json_t *value, const char **a, size_t *a_len, const char **b,
+                         size_t *b_len) {
+    if (json_is_string(value)) {
+        *a = json_string_value(value);
+        size_t len = json_string_length(value);
+        const char *space = memchr(*a, ' ', len);
+        if (!space)
+            return false;
+        *a_len = (size_t)(space - *a);
+        *b = space + 1;
+        *b_len = len - *a_len - 1;
+        return memchr(*b, ' ', *b_len) == NULL;
+    }
+    if (!json_is_array(value) || json_array_size(value) != 2)
+        return false;
+    const json_t *first = json_array_get(value, 0), *second = json_array_get(value, 1);
+    if (!json_is_string(first) || !json_is_string(second))
+        return false;
+    *a = json_string_value(first);
+    *a_len = json_string_length(first);
+    *b = json_string_value(second);
+    *b_len = json_string_length(second);
+    return true;
+}
+
+static pdvm_status load_merges(struct tokenizer *t, const char *path, const json_t *merges,
+                               pdvm_error *err) {
+    size_t n = json_array_size(merges);
+    PD_TRY(tokenizer_merges_init(&t->merges, n, err));
+    uint32_t rank = 0;
+    for (size_t i = 0; i < n; i++) {
+        const json_t *value = json_array_get(merges, i);
+        const char *a, *b;
+        size_t a_len, b_len;
+        // The first line of a merges.txt; the reference skips it wherever it stands.
+        if (json_is_string(value) && strncmp(json_string_value(value), "#version", 8) == 0)
+            continue;
+        if (!merge_halves(value, &a, &a_len, &b, &b_len))
+            return pd_fail(err, PDVM_ERR_FORMAT,
+                           "%s: model.merges[%zu] is neither \"a b\" nor [\"a\", \"b\"]", path, i);
+        int32_t left = find_vocab(t, a, a_len, "", 0), right = find_vocab(t, b, b_len, "", 0);
+        int32_t id = find_vocab(t, a, a_len, b, b_len);
+        if (left < 0 || right < 0 || id < 0)
+            return pd_fail(err, PDVM_ERR_FORMAT,
+                           "%s: model.merges[%zu]: \"%.*s\" + \"%.*s\": %s not in model.vocab",
+                           path, i, tokenizer_quote_len(a, a_len), a, tokenizer_quote_len(b, b_len),
+                           b,
+                           left < 0    ? "the first half is"
+                           : right < 0 ? "the second half is"
+                                       : "the result is");
+        PD_TRY(tokenizer_merges_add(&t->merges, (uint32_t)left, (uint32_t)right, rank++,
+                                    (uint32_t)id, err));
+    }
+    return PDVM_OK;
+}
+
+static pdvm_status check_options(struct tokenizer *t, const char *path, const json_t *model,
+                                 pdvm_error *err) {
+    static const char *const AFFIXES[] = {"continuing_subword_prefix", "end_of_word_suffix"};
+    for (int i = 0; i < 2; i++) {
+        const char *affix = "";
+        PD_TRY(pd_json_string(path, model, AFFIXES[i], false, &affix, err));
+        if (affix[0] != 0)
+            return pd_fail(err, PDVM_ERR_UNSUPPORTED,
+                           "%s: model.%s is \"%.60s\"; this version only knows tokenizers "
+                           "without one",
+                           path, AFFIXES[i], affix);
+    }
+    bool byte_fallback = false;
+    PD_TRY(pd_json_bool(path, model, "byte_fallback", false, &byte_fallback, err));
+    if (byte_fallback)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED,
+                       "%s: model.byte_fallback is true (a SentencePiece-like tokenizer); this "
+                       "version only knows byte-level BPE",
+                       path);
+    double dropout = 0;
+    PD_TRY(pd_json_number(path, model, "dropout", false, &dropout, err));
+    if (dropout != 0)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED,
+                       "%s: model.dropout is %g, which makes ids random; set it to null", path,
+                       dropout);
+    PD_TRY(pd_json_bool(path, model, "fuse_unk", false, &t->fuse_unk, err));
+    return pd_json_bool(path, model, "ignore_merges", false, &t->ignore_merges, err);
+}
+
+static pdvm_status load_unknown(struct tokenizer *t, const char *path, const json_t *model,
+                                pdvm_error *err) {
+    const char *unk = NULL;
+    PD_TRY(pd_json_string(path, model, "unk_token", false, &unk, err));
+    if (!unk)
+        return PDVM_OK;
+    t->unk_id = find_vocab(t, unk, strlen(unk), "", 0);
+    // It only matters if some byte of UTF-8 has no piece of its own.
+    for (int byte = 0; t->unk_id < 0 && byte < 0xf5; byte++) {
+        if (t->byte_ids[byte] < 0 && byte != 0xc0 && byte != 0xc1)
+            return pd_fail(err, PDVM_ERR_FORMAT,
+                           "%s: model.unk_token \"%.60s\" is not in model.vocab", path, unk);
+    }
+    return PDVM_OK;
+}
+
+/* One past the largest id of the vocabulary and the added tokens. */
+static pdvm_status count_ids(const char *path, const json_t *vocab, const json_t *added,
+                             uint32_t largest, uint32_t *n_ids, pdvm_error *err) {
+    const char *name;
+    json_t *value;
+    uint32_t id;
+    *n_ids = 0;
+    json_object_foreach((json_t *)vocab, name, value) {
+        PD_TRY(check_id(path, "model.vocab", name, strlen(name), value, largest, &id, err));
+        if (id >= *n_ids)
+            *n_ids = id + 1;
+    }
+    for (size_t i = 0; i < json_array_size(added); i++) {
+        json_t *item = json_array_get(added, i);
+        const char *content;
+        PD_TRY(pd_json_string(path, item, "content", true, &content, err));
+        PD_TRY(check_id(path, "added_tokens", content, strlen(content), json_object_get(item, "id"),
+                        largest, &id, err));
+        if (id >= *n_ids)
+            *n_ids = id + 1;
+    }
+    return PDVM_OK;
+}
+
+/* Gives the added tokens their pieces; the sets that search for them come later. */
+static pdvm_status load_added_pieces(struct tokenizer *t, const char *path, const json_t *added,
+                                     pdvm_error *err) {
+    for (size_t i = 0; i < json_array_size(added); i++) {
+        json_t *item = json_array_get(added, i);
+        const char *content = json_string_value(json_object_get(item, "content"));
+        size_t len = strlen(content);
+        uint32_t id = (uint32_t)json_integer_value(json_object_get(item, "id"));
+        bool special;
+        PD_TRY(pd_json_bool(path, item, "special", true, &special, err));
+        if (len == 0 || len > TOKENIZER_MAX_ADDED)
+            return pd_fail(err, len == 0 ? PDVM_ERR_FORMAT : PDVM_ERR_UNSUPPORTED,
+                           "%s: added_tokens[%zu] has %zu bytes; expected 1 to %d", path, i, len,
+                           TOKENIZER_MAX_ADDED);
+        int32_t known = tokenizer_index_find(t, false, content, len, "", 0);
+        if ((known >= 0 && (uint32_t)known != id) || (known < 0 && t->pieces[id].flags != 0) ||
+            (t->pieces[id].flags & TOKENIZER_ADDED))
+            return pd_fail(err, PDVM_ERR_FORMAT,
+                           "%s: added_tokens[%zu]: \"%.*s\" or its id %u occurs twice", path, i,
+                           tokenizer_quote_len(content, len), content, (unsigned)id);
+        // An added token stands for its content as it is, even where that looks byte-level.
+        bool byte_level;
+        PD_TRY(set_piece(t, id, content, len, false, &byte_level, err));
+        if (known < 0)
+            PD_TRY(tokenizer_index_add(t, false, id, err));
+        t->pieces[id].flags |= TOKENIZER_ADDED | (special ? TOKENIZER_SPECIAL : 0u);
+    }
+    return PDVM_OK;
+}
+
+pdvm_status tokenizer_load_model(struct tokenizer *t, const char *path, const json_t *root,
+                                 pdvm_error *err) {
+    const char *version = NULL, *type = "BPE";
+    PD_TRY(pd_json_string(path, root, "version", false, &version, err));
+    if (version && strcmp(version, "1.0") != 0)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: version is \"%.60s\"; expected \"1.0\"",
+                       path, version);
+    json_t *model, *vocab, *merges, *added = NULL;
+    PD_TRY(pd_json_object(path, root, "model", true, &model, err));
+    // Old files of BPE models have no type.
+    PD_TRY(pd_json_string(path, model, "type", false, &type, err));
+    if (strcmp(type, "BPE") != 0)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED,
+                       "%s: model is of type \"%.60s\"; this version only knows byte-level BPE",
+                       path, type);
+    PD_TRY(check_options(t, path, model, err));
+    PD_TRY(pd_json_object(path, model, "vocab", true, &vocab, err));
+    PD_TRY(pd_json_array(path, model, "merges", true, &merges, err));
+    PD_TRY(pd_json_array(path, root, "added_tokens", false, &added, err));
+    size_t n_pieces = json_object_size(vocab) + json_array_size(added);
+    if (json_object_size(vocab) == 0)
+        return pd_fail(err, PDVM_ERR_FORMAT, "%s: model.vocab is empty", path);
+    uint32_t largest = largest_allowed_id(n_pieces);
+    PD_TRY(count_ids(path, vocab, added, largest, &t->n_pieces, err));
+    PD_TRY(pd_calloc(&t->pieces, t->n_pieces, sizeof *t->pieces, "the vocabulary", err));
+    PD_TRY(tokenizer_index_init(&t->by_content, n_pieces, err));
+    if (t->ignore_merges)
+        PD_TRY(tokenizer_index_init(&t->by_bytes, json_object_size(vocab), err));
+    PD_TRY(load_vocab(t, path, vocab, largest, err));
+    PD_TRY(load_merges(t, path, merges, err));
+    PD_TRY(load_unknown(t, path, model, err));
+    return load_added_pieces(t, path, added, err);
+}
+
+static pdvm_status load_added_item(struct tokenizer *t, const char *path, const json_t *item,
+                                   uint32_t order, struct tokenizer_buffer *text, pdvm_error *err) {
+    bool normalized;
+    PD_TRY(pd_json_bool(path, item, "normalized", true, &normalized, err));
+    struct tokenizer_added_set *set = &t->added[normalized ? 1 : 0];
+    struct tokenizer_added *a = &set->items[set->n];
+    PD_TRY(pd_json_bool(path, item, "lstrip", true, &a->lstrip, err));
+    PD_TRY(pd_json_bool(path, item, "rstrip", true, &a->rstrip, err));
+    PD_TRY(pd_json_bool(path, item, "single_word", true, &a->single_word, err));
+    PD_TRY(pd_json_bool(path, item, "special", true, &a->special, err));
+    a->id = (uint32_t)json_integer_value(json_object_get(item, "id"));
+    a->order = order + (a->special ? 0 : UINT32_MAX / 2);
+    const struct tokenizer_piece *p = &t->pieces[a->id];
+    const char *content = t->text.data + p->content;
+    if (normalized && t->nfc) {
+        // The buffer moves while it grows: pointers into it are made at the end.
+        struct tokenizer_buffer nfc = {0};
+        pdvm_status status = tokenizer_nfc(content, p->content_len, &nfc, err);
+        if (status == PDVM_OK)
+            status = tokenizer_buffer_add(text, nfc.data, nfc.n, err);
+        a->len = (uint32_t)nfc.n;
+        free(nfc.data);
+        PD_TRY(status);
+    } else {
+        a->len = p->content_len;
+        PD_TRY(tokenizer_buffer_add(text, content, a->len, err));
+    }
+    set->n++;
+    return PDVM_OK;
+}
+
+pdvm_status tokenizer_load_added(struct tokenizer *t, const char *path, const json_t *root,
+                                 pdvm_error *err) {
+    json_t *added = NULL;
+    PD_TRY(pd_json_array(path, root, "added_tokens", false, &added, err));
+    size_t n = json_array_size(added);
+    for (int i = 0; i < 2; i++)
+        PD_TRY(pd_calloc(&t->added[i].items, n, sizeof *t->added[i].items, "added tokens", err));
+    struct tokenizer_buffer text = {0};
+    size_t *offsets = NULL;
+    pdvm_status status = pd_calloc(&offsets, n, sizeof *offsets, "added tokens", err);
+    for (size_t i = 0; status == PDVM_OK && i < n; i++) {
+        offsets[i] = text.n;
+        status = load_added_item(t, path, json_array_get(added, i), (uint32_t)i, &text, err);
+    }
+    t->added_text = text.data;
+    for (int i = 0; status == PDVM_OK && i < 2; i++) {
+        for (uint32_t j = 0; j < t->added[i].n; j++) {
+            struct tokenizer_added *a = &t->added[i].items[j];
+            a->pattern = t->added_text + offsets[a->order - (a->special ? 0 : UINT32_MAX / 2)];
+        }
+        tokenizer_added_prepare(&t->added[i]);
+    }
+    free(offsets);
+    return status;
+}
