@@ -10,7 +10,9 @@
 
 /* In the order of a user's first day. */
 const struct command commands[] = {
+    {"run", "generate text", cmd_run},
     {"tokenize", "show the tokens of a text, or the text of tokens", cmd_tokenize},
+    {"eval", "measure the perplexity on a text", cmd_eval},
     {"help", "explain a command", cmd_help},
     {"version", "print the version", cmd_version},
     {NULL, NULL, NULL},
