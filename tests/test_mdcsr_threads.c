@@ -28,10 +28,12 @@ static void result_does_not_depend_on_threads(void **state) {
     int64_t rows = 611, cols = 1023;
     float *w = malloc((size_t)(rows * cols) * sizeof *w);
     uint64_t seed = 5;
-    for (int64_t i = 0; i < rows * cols; i++) // rows from empty to full
-        w[i] = pd_random_unit(&seed) * (double)rows < (double)(i / cols)
+    for (int64_t i = 0; i < rows * cols; i++) { // rows from empty to full
+        int64_t row = i / cols;
+        w[i] = pd_random_unit(&seed) * (double)rows < (double)row
                    ? (float)pd_random_unit(&seed) - 0.5f
                    : 0;
+    }
     static const enum mdcsr_values values[] = {MDCSR_F32, MDCSR_INT8, MDCSR_LUT8, MDCSR_LUT4};
     static const int counts[] = {1, 2, 5};
     for (int v = 0; v < 4; v++) {
