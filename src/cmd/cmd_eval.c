@@ -164,15 +164,15 @@ static int print_result(const struct evaluation *e) {
         print_text(e);
         return CMD_OK;
     }
-    json_t *value =
-        json_pack("{s:o, s:o, s:i, s:i, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "model",
-                  json_text(e->o->model, strlen(e->o->model)), "text",
-                  json_text(e->o->text, strlen(e->o->text)), "n_ctx", (int)e->options.n_ctx,
-                  "stride", (int)e->options.stride, "n_windows", (json_int_t)r->n_windows,
-                  "n_tokens", (json_int_t)e->tokens.n, "n_scored", (json_int_t)r->n_scored,
-                  "perplexity", r->perplexity, "perplexity_stderr", r->perplexity_stderr, "nll",
-                  r->nll, "nll_stderr", r->nll_stderr, "seconds", e->seconds, "tokens_per_second",
-                  e->seconds > 0 ? (double)r->n_computed / e->seconds : 0.0);
+    json_t *value = json_pack(
+        "{s:o, s:o, s:i, s:i, s:I, s:I, s:I, s:o, s:o, s:f, s:f, s:f, s:f}", "model",
+        json_text(e->o->model, strlen(e->o->model)), "text",
+        json_text(e->o->text, strlen(e->o->text)), "n_ctx", (int)e->options.n_ctx, "stride",
+        (int)e->options.stride, "n_windows", (json_int_t)r->n_windows, "n_tokens",
+        (json_int_t)e->tokens.n, "n_scored", (json_int_t)r->n_scored, "perplexity",
+        json_number(r->perplexity), "perplexity_stderr", json_number(r->perplexity_stderr), "nll",
+        r->nll, "nll_stderr", r->nll_stderr, "seconds", e->seconds, "tokens_per_second",
+        e->seconds > 0 ? (double)r->n_computed / e->seconds : 0.0);
     if (value && e->o->per_token) add_tokens(value, e);
     return print_json("eval", value);
 }
