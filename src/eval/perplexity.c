@@ -24,7 +24,8 @@ double perplexity_nll(const float *logits, size_t n_vocab, int32_t token) {
         if (logits[i] > max) max = logits[i];
     double sum = 0;
     for (size_t i = 0; i < n_vocab; i++) sum += exp((double)logits[i] - (double)max);
-    return log(sum) + (double)max - (double)logits[token];
+    /* In this order: logits far from zero must not swallow log(sum). */
+    return log(sum) + ((double)max - (double)logits[token]);
 }
 
 uint64_t perplexity_work(size_t n, uint32_t n_ctx, uint32_t stride) {

@@ -126,8 +126,8 @@ refused 1 "bad.session" "${run[@]}" -p "Once upon" --session bad.session
 # Bad prompts are refused before anything is computed, even before the model is opened.
 refused 1 "the prompt is not valid UTF-8: byte 0xff at offset 3" "$PDVM" run no-such-model \
     -p $'abc\xff'
-printf '\xc3' >cut
-refused 1 "cut is not valid UTF-8: byte 0xc3 at offset 0" "${run[@]}" -f cut
+printf '\xc3' >cut_short
+refused 1 "cut_short is not valid UTF-8: byte 0xc3 at offset 0" "${run[@]}" -f cut_short
 refused 1 "no-such-file: cannot open" "${run[@]}" -f no-such-file
 refused 1 "no-such-model" "$PDVM" run no-such-model -p x
 refused 1 "no-such-kernels" "${run[@]}" -p x --kernels no-such-kernels
