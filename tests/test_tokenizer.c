@@ -17,8 +17,7 @@ static const char GOLDEN[] = "tests/golden/tokenizer-small/";
 static json_t *load_json(const char *path) {
     json_error_t e;
     json_t *root = json_load_file(path, JSON_ALLOW_NUL, &e);
-    if (!root)
-        fail_msg("%s: %s", path, e.text);
+    if (!root) fail_msg("%s: %s", path, e.text);
     return root;
 }
 
@@ -69,8 +68,7 @@ static void check_ids(const struct tokenizer *t, const char *name, const json_t 
         char *quoted = json_dumps(text, JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
         char *expected = json_dumps(ids, 0);
         fprintf(stderr, "%s: %s\n  expected %s\n  got", name, quoted, expected);
-        for (size_t i = 0; i < list.n; i++)
-            fprintf(stderr, " %d", (int)list.ids[i]);
+        for (size_t i = 0; i < list.n; i++) fprintf(stderr, " %d", (int)list.ids[i]);
         fputc('\n', stderr);
         free(quoted);
         free(expected);
@@ -93,8 +91,7 @@ static void ids_equal_the_reference_in_all_variants(void **state) {
         struct tokenizer *t;
         pdvm_error err;
         const char *name = json_string_value(json_object_get(c, "name"));
-        if (open_json(root, &t, &err) != PDVM_OK)
-            fail_msg("%s: %s", name, err.message);
+        if (open_json(root, &t, &err) != PDVM_OK) fail_msg("%s: %s", name, err.message);
         unsigned flags = (unsigned)json_integer_value(json_object_get(c, "flags"));
         json_t *all = json_object_get(c, "ids"), *ids;
         const char *number;
@@ -136,19 +133,15 @@ static void check_divided(const struct tokenizer *t, const char *inp_name, const
     size_t n = 0;
     while (text) {
         char *end = strstr(text, DIVIDER);
-        if (!end && *text == 0)
-            break;
-        if (end)
-            *end = 0;
+        if (!end && *text == 0) break;
+        if (end) *end = 0;
         char *newline = strchr(line, '\n');
-        if (newline)
-            *newline = 0;
+        if (newline) *newline = 0;
         json_t *ids = json_array();
         for (char *p = line; *p;) {
             char *after;
             long id = strtol(p, &after, 10);
-            if (after == p)
-                break;
+            if (after == p) break;
             json_array_append_new(ids, json_integer(id));
             p = after;
         }
@@ -288,8 +281,7 @@ static void check_speed(const struct tokenizer *t, const char *unit, const char 
     size_t unit_len = strlen(unit), n = 1000000 / unit_len * unit_len, tail_len = strlen(tail);
     char *text = malloc(n + tail_len);
     assert_non_null(text);
-    for (size_t i = 0; i < n; i += unit_len)
-        memcpy(text + i, unit, unit_len);
+    for (size_t i = 0; i < n; i += unit_len) memcpy(text + i, unit, unit_len);
     memcpy(text + n, tail, tail_len);
     struct token_list list = {0};
     pdvm_error err;
@@ -297,8 +289,7 @@ static void check_speed(const struct tokenizer *t, const char *unit, const char 
     assert_ok(tokenizer_encode(t, text, n + tail_len, PDVM_TOKENIZE_PARSE_SPECIAL, &list, &err),
               &err);
     double seconds = pd_seconds() - start;
-    if (seconds > GENEROUS_SECONDS)
-        fail_msg("1 MB of \"%s\" took %.1f s", unit, seconds);
+    if (seconds > GENEROUS_SECONDS) fail_msg("1 MB of \"%s\" took %.1f s", unit, seconds);
     assert_true(list.n > 0);
     free(list.ids);
     free(text);
@@ -314,10 +305,8 @@ static void long_runs_and_words_take_linear_time(void **state) {
         const json_t *c = json_array_get(cases, i);
         const char *name = json_string_value(json_object_get(c, "name"));
         bool wanted = false;
-        for (size_t j = 0; j < 4; j++)
-            wanted |= strcmp(name, NAMES[j]) == 0;
-        if (!wanted || json_integer_value(json_object_get(c, "flags")) == 0)
-            continue;
+        for (size_t j = 0; j < 4; j++) wanted |= strcmp(name, NAMES[j]) == 0;
+        if (!wanted || json_integer_value(json_object_get(c, "flags")) == 0) continue;
         json_t *root = json_deep_copy(base);
         json_object_update(root, json_object_get(c, "members"));
         struct tokenizer *t;
@@ -378,10 +367,10 @@ static void combining_marks_of_any_number_are_sorted_in_linear_time(void **state
 
 #define DECODER "\"decoder\":{\"type\":\"ByteLevel\"}"
 #define BYTE_LEVEL "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}"
-#define MODEL \
+#define MODEL                                                                                      \
     "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\"]}"
-#define ADDED(id, content)                                                          \
-    "{\"id\":" id ",\"content\":\"" content "\",\"special\":true,\"lstrip\":false," \
+#define ADDED(id, content)                                                                         \
+    "{\"id\":" id ",\"content\":\"" content "\",\"special\":true,\"lstrip\":false,"                \
     "\"rstrip\":false,\"single_word\":false,\"normalized\":false}"
 #define SPLIT(pattern)                                                                                \
     "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" pattern \
@@ -400,12 +389,9 @@ static void the_cheapest_merge_comes_first_whatever_the_length(void **state) {
         pdvm_error err;
         assert_ok(tokenizer_encode(t, text, n, 0, &list, &err), &err);
         size_t fours = n / 4, k = 0;
-        for (; k < fours; k++)
-            assert_int_equal(list.ids[k], 2);
-        if (n % 4 >= 2)
-            assert_int_equal(list.ids[k++], 1);
-        if (n % 2 == 1)
-            assert_int_equal(list.ids[k++], 0);
+        for (; k < fours; k++) assert_int_equal(list.ids[k], 2);
+        if (n % 4 >= 2) assert_int_equal(list.ids[k++], 1);
+        if (n % 2 == 1) assert_int_equal(list.ids[k++], 0);
         assert_int_equal(list.n, k);
         free(list.ids);
     }
@@ -503,8 +489,7 @@ static void what_is_not_known_is_named(void **state) {
         pdvm_error err;
         pdvm_status status =
             tokenizer_open("t.json", CASES[i].json, strlen(CASES[i].json), &t, &err);
-        if (status != CASES[i].status)
-            fail_msg("%s: %s", CASES[i].json, err.message);
+        if (status != CASES[i].status) fail_msg("%s: %s", CASES[i].json, err.message);
         assert_error(status, CASES[i].status, &err, CASES[i].names);
         assert_error(status, CASES[i].status, &err, "t.json");
         assert_null(t);
@@ -561,8 +546,7 @@ static void regexes_that_mean_something_else_in_pcre2_are_refused(void **state) 
         struct tokenizer *t = NULL;
         pdvm_error err;
         pdvm_status status = tokenizer_open("t.json", json, strlen(json), &t, &err);
-        if (status != PDVM_ERR_UNSUPPORTED)
-            fail_msg("%s: status %d", PATTERNS[i], (int)status);
+        if (status != PDVM_ERR_UNSUPPORTED) fail_msg("%s: status %d", PATTERNS[i], (int)status);
         assert_error(status, PDVM_ERR_UNSUPPORTED, &err, "t.json: pre_tokenizer.pretokenizers[0]");
     }
 }
@@ -671,8 +655,7 @@ static void damaged_files_never_do_harm(void **state) {
         assert_int_not_equal(tokenizer_open("t.json", data, i, &t, &err), PDVM_OK);
         char old = data[i];
         data[i] = (char)(old ^ (1 << i % 8));
-        if (tokenizer_open("t.json", data, size, &t, &err) == PDVM_OK)
-            tokenizer_free(t);
+        if (tokenizer_open("t.json", data, size, &t, &err) == PDVM_OK) tokenizer_free(t);
         data[i] = old;
     }
     free(data);

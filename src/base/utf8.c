@@ -20,25 +20,19 @@ int pd_utf8_decode(const char *s, size_t n, uint32_t *c) {
     } else if (first >= 0xe0 && first <= 0xef) {
         length = 3;
         value = first & 0x0f;
-        if (first == 0xe0)
-            low = 0xa0;
-        if (first == 0xed)
-            high = 0x9f;
+        if (first == 0xe0) low = 0xa0;
+        if (first == 0xed) high = 0x9f;
     } else if (first >= 0xf0 && first <= 0xf4) {
         length = 4;
         value = first & 0x07;
-        if (first == 0xf0)
-            low = 0x90;
-        if (first == 0xf4)
-            high = 0x8f;
+        if (first == 0xf0) low = 0x90;
+        if (first == 0xf4) high = 0x8f;
     } else {
         return -1;
     }
     for (int i = 1; i < length; i++) {
-        if ((size_t)i >= n)
-            return 0;
-        if (p[i] < low || p[i] > high)
-            return -i;
+        if ((size_t)i >= n) return 0;
+        if (p[i] < low || p[i] > high) return -i;
         value = value << 6 | (p[i] & 0x3f);
         low = 0x80;
         high = 0xbf;
@@ -53,16 +47,13 @@ size_t pd_utf8_check(const char *s, size_t n) {
         uint64_t word;
         while (n - i >= sizeof word) {
             memcpy(&word, s + i, sizeof word);
-            if (word & 0x8080808080808080u)
-                break;
+            if (word & 0x8080808080808080u) break;
             i += sizeof word;
         }
-        if (i == n)
-            break;
+        if (i == n) break;
         uint32_t c;
         int length = pd_utf8_decode(s + i, n - i, &c);
-        if (length <= 0)
-            return i;
+        if (length <= 0) return i;
         i += (size_t)length;
     }
     return n;

@@ -212,6 +212,8 @@ int cmd_convert(int argc, char **argv) {
         if (!a.source)
             code = options_error(&page, "no source: pdvm convert SOURCE -o FILE");
         else if (!a.output)
+            code = options_error(&page, "no output: give the file to write with -o FILE");
+        else if (a.method && !prune_method_find(a.method))
             code = options_error(&page, "--method: '%s' is none of %s", a.method,
                                  describe_methods(names, sizeof names, true));
         else

@@ -30,8 +30,7 @@ pdvm_sampler_options pdvm_sampler_options_default(void) {
 
 static pdvm_status check_range(const char *name, float value, double least, double most,
                                pdvm_error *err) {
-    if (isfinite(value) && value >= least && value <= most)
-        return PDVM_OK;
+    if (isfinite(value) && value >= least && value <= most) return PDVM_OK;
     if (most < INFINITY)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "sampler: %s is %g; expected %g to %g", name,
                        (double)value, least, most);
@@ -78,8 +77,7 @@ static pdvm_status check_options(const pdvm_sampler_options *o, pdvm_error *err)
 
 pdvm_status pdvm_sampler_create(const pdvm_sampler_options *options, pdvm_sampler **out,
                                 pdvm_error *err) {
-    if (!out)
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "sampler: no place for the handle");
+    if (!out) return pd_fail(err, PDVM_ERR_ARGUMENT, "sampler: no place for the handle");
     *out = NULL;
     pdvm_sampler_options chosen = options ? *options : pdvm_sampler_options_default();
     PD_TRY(check_options(&chosen, err));
@@ -101,8 +99,7 @@ pdvm_status pdvm_sampler_create(const pdvm_sampler_options *options, pdvm_sample
 }
 
 void pdvm_sampler_free(pdvm_sampler *sampler) {
-    if (!sampler)
-        return;
+    if (!sampler) return;
     free(sampler->bias);
     free(sampler->history);
     free(sampler->items);
@@ -110,8 +107,7 @@ void pdvm_sampler_free(pdvm_sampler *sampler) {
 }
 
 void pdvm_sampler_reset(pdvm_sampler *sampler) {
-    if (!sampler)
-        return;
+    if (!sampler) return;
     sampler->random = sampler->options.seed;
     sampler->n_history = 0;
 }
@@ -122,12 +118,9 @@ static bool has_penalties(const pdvm_sampler_options *o) {
 }
 
 pdvm_status pdvm_sampler_accept(pdvm_sampler *sampler, int32_t token, pdvm_error *err) {
-    if (!sampler)
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "sampler: NULL");
-    if (token < 0)
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "sampler: token %d", (int)token);
-    if (!has_penalties(&sampler->options))
-        return PDVM_OK;
+    if (!sampler) return pd_fail(err, PDVM_ERR_ARGUMENT, "sampler: NULL");
+    if (token < 0) return pd_fail(err, PDVM_ERR_ARGUMENT, "sampler: token %d", (int)token);
+    if (!has_penalties(&sampler->options)) return PDVM_OK;
     if (sampler->options.repeat_last_n > 0) {
         size_t window = (size_t)sampler->options.repeat_last_n;
         // Dropping in portions of a window makes the copying cheap on average.
@@ -157,21 +150,17 @@ static pdvm_status apply_bias(pdvm_sampler *s, size_t n_vocab, pdvm_error *err) 
 
 static void apply_penalties(pdvm_sampler *s, size_t n_vocab) {
     const pdvm_sampler_options *o = &s->options;
-    if (!has_penalties(o))
-        return;
+    if (!has_penalties(o)) return;
     size_t window = s->n_history;
     if (o->repeat_last_n > 0 && window > (size_t)o->repeat_last_n)
         window = (size_t)o->repeat_last_n;
     const int32_t *latest = s->history ? s->history + (s->n_history - window) : NULL;
     for (size_t i = 0; i < window; i++)
-        if ((size_t)latest[i] < n_vocab)
-            s->items[latest[i]].count++;
+        if ((size_t)latest[i] < n_vocab) s->items[latest[i]].count++;
     for (size_t i = 0; i < window; i++) {
-        if ((size_t)latest[i] >= n_vocab)
-            continue;
+        if ((size_t)latest[i] >= n_vocab) continue;
         struct sampler_candidate *c = &s->items[latest[i]];
-        if (c->count == 0)
-            continue;
+        if (c->count == 0) continue;
         if (c->logit <= 0) {
             c->logit *= (double)o->repeat_penalty;
         } else {
@@ -195,8 +184,7 @@ static pdvm_status make_candidates(pdvm_sampler *s, const float *logits, size_t 
     apply_penalties(s, n_vocab);
     *c = (struct sampler_candidates){.items = s->items};
     for (size_t i = 0; i < n_vocab; i++) {
-        if (!isfinite(s->items[i].logit))
-            continue;
+        if (!isfinite(s->items[i].logit)) continue;
         s->items[i].key = s->items[i].logit;
         s->items[c->n++] = s->items[i];
     }
@@ -224,14 +212,10 @@ pdvm_status pdvm_sampler_sample(pdvm_sampler *sampler, const float *logits, size
         *token = c.items[0].token;
         return pdvm_sampler_accept(sampler, *token, err);
     }
-    if (o->top_k > 0)
-        sampler_top_k(&c, (size_t)o->top_k);
-    if (o->typical_p < 1)
-        sampler_typical(&c, (double)o->typical_p);
-    if (o->top_p < 1)
-        sampler_top_p(&c, (double)o->top_p);
-    if (o->min_p > 0)
-        sampler_min_p(&c, (double)o->min_p);
+    if (o->top_k > 0) sampler_top_k(&c, (size_t)o->top_k);
+    if (o->typical_p < 1) sampler_typical(&c, (double)o->typical_p);
+    if (o->top_p < 1) sampler_top_p(&c, (double)o->top_p);
+    if (o->min_p > 0) sampler_min_p(&c, (double)o->min_p);
     if (o->temperature > 0) {
         *token = sampler_draw(&c, (double)o->temperature, pd_random_unit(&sampler->random));
     } else {

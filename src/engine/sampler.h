@@ -13,7 +13,7 @@
 
 /** A token that may still be chosen. */
 struct sampler_candidate {
-    double key; /**< what candidates are sorted by, the largest first */
+    double key;   /**< what candidates are sorted by, the largest first */
     double logit; /**< after bias and penalties */
     int32_t token;
     uint32_t count; /**< of the token among those that the penalties look back on */

@@ -7,8 +7,7 @@
 
 /* Whether a comes before b. A total order: no two candidates have the same token. */
 static bool before(const struct sampler_candidate *a, const struct sampler_candidate *b) {
-    if (a->key != b->key)
-        return a->key > b->key;
+    if (a->key != b->key) return a->key > b->key;
     return a->token < b->token;
 }
 
@@ -17,12 +16,9 @@ static void sift_down(struct sampler_candidate *heap, size_t n, size_t i) {
     struct sampler_candidate item = heap[i];
     for (;;) {
         size_t child = 2 * i + 1;
-        if (child >= n)
-            break;
-        if (child + 1 < n && before(&heap[child], &heap[child + 1]))
-            child++;
-        if (!before(&item, &heap[child]))
-            break;
+        if (child >= n) break;
+        if (child + 1 < n && before(&heap[child], &heap[child + 1])) child++;
+        if (!before(&item, &heap[child])) break;
         heap[i] = heap[child];
         i = child;
     }
@@ -36,14 +32,11 @@ static void swap(struct sampler_candidate *a, struct sampler_candidate *b) {
 }
 
 void sampler_sort(struct sampler_candidates *c, size_t want) {
-    if (want > c->n)
-        want = c->n;
-    if (want <= c->n_sorted)
-        return;
+    if (want > c->n) want = c->n;
+    if (want <= c->n_sorted) return;
     struct sampler_candidate *rest = c->items + c->n_sorted;
     size_t n = c->n - c->n_sorted, m = want - c->n_sorted;
-    for (size_t i = m / 2; i-- > 0;)
-        sift_down(rest, m, i);
+    for (size_t i = m / 2; i-- > 0;) sift_down(rest, m, i);
     for (size_t i = m; i < n; i++) {
         if (before(&rest[i], &rest[0])) {
             swap(&rest[i], &rest[0]);
@@ -66,34 +59,29 @@ static void sort_past(struct sampler_candidates *c, size_t i) {
 static double largest_logit(const struct sampler_candidates *c) {
     double largest = -INFINITY;
     for (size_t i = 0; i < c->n; i++)
-        if (c->items[i].logit > largest)
-            largest = c->items[i].logit;
+        if (c->items[i].logit > largest) largest = c->items[i].logit;
     return largest;
 }
 
 /* Sum of exp((logit - largest) / temperature). */
 static double total_mass(const struct sampler_candidates *c, double largest, double temperature) {
     double sum = 0;
-    for (size_t i = 0; i < c->n; i++)
-        sum += exp((c->items[i].logit - largest) / temperature);
+    for (size_t i = 0; i < c->n; i++) sum += exp((c->items[i].logit - largest) / temperature);
     return sum;
 }
 
 static void keep_first(struct sampler_candidates *c, size_t n) {
     c->n = n;
-    if (c->n_sorted > n)
-        c->n_sorted = n;
+    if (c->n_sorted > n) c->n_sorted = n;
 }
 
 static void order_by_logit(struct sampler_candidates *c) {
-    for (size_t i = 0; i < c->n; i++)
-        c->items[i].key = c->items[i].logit;
+    for (size_t i = 0; i < c->n; i++) c->items[i].key = c->items[i].logit;
     c->n_sorted = 0;
 }
 
 void sampler_top_k(struct sampler_candidates *c, size_t k) {
-    if (k >= c->n)
-        return;
+    if (k >= c->n) return;
     sampler_sort(c, k);
     keep_first(c, k);
 }
@@ -104,8 +92,7 @@ void sampler_typical(struct sampler_candidates *c, double p) {
     for (size_t i = 0; i < c->n; i++) {
         double log_p = c->items[i].logit - largest - log_total;
         double probability = exp(log_p);
-        if (probability > 0)
-            entropy -= probability * log_p;
+        if (probability > 0) entropy -= probability * log_p;
     }
     for (size_t i = 0; i < c->n; i++) {
         double surprise = -(c->items[i].logit - largest - log_total);
@@ -141,11 +128,9 @@ void sampler_min_p(struct sampler_candidates *c, double p) {
     double least = largest_logit(c) + log(p);
     size_t kept = 0, kept_sorted = 0;
     for (size_t i = 0; i < c->n; i++) {
-        if (c->items[i].logit < least)
-            continue;
+        if (c->items[i].logit < least) continue;
         c->items[kept++] = c->items[i];
-        if (i < c->n_sorted)
-            kept_sorted = kept;
+        if (i < c->n_sorted) kept_sorted = kept;
     }
     c->n = kept;
     c->n_sorted = kept_sorted;
@@ -157,8 +142,7 @@ int32_t sampler_draw(struct sampler_candidates *c, double temperature, double u)
     for (size_t i = 0; i < c->n; i++) {
         sort_past(c, i);
         sum += exp((c->items[i].logit - largest) / temperature);
-        if (sum > target)
-            return c->items[i].token;
+        if (sum > target) return c->items[i].token;
     }
     // Rounding may leave the sum a little short; then it is the likeliest, which always exists.
     return c->items[0].token;

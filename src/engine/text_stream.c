@@ -12,7 +12,7 @@ struct stop_string {
     char *text;
     size_t len;
     size_t *fallback; /* fallback[i]: length of the longest border of the first i bytes, i >= 1 */
-    size_t matched; /* bytes of it that the text so far ends with */
+    size_t matched;   /* bytes of it that the text so far ends with */
 };
 
 struct text_stream {
@@ -32,8 +32,7 @@ struct text_stream {
 static pdvm_status stop_init(struct stop_string *s, const char *text, size_t number,
                              pdvm_error *err) {
     size_t len = text ? strlen(text) : 0;
-    if (len == 0)
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "stop string %zu is empty", number);
+    if (len == 0) return pd_fail(err, PDVM_ERR_ARGUMENT, "stop string %zu is empty", number);
     size_t bad = pd_utf8_check(text, len);
     if (bad < len)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "stop string %zu is not valid UTF-8 at byte %zu",
@@ -43,10 +42,8 @@ static pdvm_status stop_init(struct stop_string *s, const char *text, size_t num
     memcpy(s->text, text, len);
     s->len = len;
     for (size_t i = 1, k = 0; i < len; i++) {
-        while (k > 0 && text[i] != text[k])
-            k = s->fallback[k];
-        if (text[i] == text[k])
-            k++;
+        while (k > 0 && text[i] != text[k]) k = s->fallback[k];
+        if (text[i] == text[k]) k++;
         s->fallback[i + 1] = k;
     }
     return PDVM_OK;
@@ -55,8 +52,7 @@ static pdvm_status stop_init(struct stop_string *s, const char *text, size_t num
 pdvm_status text_stream_create(const char *const *stop, size_t n_stop, pdvm_text_fn on_text,
                                void *user, struct text_stream **out, pdvm_error *err) {
     *out = NULL;
-    if (n_stop > 0 && !stop)
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "the stop strings are NULL");
+    if (n_stop > 0 && !stop) return pd_fail(err, PDVM_ERR_ARGUMENT, "the stop strings are NULL");
     struct text_stream *t;
     PD_TRY(pd_calloc(&t, 1, sizeof *t, "a text stream", err));
     t->on_text = on_text;
@@ -75,8 +71,7 @@ pdvm_status text_stream_create(const char *const *stop, size_t n_stop, pdvm_text
 }
 
 void text_stream_free(struct text_stream *t) {
-    if (!t)
-        return;
+    if (!t) return;
     for (size_t i = 0; i < t->n_stops; i++) {
         free(t->stops[i].text);
         free(t->stops[i].fallback);
@@ -96,10 +91,8 @@ bool text_stream_cancelled(const struct text_stream *t) {
 
 /* Gives the first n bytes of the held text away. */
 static void emit(struct text_stream *t, size_t n) {
-    if (n == 0)
-        return;
-    if (t->on_text && !t->on_text(t->user, t->held, n))
-        t->cancelled = true;
+    if (n == 0) return;
+    if (t->on_text && !t->on_text(t->user, t->held, n)) t->cancelled = true;
     memmove(t->held, t->held + n, t->n_held - n);
     t->n_held -= n;
 }
@@ -109,12 +102,9 @@ static size_t advance(struct text_stream *t, char byte) {
     size_t complete = 0;
     for (size_t i = 0; i < t->n_stops; i++) {
         struct stop_string *s = &t->stops[i];
-        while (s->matched > 0 && s->text[s->matched] != byte)
-            s->matched = s->fallback[s->matched];
-        if (s->text[s->matched] == byte)
-            s->matched++;
-        if (s->matched == s->len && s->len > complete)
-            complete = s->len;
+        while (s->matched > 0 && s->text[s->matched] != byte) s->matched = s->fallback[s->matched];
+        if (s->text[s->matched] == byte) s->matched++;
+        if (s->matched == s->len && s->len > complete) complete = s->len;
     }
     return complete;
 }
@@ -138,8 +128,7 @@ static pdvm_status take(struct text_stream *t, const char *c, size_t len, pdvm_e
 static void emit_decided(struct text_stream *t) {
     size_t undecided = 0;
     for (size_t i = 0; !t->stopped && i < t->n_stops; i++)
-        if (t->stops[i].matched > undecided)
-            undecided = t->stops[i].matched;
+        if (t->stops[i].matched > undecided) undecided = t->stops[i].matched;
     emit(t, t->n_held - undecided);
 }
 
@@ -153,8 +142,7 @@ static pdvm_status take_all(struct text_stream *t, const char *s, size_t n, bool
     while (i < n && !t->stopped) {
         uint32_t c;
         int length = pd_utf8_decode(s + i, n - i, &c);
-        if (length == 0 && !last)
-            break;
+        if (length == 0 && !last) break;
         if (length > 0) {
             PD_TRY(take(t, s + i, (size_t)length, err));
             i += (size_t)length;
@@ -178,8 +166,7 @@ pdvm_status text_stream_feed(struct text_stream *t, const char *bytes, size_t n,
         t->n_partial -= used;
     }
     if (t->stopped || t->cancelled) {
-        if (t->stopped)
-            emit_decided(t);
+        if (t->stopped) emit_decided(t);
         return PDVM_OK;
     }
     if (i < n) {
@@ -195,8 +182,7 @@ pdvm_status text_stream_feed(struct text_stream *t, const char *bytes, size_t n,
 }
 
 pdvm_status text_stream_finish(struct text_stream *t, pdvm_error *err) {
-    if (t->stopped || t->cancelled)
-        return PDVM_OK;
+    if (t->stopped || t->cancelled) return PDVM_OK;
     size_t used;
     PD_TRY(take_all(t, t->partial, t->n_partial, true, &used, err));
     t->n_partial = 0;

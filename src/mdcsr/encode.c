@@ -348,7 +348,7 @@ static void fill_row(struct encoder *e, int64_t r, const struct scratch *s) {
         s->cols[n] = (uint32_t)c;
         n += dense || w[c] != 0;
     }
-    float *scales = m->scales + (m->scales ? r * m->n_groups : 0);
+    float *scales = m->scales ? m->scales + r * m->n_groups : NULL;
     switch (m->value_coding) {
     case MDCSR_F32:
         if (n > 0)

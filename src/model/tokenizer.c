@@ -12,18 +12,15 @@
 pdvm_status tokenizer_buffer_add(struct tokenizer_buffer *b, const char *data, size_t len,
                                  pdvm_error *err) {
     PD_TRY(pd_grow(&b->data, &b->capacity, b->n + len, 1, "a text", err));
-    if (len > 0)
-        memcpy(b->data + b->n, data, len);
+    if (len > 0) memcpy(b->data + b->n, data, len);
     b->n += len;
     return PDVM_OK;
 }
 
 int tokenizer_quote_len(const char *s, size_t len) {
-    if (len <= 60)
-        return (int)len;
+    if (len <= 60) return (int)len;
     size_t end = 60;
-    while (end > 0 && ((uint8_t)s[end] & 0xc0) == 0x80)
-        end--;
+    while (end > 0 && ((uint8_t)s[end] & 0xc0) == 0x80) end--;
     return (int)end;
 }
 
@@ -34,8 +31,7 @@ static uint32_t hash_parts(const char *a, size_t a_len, const char *b, size_t b_
 
 pdvm_status tokenizer_index_init(struct tokenizer_index *index, size_t n, pdvm_error *err) {
     size_t slots = 8;
-    while (slots < 2 * n)
-        slots *= 2;
+    while (slots < 2 * n) slots *= 2;
     PD_TRY(pd_calloc(&index->ids, slots, sizeof *index->ids, "the vocabulary", err));
     PD_TRY(pd_calloc(&index->hashes, slots, sizeof *index->hashes, "the vocabulary", err));
     index->mask = slots - 1;
@@ -54,8 +50,7 @@ int32_t tokenizer_index_find(const struct tokenizer *t, bool by_bytes, const cha
     const struct tokenizer_index *index = by_bytes ? &t->by_bytes : &t->by_content;
     uint32_t hash = hash_parts(a, a_len, b, b_len);
     for (size_t i = hash & index->mask; index->ids[i] != 0; i = (i + 1) & index->mask) {
-        if (index->hashes[i] != hash)
-            continue;
+        if (index->hashes[i] != hash) continue;
         size_t len;
         const char *s = piece_string(t, by_bytes, index->ids[i] - 1, &len);
         if (len == a_len + b_len && memcmp(s, a, a_len) == 0 && memcmp(s + a_len, b, b_len) == 0)
@@ -71,8 +66,7 @@ pdvm_status tokenizer_index_add(struct tokenizer *t, bool by_bytes, uint32_t id,
     uint32_t hash = hash_parts(s, len, "", 0);
     size_t i = hash & index->mask;
     for (int probes = 0; probes < TOKENIZER_MAX_PROBES; probes++, i = (i + 1) & index->mask) {
-        if (index->ids[i] != 0)
-            continue;
+        if (index->ids[i] != 0) continue;
         index->ids[i] = id + 1;
         index->hashes[i] = hash;
         return PDVM_OK;
@@ -90,10 +84,8 @@ pdvm_status tokenizer_open(const char *path, const char *json, size_t size, stru
     if (status == PDVM_OK) {
         t->unk_id = -1;
         status = tokenizer_load_model(t, path, root, err);
-        if (status == PDVM_OK)
-            status = tokenizer_load_steps(t, path, root, err);
-        if (status == PDVM_OK)
-            status = tokenizer_load_added(t, path, root, err);
+        if (status == PDVM_OK) status = tokenizer_load_steps(t, path, root, err);
+        if (status == PDVM_OK) status = tokenizer_load_added(t, path, root, err);
     }
     json_decref(root);
     if (status != PDVM_OK) {
@@ -105,14 +97,12 @@ pdvm_status tokenizer_open(const char *path, const char *json, size_t size, stru
 }
 
 void tokenizer_free(struct tokenizer *t) {
-    if (!t)
-        return;
+    if (!t) return;
     for (int i = 0; i < t->n_steps; i++) {
         tokenizer_regex_free(t->steps[i].regex);
         free(t->steps[i].string);
     }
-    for (int i = 0; i < 2; i++)
-        free(t->added[i].items);
+    for (int i = 0; i < 2; i++) free(t->added[i].items);
     free(t->pieces);
     free(t->text.data);
     free(t->by_content.ids);
@@ -132,11 +122,9 @@ uint32_t tokenizer_size(const struct tokenizer *t) {
 
 const char *tokenizer_bytes(const struct tokenizer *t, int32_t id, bool with_special, size_t *len) {
     *len = 0;
-    if (id < 0 || (uint32_t)id >= t->n_pieces || t->pieces[id].flags == 0)
-        return NULL;
+    if (id < 0 || (uint32_t)id >= t->n_pieces || t->pieces[id].flags == 0) return NULL;
     const struct tokenizer_piece *p = &t->pieces[id];
-    if (!(p->flags & TOKENIZER_SPECIAL) || with_special)
-        *len = p->bytes_len;
+    if (!(p->flags & TOKENIZER_SPECIAL) || with_special) *len = p->bytes_len;
     return t->text.data + p->bytes;
 }
 
@@ -163,8 +151,7 @@ static pdvm_status on_normalised_part(struct tokenizer_run *run, int64_t id, con
 }
 
 static pdvm_status on_part(struct tokenizer_run *run, int64_t id, const char *s, size_t n) {
-    if (id >= 0)
-        return tokenizer_emit(run, (int32_t)id);
+    if (id >= 0) return tokenizer_emit(run, (int32_t)id);
     if (run->t->nfc && !tokenizer_is_nfc_quick(s, n)) {
         PD_TRY(tokenizer_nfc(s, n, &run->normalised, run->err));
         s = run->normalised.data;
@@ -202,8 +189,7 @@ pdvm_status tokenizer_encode(const struct tokenizer *t, const char *text, size_t
         .t = t, .out = out, .err = err, .parse_special = flags & PDVM_TOKENIZE_PARSE_SPECIAL};
     size_t old_n = out->n;
     pdvm_status status = encode(&run, text, len, flags);
-    if (status != PDVM_OK)
-        out->n = old_n;
+    if (status != PDVM_OK) out->n = old_n;
     tokenizer_matcher_free(run.matcher);
     tokenizer_bpe_clear(&run.bpe);
     free(run.normalised.data);

@@ -18,7 +18,7 @@
 
 struct bpe_symbol {
     uint32_t id;
-    uint32_t prev, next; /* NONE at the ends */
+    uint32_t prev, next;   /* NONE at the ends */
     uint32_t rank, merged; /* of the pair with the next symbol; NO_RANK if it does not merge */
 };
 
@@ -41,11 +41,9 @@ static uint64_t pair_key(uint32_t left, uint32_t right) {
 
 pdvm_status tokenizer_merges_init(struct tokenizer_merges *m, size_t n, pdvm_error *err) {
     size_t slots = 8;
-    while (slots < 2 * n)
-        slots *= 2;
+    while (slots < 2 * n) slots *= 2;
     PD_TRY(pd_calloc(&m->slots, slots, sizeof *m->slots, "the tokenizer's merges", err));
-    for (size_t i = 0; i < slots; i++)
-        m->slots[i].key = TOKENIZER_NO_PAIR;
+    for (size_t i = 0; i < slots; i++) m->slots[i].key = TOKENIZER_NO_PAIR;
     m->mask = slots - 1;
     return PDVM_OK;
 }
@@ -55,8 +53,7 @@ pdvm_status tokenizer_merges_add(struct tokenizer_merges *m, uint32_t left, uint
     uint64_t key = pair_key(left, right);
     size_t i = (size_t)mix(key) & m->mask;
     for (int probes = 0; probes < TOKENIZER_MAX_PROBES; probes++, i = (i + 1) & m->mask) {
-        if (m->slots[i].key != TOKENIZER_NO_PAIR && m->slots[i].key != key)
-            continue;
+        if (m->slots[i].key != TOKENIZER_NO_PAIR && m->slots[i].key != key) continue;
         m->slots[i] = (struct tokenizer_merge){.key = key, .rank = rank, .id = id};
         return PDVM_OK;
     }
@@ -78,8 +75,7 @@ static void look_up(const struct tokenizer_merges *m, struct bpe_symbol *left, u
 }
 
 pdvm_status tokenizer_bpe_init(struct tokenizer_bpe *b, size_t len, pdvm_error *err) {
-    if (len < CACHE_MIN_TEXT)
-        return PDVM_OK;
+    if (len < CACHE_MIN_TEXT) return PDVM_OK;
     return pd_calloc(&b->cache, CACHE_SLOTS, sizeof *b->cache, "the tokenizer's cache", err);
 }
 
@@ -101,8 +97,7 @@ static pdvm_status start_symbols(struct tokenizer_run *run, const char *word, si
         int32_t id = t->byte_ids[(uint8_t)word[i]];
         bool unk = id < 0;
         if (unk) {
-            if (t->unk_id < 0 || (after_unk && t->fuse_unk))
-                continue;
+            if (t->unk_id < 0 || (after_unk && t->fuse_unk)) continue;
             // The reference sees a character of the byte alphabet here, so this is one unknown.
             id = t->unk_id;
         }
@@ -114,8 +109,7 @@ static pdvm_status start_symbols(struct tokenizer_run *run, const char *word, si
 }
 
 static uint32_t merge_by_scan(const struct tokenizer_merges *m, struct bpe_symbol *s, uint32_t n) {
-    for (uint32_t i = 0; i + 1 < n; i++)
-        look_up(m, &s[i], s[i + 1].id);
+    for (uint32_t i = 0; i + 1 < n; i++) look_up(m, &s[i], s[i + 1].id);
     for (;;) {
         uint32_t best = NO_RANK, at = 0;
         for (uint32_t i = 0; i + 1 < n; i++) {
@@ -124,15 +118,12 @@ static uint32_t merge_by_scan(const struct tokenizer_merges *m, struct bpe_symbo
                 at = i;
             }
         }
-        if (best == NO_RANK)
-            return n;
+        if (best == NO_RANK) return n;
         s[at].id = s[at].merged;
         n--;
         memmove(&s[at + 1], &s[at + 2], (n - at - 1) * sizeof *s);
-        if (at + 1 < n)
-            look_up(m, &s[at], s[at + 1].id);
-        if (at > 0)
-            look_up(m, &s[at - 1], s[at].id);
+        if (at + 1 < n) look_up(m, &s[at], s[at + 1].id);
+        if (at > 0) look_up(m, &s[at - 1], s[at].id);
     }
 }
 
@@ -140,12 +131,9 @@ static void sift_down(uint64_t *heap, size_t n, size_t i) {
     uint64_t key = heap[i];
     for (;;) {
         size_t child = 2 * i + 1;
-        if (child >= n)
-            break;
-        if (child + 1 < n && heap[child + 1] < heap[child])
-            child++;
-        if (heap[child] >= key)
-            break;
+        if (child >= n) break;
+        if (child + 1 < n && heap[child + 1] < heap[child]) child++;
+        if (heap[child] >= key) break;
         heap[i] = heap[child];
         i = child;
     }
@@ -179,20 +167,15 @@ static pdvm_status merge_by_heap(struct tokenizer_run *run, uint32_t *count) {
         s[i].prev = i == 0 ? NONE : i - 1;
         s[i].next = i + 1 == n ? NONE : i + 1;
         s[i].rank = NO_RANK;
-        if (i + 1 < n)
-            look_up(m, &s[i], s[i + 1].id);
-        if (s[i].rank != NO_RANK)
-            heap[size++] = (uint64_t)s[i].rank << 32 | i;
+        if (i + 1 < n) look_up(m, &s[i], s[i + 1].id);
+        if (s[i].rank != NO_RANK) heap[size++] = (uint64_t)s[i].rank << 32 | i;
     }
-    for (size_t i = size / 2; i-- > 0;)
-        sift_down(heap, size, i);
+    for (size_t i = size / 2; i-- > 0;) sift_down(heap, size, i);
     while (size > 0) {
         uint32_t at = (uint32_t)heap[0], rank = (uint32_t)(heap[0] >> 32);
         heap[0] = heap[--size];
-        if (size > 0)
-            sift_down(heap, size, 0);
-        if (s[at].rank != rank)
-            continue;
+        if (size > 0) sift_down(heap, size, 0);
+        if (s[at].rank != rank) continue;
         uint32_t dead = s[at].next;
         s[at].id = s[at].merged;
         s[at].rank = NO_RANK;
@@ -216,8 +199,7 @@ static pdvm_status merge_by_heap(struct tokenizer_run *run, uint32_t *count) {
         }
     }
     uint32_t k = 0;
-    for (uint32_t i = 0; i != NONE; i = s[i].next)
-        s[k++].id = s[i].id;
+    for (uint32_t i = 0; i != NONE; i = s[i].next) s[k++].id = s[i].id;
     *count = k;
     return PDVM_OK;
 }
@@ -241,11 +223,9 @@ pdvm_status tokenizer_bpe_word(struct tokenizer_run *run, const char *word, size
     struct token_list *out = run->out;
     if (run->t->ignore_merges) {
         int32_t id = tokenizer_index_find(run->t, true, word, n, "", 0);
-        if (id >= 0)
-            return tokenizer_emit(run, id);
+        if (id >= 0) return tokenizer_emit(run, id);
     }
-    if (!run->bpe.cache || n == 1 || n > CACHED_BYTES)
-        return emit_merged(run, word, n);
+    if (!run->bpe.cache || n == 1 || n > CACHED_BYTES) return emit_merged(run, word, n);
     struct bpe_cached *slot =
         &run->bpe.cache[mix(pd_hash(PD_HASH_INIT, word, n)) & (CACHE_SLOTS - 1)];
     if (slot->len == n && memcmp(slot->word, word, n) == 0) {

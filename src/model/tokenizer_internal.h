@@ -114,16 +114,16 @@ enum tokenizer_step_kind {
     TOKENIZER_STEP_REGEX,
     TOKENIZER_STEP_STRING,
     TOKENIZER_STEP_DIGIT, /**< one numeric character */
-    TOKENIZER_STEP_SPACE /**< nothing: puts a space before a piece that has none there */
+    TOKENIZER_STEP_SPACE  /**< nothing: puts a space before a piece that has none there */
 };
 
 /** One step of splitting; each works on every piece that the one before made. */
 struct tokenizer_step {
     enum tokenizer_step_kind kind;
     enum tokenizer_behavior behavior;
-    bool invert; /**< what is between the matches counts as the match */
+    bool invert;                   /**< what is between the matches counts as the match */
     struct tokenizer_regex *regex; /**< owned */
-    char *string; /**< owned */
+    char *string;                  /**< owned */
     size_t string_len;
 };
 
@@ -235,18 +235,18 @@ struct tokenizer_ids {
 
 struct tokenizer {
     struct tokenizer_piece *pieces;
-    uint32_t n_pieces; /**< one more than the largest id */
+    uint32_t n_pieces;            /**< one more than the largest id */
     struct tokenizer_buffer text; /**< of all pieces; fixed once loaded */
     struct tokenizer_index by_content;
     struct tokenizer_index by_bytes; /**< vocabulary only; for ignore_merges */
-    int32_t byte_ids[256]; /**< id of the piece of one byte, or -1 */
-    int32_t unk_id; /**< for bytes without a piece; -1: they are left out */
+    int32_t byte_ids[256];           /**< id of the piece of one byte, or -1 */
+    int32_t unk_id;                  /**< for bytes without a piece; -1: they are left out */
     bool fuse_unk;
     bool ignore_merges; /**< a word that is a piece is not taken apart */
     bool nfc;
     struct tokenizer_merges merges;
     struct tokenizer_added_set added[2]; /**< searched before and after normalising */
-    char *added_text; /**< the normalised patterns */
+    char *added_text;                    /**< the normalised patterns */
     struct tokenizer_step steps[TOKENIZER_MAX_STEPS];
     int n_steps;
     struct tokenizer_ids before; /**< what PDVM_TOKENIZE_ADD_SPECIAL adds */

@@ -34,8 +34,7 @@ static bool byte_level_decode(const char *s, size_t len, char *bytes, size_t *n)
         uint32_t c;
         int length = pd_utf8_decode(s + i, len - i, &c);
         int byte = length > 0 ? tokenizer_char_byte(c) : -1;
-        if (byte < 0)
-            return false;
+        if (byte < 0) return false;
         bytes[(*n)++] = (char)byte;
         i += (size_t)length;
     }
@@ -73,8 +72,7 @@ static pdvm_status load_vocab(struct tokenizer *t, const char *path, const json_
                               uint32_t largest, pdvm_error *err) {
     const char *name;
     json_t *value;
-    for (int i = 0; i < 256; i++)
-        t->byte_ids[i] = -1;
+    for (int i = 0; i < 256; i++) t->byte_ids[i] = -1;
     json_object_foreach((json_t *)vocab, name, value) {
         size_t len = strlen(name);
         uint32_t id;
@@ -90,8 +88,7 @@ static pdvm_status load_vocab(struct tokenizer *t, const char *path, const json_
         const struct tokenizer_piece *p = &t->pieces[id];
         if (byte_level && p->bytes_len == 1)
             t->byte_ids[(uint8_t)t->text.data[p->bytes]] = (int32_t)id;
-        if (byte_level && t->ignore_merges)
-            PD_TRY(tokenizer_index_add(t, true, id, err));
+        if (byte_level && t->ignore_merges) PD_TRY(tokenizer_index_add(t, true, id, err));
     }
     return PDVM_OK;
 }
@@ -109,18 +106,15 @@ static bool merge_halves(const json_t *value, const char **a, size_t *a_len, con
         *a = json_string_value(value);
         size_t len = json_string_length(value);
         const char *space = memchr(*a, ' ', len);
-        if (!space)
-            return false;
+        if (!space) return false;
         *a_len = (size_t)(space - *a);
         *b = space + 1;
         *b_len = len - *a_len - 1;
         return memchr(*b, ' ', *b_len) == NULL;
     }
-    if (!json_is_array(value) || json_array_size(value) != 2)
-        return false;
+    if (!json_is_array(value) || json_array_size(value) != 2) return false;
     const json_t *first = json_array_get(value, 0), *second = json_array_get(value, 1);
-    if (!json_is_string(first) || !json_is_string(second))
-        return false;
+    if (!json_is_string(first) || !json_is_string(second)) return false;
     *a = json_string_value(first);
     *a_len = json_string_length(first);
     *b = json_string_value(second);
@@ -192,8 +186,7 @@ static pdvm_status load_unknown(struct tokenizer *t, const char *path, const jso
                                 pdvm_error *err) {
     const char *unk = NULL;
     PD_TRY(pd_json_string(path, model, "unk_token", false, &unk, err));
-    if (!unk)
-        return PDVM_OK;
+    if (!unk) return PDVM_OK;
     t->unk_id = find_vocab(t, unk, strlen(unk), "", 0);
     // It only matters if some byte of UTF-8 has no piece of its own.
     for (int byte = 0; t->unk_id < 0 && byte < 0xf5; byte++) {
@@ -213,8 +206,7 @@ static pdvm_status count_ids(const char *path, const json_t *vocab, const json_t
     *n_ids = 0;
     json_object_foreach((json_t *)vocab, name, value) {
         PD_TRY(check_id(path, "model.vocab", name, strlen(name), value, largest, &id, err));
-        if (id >= *n_ids)
-            *n_ids = id + 1;
+        if (id >= *n_ids) *n_ids = id + 1;
     }
     for (size_t i = 0; i < json_array_size(added); i++) {
         json_t *item = json_array_get(added, i);
@@ -222,8 +214,7 @@ static pdvm_status count_ids(const char *path, const json_t *vocab, const json_t
         PD_TRY(pd_json_string(path, item, "content", true, &content, err));
         PD_TRY(check_id(path, "added_tokens", content, strlen(content), json_object_get(item, "id"),
                         largest, &id, err));
-        if (id >= *n_ids)
-            *n_ids = id + 1;
+        if (id >= *n_ids) *n_ids = id + 1;
     }
     return PDVM_OK;
 }
@@ -251,8 +242,7 @@ static pdvm_status load_added_pieces(struct tokenizer *t, const char *path, cons
         // An added token stands for its content as it is, even where that looks byte-level.
         bool byte_level;
         PD_TRY(set_piece(t, id, content, len, false, &byte_level, err));
-        if (known < 0)
-            PD_TRY(tokenizer_index_add(t, false, id, err));
+        if (known < 0) PD_TRY(tokenizer_index_add(t, false, id, err));
         t->pieces[id].flags |= TOKENIZER_ADDED | (special ? TOKENIZER_SPECIAL : 0u);
     }
     return PDVM_OK;
@@ -284,8 +274,7 @@ pdvm_status tokenizer_load_model(struct tokenizer *t, const char *path, const js
     PD_TRY(count_ids(path, vocab, added, largest, &t->n_pieces, err));
     PD_TRY(pd_calloc(&t->pieces, t->n_pieces, sizeof *t->pieces, "the vocabulary", err));
     PD_TRY(tokenizer_index_init(&t->by_content, n_pieces, err));
-    if (t->ignore_merges)
-        PD_TRY(tokenizer_index_init(&t->by_bytes, json_object_size(vocab), err));
+    if (t->ignore_merges) PD_TRY(tokenizer_index_init(&t->by_bytes, json_object_size(vocab), err));
     PD_TRY(load_vocab(t, path, vocab, largest, err));
     PD_TRY(load_merges(t, path, merges, err));
     PD_TRY(load_unknown(t, path, model, err));
@@ -310,8 +299,7 @@ static pdvm_status load_added_item(struct tokenizer *t, const char *path, const 
         // The buffer moves while it grows: pointers into it are made at the end.
         struct tokenizer_buffer nfc = {0};
         pdvm_status status = tokenizer_nfc(content, p->content_len, &nfc, err);
-        if (status == PDVM_OK)
-            status = tokenizer_buffer_add(text, nfc.data, nfc.n, err);
+        if (status == PDVM_OK) status = tokenizer_buffer_add(text, nfc.data, nfc.n, err);
         a->len = (uint32_t)nfc.n;
         free(nfc.data);
         PD_TRY(status);

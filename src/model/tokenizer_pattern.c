@@ -25,11 +25,11 @@ struct translator {
     size_t n;
     size_t i; /* read so far */
     struct tokenizer_buffer *out;
-    size_t group[MAX_GROUPS]; /* where in `out` the open groups begin */
+    size_t group[MAX_GROUPS];      /* where in `out` the open groups begin */
     size_t group_body[MAX_GROUPS]; /* and their first alternative */
-    bool look[MAX_GROUPS]; /* look-around */
+    bool look[MAX_GROUPS];         /* look-around */
     int depth;
-    size_t atom; /* where in `out` the last atom begins */
+    size_t atom;      /* where in `out` the last atom begins */
     size_t atom_body; /* its group's body, or 0 if it is no repeatable group */
     bool has_atom;
     pdvm_error *err;
@@ -85,8 +85,7 @@ static pdvm_status property(struct translator *t, bool negated) {
                                           {"Emoji", "Emoji"},
                                           {"Any", "Any"}};
     size_t at = t->i >= 2 ? t->i - 2 : 0;
-    if (t->i >= t->n || t->p[t->i] != '{')
-        return reject(t, at, "a property without braces");
+    if (t->i >= t->n || t->p[t->i] != '{') return reject(t, at, "a property without braces");
     size_t begin = t->i + 1;
     if (begin < t->n && t->p[begin] == '^') {
         negated = !negated;
@@ -94,8 +93,7 @@ static pdvm_status property(struct translator *t, bool negated) {
     }
     const char *close = memchr(t->p + begin, '}', t->n - begin);
     size_t len = close ? (size_t)(close - (t->p + begin)) : 0;
-    if (len == 0 || len > 40)
-        return reject(t, at, "this property");
+    if (len == 0 || len > 40) return reject(t, at, "this property");
     const char *name = t->p + begin;
     t->i = begin + len + 1;
     PD_TRY(put_text(t, negated ? "\\P{" : "\\p{"));
@@ -111,8 +109,7 @@ static pdvm_status property(struct translator *t, bool negated) {
     // Two letters or fewer are a category or an error. Longer names are scripts, and mean the
     // script itself here, where PCRE2 would take the script extensions.
     if (!is_category(name, len)) {
-        if (len <= 2)
-            return reject(t, at, "this property");
+        if (len <= 2) return reject(t, at, "this property");
         PD_TRY(put_text(t, "sc:"));
     }
     PD_TRY(put(t, name, len));
@@ -124,8 +121,7 @@ static pdvm_status code_point(struct translator *t, char kind) {
     size_t at = t->i - 2;
     size_t begin = t->i, digits = 0;
     bool braces = kind == 'x' && begin < t->n && t->p[begin] == '{';
-    if (braces)
-        begin++;
+    if (braces) begin++;
     size_t most = braces ? 6 : kind == 'x' ? 2 : 4;
     while (digits < most && begin + digits < t->n && isxdigit((unsigned char)t->p[begin + digits]))
         digits++;
@@ -133,8 +129,7 @@ static pdvm_status code_point(struct translator *t, char kind) {
     if (digits == 0 || (kind == 'u' && digits != 4) ||
         (braces && (t->i >= t->n || t->p[t->i] != '}')))
         return reject(t, at, "this escape");
-    if (braces)
-        t->i++;
+    if (braces) t->i++;
     // Two digits are a byte in Oniguruma: a character only below 80.
     if (kind == 'x' && !braces && digits == 2 && (uint8_t)t->p[begin] > '7')
         return reject(t, at, "a byte of a character");
@@ -145,8 +140,7 @@ static pdvm_status code_point(struct translator *t, char kind) {
 
 /* A class escape: its members, put into brackets unless they are in some already. */
 static pdvm_status members(struct translator *t, const char *list, bool negated, bool in_class) {
-    if (in_class)
-        return put_text(t, list);
+    if (in_class) return put_text(t, list);
     PD_TRY(put_text(t, negated ? "[^" : "["));
     PD_TRY(put_text(t, list));
     return put_text(t, "]");
@@ -155,8 +149,7 @@ static pdvm_status members(struct translator *t, const char *list, bool negated,
 /* What follows a backslash at t->i. */
 static pdvm_status escape(struct translator *t, bool in_class) {
     size_t at = t->i;
-    if (t->i + 1 >= t->n)
-        return reject(t, at, "a backslash at the end");
+    if (t->i + 1 >= t->n) return reject(t, at, "a backslash at the end");
     char c = t->p[t->i + 1];
     t->i += 2;
     switch (c) {
@@ -180,8 +173,7 @@ static pdvm_status escape(struct translator *t, bool in_class) {
     case 'e': return put(t, t->p + at, 2);
     case 'A':
     case 'z':
-        if (in_class)
-            return reject(t, at, "this escape in a class");
+        if (in_class) return reject(t, at, "this escape in a class");
         return put(t, t->p + at, 2);
     case 'p':
     case 'P': return property(t, c == 'P');
@@ -205,22 +197,18 @@ static pdvm_status bracket_class(struct translator *t) {
     while (t->i < t->n) {
         char c = t->p[t->i];
         if (c == ']') {
-            if (empty)
-                return reject(t, at, "an empty class");
+            if (empty) return reject(t, at, "an empty class");
             t->i++;
             return put_text(t, "]");
         }
-        if (c == '[')
-            return reject(t, t->i, "a class in a class");
-        if (starts(t, "&&"))
-            return reject(t, t->i, "an intersection of classes");
+        if (c == '[') return reject(t, t->i, "a class in a class");
+        if (starts(t, "&&")) return reject(t, t->i, "an intersection of classes");
         if (c == '\\') {
             bool set = t->i + 1 < t->n && strchr("sSwWhHdDpP", t->p[t->i + 1]);
             bool upper_end = !empty && t->out->data[t->out->n - 1] == '-';
             PD_TRY(escape(t, true));
             bool lower_end = starts(t, "-") && !starts(t, "-]");
-            if (set && (upper_end || lower_end))
-                return reject(t, at, "a range that ends in a set");
+            if (set && (upper_end || lower_end)) return reject(t, at, "a range that ends in a set");
         } else {
             PD_TRY(put(t, &c, 1));
             t->i++;
@@ -244,8 +232,7 @@ static pdvm_status open_group(struct translator *t) {
         t->i += 4;
         return put_text(t, "(?i)");
     }
-    if (t->depth == MAX_GROUPS)
-        return reject(t, at, "such deep nesting");
+    if (t->depth == MAX_GROUPS) return reject(t, at, "such deep nesting");
     t->group[t->depth] = t->out->n;
     t->look[t->depth] = false;
     if (!starts(t, "(?") && !starts(t, "(*")) {
@@ -254,10 +241,8 @@ static pdvm_status open_group(struct translator *t) {
         PD_TRY(put_text(t, "(?:"));
     } else {
         size_t k = 0, n_kinds = sizeof KINDS / sizeof *KINDS;
-        while (k < n_kinds && !starts(t, KINDS[k].text))
-            k++;
-        if (k == n_kinds)
-            return reject(t, at, "this kind of group");
+        while (k < n_kinds && !starts(t, KINDS[k].text)) k++;
+        if (k == n_kinds) return reject(t, at, "this kind of group");
         t->i += strlen(KINDS[k].text);
         t->look[t->depth] = KINDS[k].look;
         PD_TRY(put_text(t, KINDS[k].pcre2));
@@ -268,8 +253,7 @@ static pdvm_status open_group(struct translator *t) {
 }
 
 static pdvm_status close_group(struct translator *t) {
-    if (t->depth == 0)
-        return reject(t, t->i, "a closing parenthesis without an opening one");
+    if (t->depth == 0) return reject(t, t->i, "a closing parenthesis without an opening one");
     t->depth--;
     t->i++;
     t->atom = t->group[t->depth];
@@ -299,8 +283,7 @@ static bool interval(const struct translator *t, size_t *len, bool *fixed, bool 
 static pdvm_status quantifier(struct translator *t) {
     size_t at = t->i;
     char c = t->p[t->i];
-    if (!t->has_atom)
-        return reject(t, at, "a repetition of nothing");
+    if (!t->has_atom) return reject(t, at, "a repetition of nothing");
     if (c != '?' && t->atom_body != 0) {
         PD_TRY(insert(t, t->atom_body, "(?C1)(?:"));
         // The inner group keeps the callout out of the first alternative alone.
@@ -316,8 +299,7 @@ static pdvm_status quantifier(struct translator *t) {
         size_t len;
         bool fixed, no_lower;
         // Oniguruma takes any other brace literally, and so must whoever writes one.
-        if (!interval(t, &len, &fixed, &no_lower))
-            return reject(t, at, "a lone brace");
+        if (!interval(t, &len, &fixed, &no_lower)) return reject(t, at, "a lone brace");
         PD_TRY(put_text(t, no_lower ? "{0" : "{"));
         PD_TRY(put(t, t->p + t->i + 1, len - 1));
         t->i += len;
@@ -327,14 +309,12 @@ static pdvm_status quantifier(struct translator *t) {
             PD_TRY(insert(t, t->atom, "(?:(?C1)"));
             PD_TRY(put_text(t, ")+"));
         } else if (t->i < t->n && t->p[t->i] == '?') {
-            if (fixed)
-                return reject(t, at, "{n}?");
+            if (fixed) return reject(t, at, "{n}?");
             PD_TRY(put(t, t->p + t->i++, 1));
         }
     }
     t->has_atom = false;
-    if (t->i < t->n && strchr("*+?{", t->p[t->i]))
-        return reject(t, at, "a repeated repetition");
+    if (t->i < t->n && strchr("*+?{", t->p[t->i])) return reject(t, at, "a repeated repetition");
     return PDVM_OK;
 }
 
@@ -344,15 +324,11 @@ static pdvm_status single(struct translator *t) {
     t->atom_body = 0;
     t->has_atom = true;
     char c = t->p[t->i];
-    if (c == '\\')
-        return escape(t, false);
-    if (c == '[')
-        return bracket_class(t);
-    if (c == '}' || c == ']')
-        return reject(t, t->i, "a lone bracket");
+    if (c == '\\') return escape(t, false);
+    if (c == '[') return bracket_class(t);
+    if (c == '}' || c == ']') return reject(t, t->i, "a lone bracket");
     size_t len = 1;
-    while (t->i + len < t->n && ((uint8_t)t->p[t->i + len] & 0xc0) == 0x80)
-        len++;
+    while (t->i + len < t->n && ((uint8_t)t->p[t->i + len] & 0xc0) == 0x80) len++;
     PD_TRY(put(t, t->p + t->i, len));
     t->i += len;
     return PDVM_OK;
@@ -361,8 +337,7 @@ static pdvm_status single(struct translator *t) {
 pdvm_status tokenizer_pattern_translate(const char *where, const char *pattern, size_t len,
                                         struct tokenizer_buffer *out, pdvm_error *err) {
     struct translator t = {.where = where, .p = pattern, .n = len, .out = out, .err = err};
-    if (len == 0)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the pattern is empty", where);
+    if (len == 0) return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the pattern is empty", where);
     while (t.i < t.n) {
         char c = t.p[t.i];
         if (c == '(') {
@@ -379,7 +354,6 @@ pdvm_status tokenizer_pattern_translate(const char *where, const char *pattern, 
             PD_TRY(single(&t));
         }
     }
-    if (t.depth > 0)
-        return reject(&t, t.n, "a group without its end");
+    if (t.depth > 0) return reject(&t, t.n, "a group without its end");
     return PDVM_OK;
 }

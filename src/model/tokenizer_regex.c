@@ -27,16 +27,14 @@ struct tokenizer_matcher {
 
 static double thread_seconds(void) {
     struct timespec t;
-    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) != 0)
-        return 0;
+    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) != 0) return 0;
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* Counts one match over `remaining` bytes; true once the time is up. */
 static bool out_of_time(struct tokenizer_matcher *m, size_t remaining) {
     m->work += 1 + (remaining >> 16);
-    if (m->work < CLOCK_INTERVAL)
-        return false;
+    if (m->work < CLOCK_INTERVAL) return false;
     m->work = 0;
     return thread_seconds() > m->deadline;
 }
@@ -64,8 +62,7 @@ pdvm_status tokenizer_matcher_create(size_t len, struct tokenizer_matcher **out,
 }
 
 void tokenizer_matcher_free(struct tokenizer_matcher *m) {
-    if (!m)
-        return;
+    if (!m) return;
     pcre2_match_data_free(m->data);
     pcre2_match_context_free(m->context);
     free(m);
@@ -74,8 +71,7 @@ void tokenizer_matcher_free(struct tokenizer_matcher *m) {
 static pdvm_status compile(struct tokenizer_regex *r, const struct tokenizer_buffer *pattern,
                            pdvm_error *err) {
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
-    if (!context)
-        return pd_fail_memory(err, 0, "a regular expression");
+    if (!context) return pd_fail_memory(err, 0, "a regular expression");
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
     pcre2_set_parens_nest_limit(context, 64);
     int code;
@@ -114,8 +110,7 @@ pdvm_status tokenizer_regex_compile(const char *path, const char *field, const c
                  (size_t)tokenizer_quote_len(pattern, len) < len ? "..." : "");
         status = tokenizer_pattern_translate(r->where, pattern, len, &translated, err);
     }
-    if (status == PDVM_OK)
-        status = compile(r, &translated, err);
+    if (status == PDVM_OK) status = compile(r, &translated, err);
     free(translated.data);
     if (status != PDVM_OK) {
         tokenizer_regex_free(r);
@@ -126,8 +121,7 @@ pdvm_status tokenizer_regex_compile(const char *path, const char *field, const c
 }
 
 void tokenizer_regex_free(struct tokenizer_regex *r) {
-    if (!r)
-        return;
+    if (!r) return;
     pcre2_code_free(r->code);
     free(r->where);
     free(r);
@@ -142,8 +136,7 @@ pdvm_status tokenizer_regex_find(const struct tokenizer_regex *r, struct tokeniz
                        "%s takes too long as a regular expression on this text", r->where);
     // A sound expression needs a few steps a byte, and memory only for what it may go back to.
     size_t limit = 4096 + 16 * (n - from);
-    if (limit > UINT32_MAX)
-        limit = UINT32_MAX;
+    if (limit > UINT32_MAX) limit = UINT32_MAX;
     pcre2_set_match_limit(m->context, (uint32_t)limit);
     pcre2_set_depth_limit(m->context, (uint32_t)limit);
     pcre2_set_heap_limit(m->context, (uint32_t)(1024 + (n - from) / 4));
@@ -152,10 +145,8 @@ pdvm_status tokenizer_regex_find(const struct tokenizer_regex *r, struct tokeniz
     if (count == PCRE2_ERROR_JIT_STACKLIMIT)
         count = pcre2_match(r->code, (PCRE2_SPTR)s, n, from, options | PCRE2_NO_JIT, m->data,
                             m->context);
-    if (count == PCRE2_ERROR_NOMATCH)
-        return PDVM_OK;
-    if (count == PCRE2_ERROR_NOMEMORY)
-        return pd_fail_memory(err, n, r->where);
+    if (count == PCRE2_ERROR_NOMATCH) return PDVM_OK;
+    if (count == PCRE2_ERROR_NOMEMORY) return pd_fail_memory(err, n, r->where);
     if (count < 0) {
         char reason[128] = "";
         pcre2_get_error_message(count, (PCRE2_UCHAR *)reason, sizeof reason);

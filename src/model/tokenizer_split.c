@@ -22,8 +22,7 @@ static pdvm_status hand_on(const struct joiner *j, size_t begin, size_t end) {
 }
 
 static pdvm_status flush(struct joiner *j) {
-    if (!j->holding)
-        return PDVM_OK;
+    if (!j->holding) return PDVM_OK;
     j->holding = false;
     return hand_on(j, j->begin, j->end);
 }
@@ -38,20 +37,17 @@ static pdvm_status hold(struct joiner *j, size_t begin, size_t end) {
 
 static pdvm_status join(struct joiner *j, size_t begin, size_t end, bool is_match) {
     const struct tokenizer_step *step = &j->run->t->steps[j->step];
-    if (step->invert)
-        is_match = !is_match;
+    if (step->invert) is_match = !is_match;
     bool was_match = j->was_match;
     j->was_match = is_match;
     switch (step->behavior) {
     case TOKENIZER_ISOLATED: return hand_on(j, begin, end);
     case TOKENIZER_REMOVED: return is_match ? PDVM_OK : hand_on(j, begin, end);
     case TOKENIZER_CONTIGUOUS:
-        if (!j->holding || is_match != was_match)
-            return hold(j, begin, end);
+        if (!j->holding || is_match != was_match) return hold(j, begin, end);
         break;
     case TOKENIZER_MERGED_WITH_PREVIOUS:
-        if (!j->holding || !is_match || was_match)
-            return hold(j, begin, end);
+        if (!j->holding || !is_match || was_match) return hold(j, begin, end);
         break;
     case TOKENIZER_MERGED_WITH_NEXT:
         // Only a match is held: a gap ends the piece that it is joined to.
@@ -76,8 +72,7 @@ static pdvm_status split_regex(struct joiner *j, const struct tokenizer_step *st
         size_t begin, end;
         PD_TRY(tokenizer_regex_find(step->regex, run->matcher, j->s, n, from, &found, &begin, &end,
                                     run->err));
-        if (!found)
-            break;
+        if (!found) break;
         if (begin == end && any && end == previous) {
             // An empty match right behind a match does not count.
             uint32_t c;
@@ -85,8 +80,7 @@ static pdvm_status split_regex(struct joiner *j, const struct tokenizer_step *st
             from += length > 0 ? (size_t)length : 1;
             continue;
         }
-        if (previous != begin)
-            PD_TRY(join(j, previous, begin, false));
+        if (previous != begin) PD_TRY(join(j, previous, begin, false));
         PD_TRY(join(j, begin, end, true));
         any = true;
         previous = from = end;
@@ -99,8 +93,7 @@ static pdvm_status split_string(struct joiner *j, const struct tokenizer_step *s
     const char *match;
     while ((match = memmem(j->s + previous, n - previous, step->string, step->string_len))) {
         size_t begin = (size_t)(match - j->s);
-        if (previous < begin)
-            PD_TRY(join(j, previous, begin, false));
+        if (previous < begin) PD_TRY(join(j, previous, begin, false));
         previous = begin + step->string_len;
         PD_TRY(join(j, begin, previous, true));
     }
@@ -114,8 +107,7 @@ static pdvm_status split_digits(struct joiner *j, size_t n) {
         int length = pd_utf8_decode(j->s + i, n - i, &c);
         size_t end = i + (length > 0 ? (size_t)length : 1);
         if (tokenizer_is_numeric(c)) {
-            if (previous < i)
-                PD_TRY(join(j, previous, i, false));
+            if (previous < i) PD_TRY(join(j, previous, i, false));
             PD_TRY(join(j, i, end, true));
             previous = end;
         }
@@ -126,8 +118,7 @@ static pdvm_status split_digits(struct joiner *j, size_t n) {
 
 /* Comes at most once among the steps, so that one buffer is enough. */
 static pdvm_status put_space(struct tokenizer_run *run, int step, const char *s, size_t n) {
-    if (s[0] == ' ')
-        return tokenizer_split(run, step + 1, s, n);
+    if (s[0] == ' ') return tokenizer_split(run, step + 1, s, n);
     run->prefixed.n = 0;
     PD_TRY(tokenizer_buffer_add(&run->prefixed, " ", 1, run->err));
     PD_TRY(tokenizer_buffer_add(&run->prefixed, s, n, run->err));
@@ -135,10 +126,8 @@ static pdvm_status put_space(struct tokenizer_run *run, int step, const char *s,
 }
 
 pdvm_status tokenizer_split(struct tokenizer_run *run, int step, const char *s, size_t n) {
-    if (n == 0)
-        return PDVM_OK;
-    if (step == run->t->n_steps)
-        return tokenizer_bpe_word(run, s, n);
+    if (n == 0) return PDVM_OK;
+    if (step == run->t->n_steps) return tokenizer_bpe_word(run, s, n);
     const struct tokenizer_step *what = &run->t->steps[step];
     struct joiner j = {.run = run, .step = step, .s = s};
     switch (what->kind) {

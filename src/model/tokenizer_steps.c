@@ -59,8 +59,7 @@ static pdvm_status load_normalizer(struct loader *l, const char *field, const js
     PD_TRY(component_type(l, field, c, &type));
     if (strcmp(type, "Sequence") == 0)
         return each(l, field, c, "normalizers", depth, load_normalizer);
-    if (strcmp(type, "NFC") != 0)
-        return unsupported(l, field, type, "NFC and Sequence");
+    if (strcmp(type, "NFC") != 0) return unsupported(l, field, type, "NFC and Sequence");
     l->t->nfc = true;
     return PDVM_OK;
 }
@@ -109,8 +108,7 @@ static pdvm_status load_split(struct loader *l, const char *field, const json_t 
     if (len == 0)
         return pd_fail(l->err, PDVM_ERR_UNSUPPORTED, "%s: %s.pattern is empty", l->path, field);
     PD_TRY(add_step(l, field, &step, &added));
-    if (regex)
-        return tokenizer_regex_compile(l->path, field, text, len, &added->regex, l->err);
+    if (regex) return tokenizer_regex_compile(l->path, field, text, len, &added->regex, l->err);
     added->kind = TOKENIZER_STEP_STRING;
     added->string_len = len;
     PD_TRY(pd_calloc(&added->string, len + 1, 1, "a pattern", l->err));
@@ -136,8 +134,7 @@ static pdvm_status load_byte_level(struct loader *l, const char *field, const js
         struct tokenizer_step step = {.kind = TOKENIZER_STEP_SPACE};
         PD_TRY(add_step(l, field, &step, &added));
     }
-    if (!use_regex)
-        return PDVM_OK;
+    if (!use_regex) return PDVM_OK;
     struct tokenizer_step step = {.kind = TOKENIZER_STEP_REGEX, .behavior = TOKENIZER_ISOLATED};
     PD_TRY(add_step(l, field, &step, &added));
     return tokenizer_regex_compile(l->path, field, GPT2_PATTERN, sizeof GPT2_PATTERN - 1,
@@ -155,12 +152,9 @@ static pdvm_status load_pre_tokenizer(struct loader *l, const char *field, const
         return pd_fail(l->err, PDVM_ERR_UNSUPPORTED,
                        "%s: %s (%.60s) comes after ByteLevel; this version wants that last",
                        l->path, field, type);
-    if (strcmp(type, "Split") == 0)
-        return load_split(l, field, c);
-    if (strcmp(type, "Digits") == 0)
-        return load_digits(l, field, c);
-    if (strcmp(type, "ByteLevel") == 0)
-        return load_byte_level(l, field, c);
+    if (strcmp(type, "Split") == 0) return load_split(l, field, c);
+    if (strcmp(type, "Digits") == 0) return load_digits(l, field, c);
+    if (strcmp(type, "ByteLevel") == 0) return load_byte_level(l, field, c);
     return unsupported(l, field, type, "ByteLevel, Split, Digits and Sequence");
 }
 
@@ -250,10 +244,8 @@ static pdvm_status load_post_processor(struct loader *l, const char *field, cons
     if (strcmp(type, "Sequence") == 0)
         return each(l, field, c, "processors", depth, load_post_processor);
     // It only moves offsets.
-    if (strcmp(type, "ByteLevel") == 0)
-        return PDVM_OK;
-    if (strcmp(type, "TemplateProcessing") == 0)
-        return load_template(l, field, c);
+    if (strcmp(type, "ByteLevel") == 0) return PDVM_OK;
+    if (strcmp(type, "TemplateProcessing") == 0) return load_template(l, field, c);
     return unsupported(l, field, type, "ByteLevel, TemplateProcessing and Sequence");
 }
 
@@ -263,8 +255,7 @@ static pdvm_status load_decoder(struct loader *l, const char *field, const json_
     if (strcmp(type, "Sequence") == 0) {
         json_t *list;
         PD_TRY(pd_json_array(l->path, c, "decoders", true, &list, l->err));
-        if (json_array_size(list) == 1)
-            return each(l, field, c, "decoders", depth, load_decoder);
+        if (json_array_size(list) == 1) return each(l, field, c, "decoders", depth, load_decoder);
     }
     return strcmp(type, "ByteLevel") == 0 ? PDVM_OK : unsupported(l, field, type, "ByteLevel");
 }
@@ -281,8 +272,7 @@ pdvm_status tokenizer_load_steps(struct tokenizer *t, const char *path, const js
     struct loader l = {.t = t, .path = path, .err = err};
     for (size_t i = 0; i < sizeof PARTS / sizeof *PARTS; i++) {
         const json_t *c = pd_json_member(root, PARTS[i].field);
-        if (c)
-            PD_TRY(PARTS[i].fn(&l, PARTS[i].field, c, 0));
+        if (c) PD_TRY(PARTS[i].fn(&l, PARTS[i].field, c, 0));
     }
     if (!l.byte_level)
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,

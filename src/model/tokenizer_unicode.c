@@ -13,28 +13,21 @@ static bool is_printable(uint32_t c) {
 }
 
 uint32_t tokenizer_byte_char(uint8_t byte) {
-    if (is_printable(byte))
-        return byte;
-    if (byte <= 0x20)
-        return 0x100 + byte;
-    if (byte <= 0xa0)
-        return 0x121 + (uint32_t)(byte - 0x7f);
+    if (is_printable(byte)) return byte;
+    if (byte <= 0x20) return 0x100 + byte;
+    if (byte <= 0xa0) return 0x121 + (uint32_t)(byte - 0x7f);
     return 0x143;
 }
 
 int tokenizer_char_byte(uint32_t c) {
-    if (c <= 0xff)
-        return is_printable(c) ? (int)c : -1;
-    if (c <= 0x120)
-        return (int)(c - 0x100);
-    if (c <= 0x142)
-        return (int)(c - 0x121 + 0x7f);
+    if (c <= 0xff) return is_printable(c) ? (int)c : -1;
+    if (c <= 0x120) return (int)(c - 0x100);
+    if (c <= 0x142) return (int)(c - 0x121 + 0x7f);
     return c == 0x143 ? 0xad : -1;
 }
 
 bool tokenizer_is_space(uint32_t c) {
-    if (c <= 0x20)
-        return c == 0x20 || (c >= 0x09 && c <= 0x0d);
+    if (c <= 0x20) return c == 0x20 || (c >= 0x09 && c <= 0x0d);
     return c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 ||
            c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
@@ -61,8 +54,7 @@ bool tokenizer_is_word(uint32_t c) {
 }
 
 bool tokenizer_is_numeric(uint32_t c) {
-    if (c < 0x80)
-        return c >= '0' && c <= '9';
+    if (c < 0x80) return c >= '0' && c <= '9';
     utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)c);
     return category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_NL ||
            category == UTF8PROC_CATEGORY_NO;
@@ -71,8 +63,7 @@ bool tokenizer_is_numeric(uint32_t c) {
 bool tokenizer_is_nfc_quick(const char *text, size_t len) {
     // No character below U+0300 (bytes CC 80) changes or combines with another such.
     for (size_t i = 0; i < len; i++)
-        if ((uint8_t)text[i] >= 0xcc)
-            return false;
+        if ((uint8_t)text[i] >= 0xcc) return false;
     return true;
 }
 
@@ -83,8 +74,7 @@ struct mark {
 
 /* Stable merge sort by class; `from` is overwritten, the result is in `to`. */
 static void sort_marks(struct mark *to, struct mark *from, size_t n) {
-    if (n < 2)
-        return;
+    if (n < 2) return;
     size_t half = n / 2;
     sort_marks(from, to, half);
     sort_marks(from + half, to + half, n - half);
@@ -110,8 +100,7 @@ static pdvm_status order_marks(int32_t *c, size_t n, pdvm_error *err) {
         int last = 0;
         for (; end < n; end++) {
             int class = c[end] < 0x300 ? 0 : utf8proc_get_property(c[end])->combining_class;
-            if (class == 0)
-                break;
+            if (class == 0) break;
             sorted = sorted && class >= last;
             last = class;
         }
@@ -125,8 +114,7 @@ static pdvm_status order_marks(int32_t *c, size_t n, pdvm_error *err) {
                     marks[run + j] = marks[j];
                 }
                 sort_marks(marks, marks + run, run);
-                for (size_t j = 0; j < run; j++)
-                    c[i + j] = marks[j].c;
+                for (size_t j = 0; j < run; j++) c[i + j] = marks[j].c;
             }
         }
         i = end + 1;
@@ -144,8 +132,7 @@ static pdvm_status decompose(const char *text, size_t len, int32_t **chars, size
     for (size_t i = 0; i < len;) {
         uint32_t c;
         int length = pd_utf8_decode(text + i, len - i, &c);
-        if (length <= 0)
-            return pd_fail(err, PDVM_ERR_ARGUMENT, "invalid UTF-8 at byte %zu", i);
+        if (length <= 0) return pd_fail(err, PDVM_ERR_ARGUMENT, "invalid UTF-8 at byte %zu", i);
         i += (size_t)length;
         utf8proc_ssize_t k =
             utf8proc_decompose_char((utf8proc_int32_t)c, parts, 16, options, &boundary);
@@ -163,13 +150,11 @@ static pdvm_status decompose(const char *text, size_t len, int32_t **chars, size
 pdvm_status tokenizer_nfc(const char *text, size_t len, struct tokenizer_buffer *out,
                           pdvm_error *err) {
     out->n = 0;
-    if (tokenizer_is_nfc_quick(text, len))
-        return tokenizer_buffer_add(out, text, len, err);
+    if (tokenizer_is_nfc_quick(text, len)) return tokenizer_buffer_add(out, text, len, err);
     int32_t *chars = NULL;
     size_t n = 0, capacity = 0;
     pdvm_status status = decompose(text, len, &chars, &n, &capacity, err);
-    if (status == PDVM_OK)
-        status = order_marks(chars, n, err);
+    if (status == PDVM_OK) status = order_marks(chars, n, err);
     if (status == PDVM_OK) {
         utf8proc_ssize_t composed = utf8proc_normalize_utf32(chars, (utf8proc_ssize_t)n,
                                                              UTF8PROC_COMPOSE | UTF8PROC_STABLE);

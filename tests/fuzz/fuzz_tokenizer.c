@@ -16,8 +16,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define MAX_TEXT 4096
 
 static void check(bool ok, const char *what) {
-    if (ok)
-        return;
+    if (ok) return;
     fprintf(stderr, "fuzz_tokenizer: %s\n", what);
     abort();
 }
@@ -46,8 +45,7 @@ static void run_file(const char *data, size_t size) {
     }
     const char *text = end ? end + 1 : data;
     size_t len = end ? size - json_size - 1 : size;
-    if (len > MAX_TEXT)
-        len = MAX_TEXT;
+    if (len > MAX_TEXT) len = MAX_TEXT;
     for (unsigned flags = 0; flags < 4; flags++) {
         struct token_list list = {0};
         if (tokenizer_encode(t, text, len, flags, &list, &err) == PDVM_OK) {
@@ -120,16 +118,13 @@ static void run_text(const struct tokenizer *t, bool nfc, const char *text, size
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static struct tokenizer *good[2];
     if (!good[0]) {
-        for (int i = 0; i < 2; i++)
-            good[i] = make_good(i == 1);
+        for (int i = 0; i < 2; i++) good[i] = make_good(i == 1);
     }
-    if (size == 0)
-        return 0;
+    if (size == 0) return 0;
     if (data[0] % 2 == 0) {
         run_file((const char *)data + 1, size - 1);
     } else {
-        for (int i = 0; i < 2; i++)
-            run_text(good[i], i == 1, (const char *)data + 1, size - 1);
+        for (int i = 0; i < 2; i++) run_text(good[i], i == 1, (const char *)data + 1, size - 1);
     }
     return 0;
 }
