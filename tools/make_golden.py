@@ -206,7 +206,7 @@ def main():
     args = p.parse_args()
     torch.set_num_threads(1)  # one order of additions, whatever the machine
     excerpt = args.excerpt or os.path.join(args.out, "excerpt.txt")
-    for folder in args.models:
+    for folder in filter(os.path.isdir, args.models):  # tiny-* also matches tiny-*.json
         result = golden(folder, excerpt if os.path.exists(excerpt) else None)
         path = os.path.join(args.out, result["model"] + ".json")
         with open(path, "w", encoding="utf-8") as file:
