@@ -223,7 +223,7 @@ static void integer_weights_are_refused(void **state) {
                        "I8");
 }
 
-static void biases_are_refused_and_other_extras_judged(void **state) {
+static void biases_not_asked_for_are_refused_and_other_extras_judged(void **state) {
     static const char *const refused[] = {
         "model.layers.0.self_attn.q_proj.bias",
         "lm_head.bias",
@@ -393,8 +393,10 @@ static void opens_checkpoints_of_transformers(void **state) {
     static const struct {
         const char *name;
         bool tied;
-    } models[] = {
-        {"tiny-gqa", true}, {"tiny-odd", true}, {"tiny-pruned", false}, {"tiny-sharded", false}};
+    } models[] = {{"tiny-gqa", true},      {"tiny-odd", true},     {"tiny-pruned", false},
+                  {"tiny-sharded", false}, {"tiny-llama3", true},  {"tiny-linear", true},
+                  {"tiny-yarn", true},     {"tiny-mistral", true}, {"tiny-qwen2", true},
+                  {"tiny-qwen3", true},    {"tiny-phi3", false}};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char *golden = support_source_path("tests/golden");
         char *path = support_path(golden, models[i].name);
@@ -414,11 +416,11 @@ static void refuses_configurations_that_change_the_results(void **state) {
     (void)state;
     static const struct {
         const char *name, *message;
-    } models[] = {{"refuse-activation", "hidden_act"},
-                  {"refuse-architecture", "architectures"},
-                  {"refuse-attention-bias", "attention_bias"},
-                  {"refuse-mlp-bias", "mlp_bias"},
-                  {"refuse-rope-yarn", "yarn"}};
+    } models[] = {
+        {"refuse-activation", "hidden_act"},     {"refuse-architecture", "MixtralForCausalLM"},
+        {"refuse-gemma", "Gemma2ForCausalLM"},   {"refuse-experts", "num_local_experts"},
+        {"refuse-mlp-bias", "mlp_bias"},         {"refuse-rope-dynamic", "\"dynamic\""},
+        {"refuse-rope-longrope", "\"longrope\""}};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char *golden = support_source_path("tests/golden");
         char *path = support_path(golden, models[i].name);
@@ -465,7 +467,7 @@ int main(void) {
         TEST(missing_tensors_are_named),
         TEST(wrong_shapes_are_named_with_both_shapes),
         TEST(integer_weights_are_refused),
-        TEST(biases_are_refused_and_other_extras_judged),
+        TEST(biases_not_asked_for_are_refused_and_other_extras_judged),
         TEST(bad_config_is_named),
         TEST(absurd_number_of_layers_is_a_missing_tensor),
         TEST(cut_or_broken_weights_are_named),
