@@ -56,6 +56,14 @@ void pd_map_close(struct pd_map *map) {
     memset(map, 0, sizeof *map);
 }
 
+void pd_map_release(const void *data, size_t size) {
+    /* Whole pages only: the first and the last may belong to others. */
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)data + page - 1) & ~(page - 1);
+    uintptr_t end = ((uintptr_t)data + size) & ~(page - 1);
+    if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
 pdvm_status pd_read_file(const char *path, size_t max, char **data, size_t *size, pdvm_error *err) {
     int fd;
     size_t expected;

@@ -20,6 +20,12 @@ pdvm_status pd_map_open(const char *path, struct pd_map *map, pdvm_error *err);
 void pd_map_close(struct pd_map *map);
 
 /**
+ * Gives back the memory that reading data[0, size) of a map took; the bytes stay readable, from
+ * the file. For data that is read once and in order, so that a large file does not fill memory.
+ */
+void pd_map_release(const void *data, size_t size);
+
+/**
  * Reads a whole file of at most `max` bytes; *data (freed with free()) ends with an extra zero
  * byte that *size does not count. Larger files are PDVM_ERR_FORMAT.
  */

@@ -10,8 +10,9 @@
 #include <unistd.h>
 
 /*
- * How long a waiter spins before it sleeps (run) or yields (barrier). A phase of a small model
- * lasts some 10 us, so a waiter that sleeps at once would pay more for waking than for working.
+ * How long a waiter spins before it sleeps. A phase of a small model lasts some 10 us, so a waiter
+ * that sleeps at once would pay more for waking than for working. Sleeping beats sched_yield when
+ * other programs want the cores: yielding hands them a whole time slice, a wake-up does not.
  */
 #define SPIN_RUN 20000
 #define SPIN_BARRIER 4000
@@ -36,6 +37,7 @@ struct pd_threads {
     struct line arrived;   /* workers at the current barrier */
     struct line barriers;  /* barriers passed: waiters watch it change */
     struct line next_item; /* next piece of a pd_threads_for */
+    struct line sleepers;  /* waiters that have given up spinning */
     pthread_mutex_t turn;  /* held by the caller of a run */
     pthread_mutex_t sleep_lock;
     pthread_cond_t wake;
@@ -60,35 +62,46 @@ int pd_threads_available(void) {
     return n < 1 ? 1 : n;
 }
 
+/* Waits until the counter is no longer `value`. */
+static void wait_for_change(struct pd_threads *t, struct line *counter, unsigned value, int spins) {
+    for (int i = 0; i < spins; i++) {
+        if (atomic_load_explicit(&counter->value, memory_order_acquire) != value) return;
+        spin_pause();
+    }
+    pthread_mutex_lock(&t->sleep_lock);
+    /* Sequentially consistent, like the change and the look at `sleepers` in notify: at least one
+     * side sees the other. */
+    atomic_fetch_add(&t->sleepers.value, 1);
+    while (atomic_load(&counter->value) == value) pthread_cond_wait(&t->wake, &t->sleep_lock);
+    atomic_fetch_sub(&t->sleepers.value, 1);
+    pthread_mutex_unlock(&t->sleep_lock);
+}
+
+/* Wakes the sleepers after a counter has changed. */
+static void notify(struct pd_threads *t) {
+    if (atomic_load(&t->sleepers.value) == 0) return;
+    pthread_mutex_lock(&t->sleep_lock);
+    pthread_cond_broadcast(&t->wake);
+    pthread_mutex_unlock(&t->sleep_lock);
+}
+
 static void *worker_main(void *p) {
     struct worker_start *start = p;
     struct pd_threads *t = start->t;
     int worker = start->worker;
     free(start);
-    unsigned seen = 0;
-    for (;;) {
-        for (int i = 0; i < SPIN_RUN; i++) {
-            if (atomic_load_explicit(&t->epoch.value, memory_order_acquire) != seen) break;
-            spin_pause();
-        }
-        if (atomic_load_explicit(&t->epoch.value, memory_order_acquire) == seen) {
-            pthread_mutex_lock(&t->sleep_lock);
-            while (atomic_load_explicit(&t->epoch.value, memory_order_acquire) == seen)
-                pthread_cond_wait(&t->wake, &t->sleep_lock);
-            pthread_mutex_unlock(&t->sleep_lock);
-        }
-        seen++;
+    for (unsigned seen = 0;; seen++) {
+        wait_for_change(t, &t->epoch, seen, SPIN_RUN);
         if (t->stop) return NULL;
         t->fn(t->arg, worker, t->n);
-        atomic_fetch_sub_explicit(&t->running.value, 1, memory_order_release);
+        atomic_fetch_sub(&t->running.value, 1);
+        notify(t);
     }
 }
 
 static void start_epoch(struct pd_threads *t) {
-    pthread_mutex_lock(&t->sleep_lock);
-    atomic_fetch_add_explicit(&t->epoch.value, 1, memory_order_release);
-    pthread_cond_broadcast(&t->wake);
-    pthread_mutex_unlock(&t->sleep_lock);
+    atomic_fetch_add(&t->epoch.value, 1);
+    notify(t);
 }
 
 pdvm_status pd_threads_create(int n, struct pd_threads **out, pdvm_error *err) {
@@ -148,12 +161,8 @@ static void run_locked(struct pd_threads *t, pd_worker_fn fn, void *arg) {
     atomic_store_explicit(&t->running.value, (unsigned)t->n - 1, memory_order_relaxed);
     start_epoch(t);
     fn(arg, 0, t->n);
-    for (int i = 0; atomic_load_explicit(&t->running.value, memory_order_acquire) != 0; i++) {
-        if (i < SPIN_BARRIER)
-            spin_pause();
-        else
-            sched_yield();
-    }
+    for (unsigned left; (left = atomic_load(&t->running.value)) != 0;)
+        wait_for_change(t, &t->running, left, SPIN_BARRIER);
 }
 
 void pd_threads_run(struct pd_threads *t, pd_worker_fn fn, void *arg) {
@@ -172,15 +181,11 @@ void pd_threads_barrier(struct pd_threads *t) {
     unsigned arrived = atomic_fetch_add_explicit(&t->arrived.value, 1, memory_order_acq_rel) + 1;
     if (arrived == (unsigned)t->n) {
         atomic_store_explicit(&t->arrived.value, 0, memory_order_relaxed);
-        atomic_store_explicit(&t->barriers.value, epoch + 1, memory_order_release);
+        atomic_store(&t->barriers.value, epoch + 1);
+        notify(t);
         return;
     }
-    for (int i = 0; atomic_load_explicit(&t->barriers.value, memory_order_acquire) == epoch; i++) {
-        if (i < SPIN_BARRIER)
-            spin_pause();
-        else
-            sched_yield(); /* a worker may have lost its core: let it run */
-    }
+    wait_for_change(t, &t->barriers, epoch, SPIN_BARRIER);
 }
 
 struct loop {

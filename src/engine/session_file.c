@@ -167,6 +167,9 @@ static pdvm_status check_hash(const struct safetensors *st, const struct facts *
         hash = hash_tensor(hash, t->name, t->data, t->size);
     }
     snprintf(text, sizeof text, "%016llx", (unsigned long long)hash);
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+    return PDVM_OK; /* what lies behind must stand on its own: the hash is no secret */
+#endif
     const char *found = safetensors_metadata(st, "pdvm.hash");
     if (found && strcmp(found, text) == 0) return PDVM_OK;
     return pd_fail(err, PDVM_ERR_FORMAT, "%s: damaged: its contents do not match pdvm.hash",

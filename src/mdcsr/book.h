@@ -4,18 +4,25 @@
 
 #include "mdcsr/mdcsr.h"
 
-/** Cells of the table that finds the nearest entry. */
-#define MDCSR_BOOK_CELLS 2048
+/**
+ * Smaller scales are stored as 0: beside them a reciprocal and its products leave the range of
+ * normal floats, and what they would scale is nothing.
+ */
+#define MDCSR_SMALLEST_SCALE 0x1p-100f
+
+/** Cells of the tables that find the nearest entry. */
+#define MDCSR_BOOK_CELLS 4096
 
 /** A codebook ready for encoding. */
 struct mdcsr_book {
-    int n; /**< 16 or 256 */
-    float entry[256]; /**< ascending */
-    float bound[256]; /**< bound[i]: midpoint of entries i and i + 1; the last is infinity */
-    float max; /**< largest magnitude */
+    int n;                /**< 16 or 256 */
+    float entry[256];     /**< ascending */
+    float bound[256];     /**< bound[i]: midpoint of entries i and i + 1; the last is infinity */
+    float max;            /**< largest magnitude */
     float cells_per_unit; /**< of an entry's value */
-    bool symmetric; /**< entry[i] == -entry[n - 1 - i] */
+    bool symmetric;       /**< entry[i] == -entry[n - 1 - i] */
     uint8_t first[MDCSR_BOOK_CELLS]; /**< a code at or below the nearest one, for each cell */
+    float value[MDCSR_BOOK_CELLS];   /**< the entry nearest to the middle of each cell */
 };
 
 /** Values to fit a codebook to: groups that share a scale, one after the other, without zeros. */
@@ -23,7 +30,7 @@ struct mdcsr_sample {
     int64_t n_groups;
     int64_t *begin; /**< [n_groups + 1] */
     float *x;
-    float *scale; /**< [n_groups] found by mdcsr_book_make, kept here as scratch */
+    float *scale;  /**< [n_groups] found by mdcsr_book_make, kept here as scratch */
     double *error; /**< [n_groups] likewise */
     bool bf16_scales;
 };
@@ -43,7 +50,10 @@ pdvm_status mdcsr_book_make(enum mdcsr_values values, enum mdcsr_codebook kind, 
  */
 float mdcsr_book_scale(const struct mdcsr_book *b, const float *x, int64_t n, bool bf16);
 
-/** Writes the codes nearest to x / scale; returns the squared error. Zeros get an exact zero. */
+/**
+ * Writes the codes nearest to x / scale (`codes` may be NULL); returns the squared error. Where the
+ * book has a zero, exact zeros get it.
+ */
 double mdcsr_book_encode(const struct mdcsr_book *b, const float *x, int64_t n, float scale,
                          uint8_t *codes);
 

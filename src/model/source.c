@@ -90,3 +90,12 @@ pdvm_status source_read_mdcsr(struct model_source *s, const struct tensor_info *
 void source_file(struct model_source *s, const char *name, const char **data, size_t *size) {
     s->ops->file(s, name, data, size);
 }
+
+void source_stored(struct model_source *s, const struct tensor_info *t, const char **coding,
+                   uint64_t *bytes) {
+    s->ops->stored(s, t, coding, bytes);
+}
+
+void source_release(struct model_source *s, const struct tensor_info *t) {
+    s->ops->release(s, t);
+}

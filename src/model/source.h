@@ -27,6 +27,11 @@ struct model_source_ops {
                               struct mdcsr *out, pdvm_error *err);
     /** Contents of a side file, or *data NULL if the source has none of that name. Borrowed. */
     void (*file)(struct model_source *s, const char *name, const char **data, size_t *size);
+    /** How a tensor's values are stored ("BF16", "int8"; static), and its bytes in the source. */
+    void (*stored)(struct model_source *s, const struct tensor_info *t, const char **coding,
+                   uint64_t *bytes);
+    /** Drops what reading a tensor brought into memory. No one may be reading it just then. */
+    void (*release)(struct model_source *s, const struct tensor_info *t);
     void (*close)(struct model_source *s);
 };
 
@@ -52,12 +57,15 @@ void source_close(struct model_source *s);
 /** True if the source holds MdCSR matrices (and read_mdcsr may be called). */
 bool source_is_mdcsr(const struct model_source *s);
 
-/** See model_source_ops.read_rows / read_mdcsr / file. */
+/** See model_source_ops.read_rows / read_mdcsr / file / stored / release. */
 pdvm_status source_read_rows(struct model_source *s, const struct tensor_info *t, int64_t begin,
                              int64_t n, float *out, pdvm_error *err);
 pdvm_status source_read_mdcsr(struct model_source *s, const struct tensor_info *t,
                               struct mdcsr *out, pdvm_error *err);
 void source_file(struct model_source *s, const char *name, const char **data, size_t *size);
+void source_stored(struct model_source *s, const struct tensor_info *t, const char **coding,
+                   uint64_t *bytes);
+void source_release(struct model_source *s, const struct tensor_info *t);
 
 /** Implementations, called by source_open. */
 pdvm_status source_open_hf(const char *path, struct model_source **out, pdvm_error *err);

@@ -74,6 +74,22 @@ static pdvm_status hf_read_rows(struct model_source *s, const struct tensor_info
                                 err);
 }
 
+static void hf_stored(struct model_source *s, const struct tensor_info *t, const char **coding,
+                      uint64_t *bytes) {
+    const struct source_hf *hf = (const struct source_hf *)s;
+    const struct safetensors_tensor *found =
+        hf->tensors[tensors_index(&s->config, t->role, t->layer)].tensor;
+    *coding = safetensors_dtype_name(found->dtype);
+    *bytes = found->size;
+}
+
+static void hf_release(struct model_source *s, const struct tensor_info *t) {
+    const struct source_hf *hf = (const struct source_hf *)s;
+    const struct safetensors_tensor *found =
+        hf->tensors[tensors_index(&s->config, t->role, t->layer)].tensor;
+    pd_map_release(found->data, found->size);
+}
+
 static void hf_close(struct model_source *s) {
     struct source_hf *hf = (struct source_hf *)s;
     for (size_t i = 0; i < hf->n_shards; i++) safetensors_close(hf->shards[i]);
@@ -87,6 +103,8 @@ static void hf_close(struct model_source *s) {
 static const struct model_source_ops hf_ops = {
     .read_rows = hf_read_rows,
     .file = hf_file,
+    .stored = hf_stored,
+    .release = hf_release,
     .close = hf_close,
 };
 

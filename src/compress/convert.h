@@ -1,0 +1,52 @@
+/**
+ * Conversion: reads a model tensor by tensor, prunes and encodes each matrix with all threads, and
+ * writes a .pdvm file. At most one matrix is in memory at a time, as floats and as codes.
+ */
+#ifndef PDVM_COMPRESS_CONVERT_H
+#define PDVM_COMPRESS_CONVERT_H
+
+#include "base/notify.h"
+#include "compress/prune.h"
+#include "compress/report.h"
+#include "compress/settings.h"
+
+/** What convert_model should do. Zero-initialise, then fill `plan.general` with settings_none(). */
+struct convert_options {
+    const struct prune_method *method; /**< NULL: the first of the table, keep */
+    enum prune_scope scope;
+    struct settings_plan plan; /**< plan.general.sparsity is the method's target */
+    int n_threads;             /**< 0: all processors */
+    struct pd_notify notify;   /**< stage: "converting"; may cancel */
+};
+
+/** What came out. Zero-initialise before use. */
+struct convert_result {
+    struct report report;
+    uint64_t source_bytes; /**< the weights and side files of the source that were used */
+    uint64_t file_bytes;   /**< of the file written */
+    bool has_tokenizer;    /**< the source has a tokenizer.json */
+};
+
+/** All options unset: keep the zeros, int8, all threads. */
+struct convert_options convert_options_default(void);
+
+/**
+ * Converts `source` (a directory or file that source_open knows) to a .pdvm file at `output`,
+ * which appears only when it is complete. On failure or cancellation what was there before is
+ * untouched. PDVM_ERR_ARGUMENT for options that make no sense together, and for an output that is
+ * a file of the source.
+ */
+pdvm_status convert_model(const char *source, const char *output,
+                          const struct convert_options *options, struct convert_result *out,
+                          pdvm_error *err);
+
+/** Frees what a result holds. */
+void convert_result_free(struct convert_result *r);
+
+/**
+ * PDVM_ERR_ARGUMENT if writing `output` would replace `source`, or a weights or JSON file of a
+ * source that is a directory, under whatever name.
+ */
+pdvm_status convert_check_output(const char *source, const char *output, pdvm_error *err);
+
+#endif

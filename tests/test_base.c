@@ -1,0 +1,258 @@
+// The base: half floats, sizes, files that are replaced atomically, worker threads.
+// ctest: labels=threads
+
+#include "base/alloc.h"
+#include "base/checked.h"
+#include "base/file.h"
+#include "base/half.h"
+#include "base/threads.h"
+#include "support/support.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+static void every_f16_survives_the_round_trip(void **state) {
+    (void)state;
+    for (uint32_t h = 0; h < 0x10000; h++) {
+        float f = pd_f16_to_float((uint16_t)h);
+        uint16_t back = pd_float_to_f16(f);
+        if (isnan(f))
+            assert_true((back & 0x7fff) > 0x7c00);
+        else
+            assert_int_equal(back, h);
+    }
+    assert_float_equal(pd_f16_to_float(0x3c00), 1.0f, 0);
+    assert_float_equal(pd_f16_to_float(0x0001), 0x1p-24f, 0);
+    assert_float_equal(pd_f16_to_float(0x7bff), 65504.0f, 0);
+}
+
+static void every_bf16_survives_the_round_trip(void **state) {
+    (void)state;
+    for (uint32_t h = 0; h < 0x10000; h++) {
+        float f = pd_bf16_to_float((uint16_t)h);
+        uint16_t back = pd_float_to_bf16(f);
+        if (isnan(f))
+            assert_true((back & 0x7fff) > 0x7f80);
+        else
+            assert_int_equal(back, h);
+    }
+}
+
+// Between two neighbours the nearer one is taken, and the even one from the middle.
+static void halves_round_to_nearest_even(void **state) {
+    (void)state;
+    for (uint32_t h = 0; h < 0x7bff; h++) {
+        double a = pd_f16_to_float((uint16_t)h), b = pd_f16_to_float((uint16_t)(h + 1));
+        double middle = (a + b) / 2;
+        uint16_t even = (uint16_t)(h % 2 ? h + 1 : h);
+        assert_int_equal(pd_float_to_f16((float)middle), even);
+        assert_int_equal(pd_float_to_f16(nextafterf((float)middle, 0)), h);
+        assert_int_equal(pd_float_to_f16(nextafterf((float)middle, INFINITY)), h + 1);
+    }
+    assert_int_equal(pd_float_to_f16(65520.0f), 0x7c00); // overflow is infinity
+    assert_int_equal(pd_float_to_f16(65519.0f), 0x7bff);
+    assert_int_equal(pd_float_to_bf16(1.00390625f), 0x3f80); // a tie goes to even
+    assert_int_equal(pd_float_to_bf16(1.01171875f), 0x3f82);
+}
+
+static void overflowing_sizes_are_noticed(void **state) {
+    (void)state;
+    size_t out;
+    int64_t wide;
+    assert_false(pd_mul_size(SIZE_MAX, 2, &out));
+    assert_false(pd_add_size(SIZE_MAX, 1, &out));
+    assert_false(pd_mul_i64(INT64_MAX, 2, &wide));
+    assert_false(pd_mul_i64(-1, 2, &wide));
+    assert_true(pd_mul_i64(3, 4, &wide));
+    assert_int_equal(wide, 12);
+}
+
+static void absurd_allocations_are_errors(void **state) {
+    (void)state;
+    pdvm_error err;
+    void *p = NULL;
+    size_t capacity = 0;
+    assert_error(pd_alloc_aligned(&p, SIZE_MAX - 5, "a test", &err), PDVM_ERR_MEMORY, &err,
+                 "a test");
+    assert_null(p);
+    assert_error(pd_grow(&p, &capacity, SIZE_MAX / 4, 8, "a list", &err), PDVM_ERR_MEMORY, &err,
+                 "a list");
+    assert_int_equal(capacity, 0);
+}
+
+static void a_written_file_appears_only_when_committed(void **state) {
+    (void)state;
+    pdvm_error err;
+    struct pd_writer *w;
+    char *dir = support_tmpdir();
+    char *path = support_write_text(dir, "f", "old");
+    assert_ok(pd_writer_open(path, &w, &err), &err);
+    for (int i = 0; i < 100000; i++) assert_ok(pd_writer_append(w, "0123456789", 10, &err), &err);
+    assert_ok(pd_writer_patch(w, 5, "abc", 3, &err), &err);
+    assert_ok(pd_writer_patch(w, 999997, "xyz", 3, &err), &err);
+    assert_error(pd_writer_patch(w, 999998, "xyz", 3, &err), PDVM_ERR_ARGUMENT, &err, "past");
+    size_t size;
+    char *text = support_read_file(path, &size);
+    assert_string_equal(text, "old");
+    free(text);
+    assert_ok(pd_writer_commit(w, &err), &err);
+    text = support_read_file(path, &size);
+    assert_int_equal(size, 1000000);
+    assert_memory_equal(text, "01234abc89", 10);
+    assert_memory_equal(text + 999990, "0123456xyz", 10);
+    free(text);
+    assert_int_equal(support_count_entries(dir), 1);
+    free(path);
+    support_tmpdir_remove(dir);
+}
+
+static void an_aborted_file_leaves_the_old_one(void **state) {
+    (void)state;
+    pdvm_error err;
+    struct pd_writer *w;
+    char *dir = support_tmpdir();
+    char *path = support_write_text(dir, "f", "old");
+    assert_ok(pd_writer_open(path, &w, &err), &err);
+    assert_ok(pd_writer_append(w, "new", 3, &err), &err);
+    pd_writer_abort(w);
+    char *text = support_read_file(path, NULL);
+    assert_string_equal(text, "old");
+    free(text);
+    assert_int_equal(support_count_entries(dir), 1);
+    free(path);
+    support_tmpdir_remove(dir);
+}
+
+// A limit on the size of files stands for a full disk.
+static void a_full_disk_leaves_the_old_file(void **state) {
+    (void)state;
+    pdvm_error err;
+    struct pd_writer *w;
+    struct rlimit old, small;
+    char *dir = support_tmpdir();
+    char *path = support_write_text(dir, "f", "old");
+    getrlimit(RLIMIT_FSIZE, &old);
+    small = old;
+    small.rlim_cur = 300000;
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &small);
+    assert_ok(pd_writer_open(path, &w, &err), &err);
+    pdvm_status status = PDVM_OK;
+    for (int i = 0; i < 100000 && status == PDVM_OK; i++)
+        status = pd_writer_append(w, "0123456789", 10, &err);
+    assert_error(status, PDVM_ERR_IO, &err, "cannot write");
+    pd_writer_abort(w);
+    setrlimit(RLIMIT_FSIZE, &old);
+    char *text = support_read_file(path, NULL);
+    assert_string_equal(text, "old");
+    free(text);
+    assert_int_equal(support_count_entries(dir), 1);
+    free(path);
+    support_tmpdir_remove(dir);
+}
+
+static void only_regular_files_are_read(void **state) {
+    (void)state;
+    pdvm_error err;
+    struct pd_map map;
+    char *data;
+    size_t size;
+    char *dir = support_tmpdir();
+    char *path = support_write_text(dir, "big", "0123456789");
+    assert_error(pd_map_open(dir, &map, &err), PDVM_ERR_IO, &err, "not a regular file");
+    assert_error(pd_map_open("/dev/zero", &map, &err), PDVM_ERR_IO, &err, "not a regular file");
+    assert_error(pd_map_open("/no/such/file", &map, &err), PDVM_ERR_IO, &err, "/no/such/file");
+    assert_error(pd_read_file(path, 9, &data, &size, &err), PDVM_ERR_FORMAT, &err, "10 bytes");
+    assert_ok(pd_read_file(path, 10, &data, &size, &err), &err);
+    assert_string_equal(data, "0123456789");
+    free(data);
+    free(path);
+    support_tmpdir_remove(dir);
+}
+
+#define WORKERS 5
+#define ROUNDS 200
+
+struct rounds {
+    struct pd_threads *threads;
+    int slots[WORKERS];
+    atomic_int wrong;
+};
+
+// Every worker writes its slot, and after the barrier reads all of them.
+static void count_rounds(void *arg, int worker, int n_workers) {
+    struct rounds *r = arg;
+    for (int round = 1; round <= ROUNDS; round++) {
+        r->slots[worker] = round;
+        pd_threads_barrier(r->threads);
+        for (int i = 0; i < n_workers; i++)
+            if (r->slots[i] != round) atomic_fetch_add(&r->wrong, 1);
+        pd_threads_barrier(r->threads);
+    }
+}
+
+static void barriers_make_writes_visible(void **state) {
+    (void)state;
+    pdvm_error err;
+    for (int n = 1; n <= WORKERS; n++) {
+        struct rounds r = {.wrong = 0};
+        assert_ok(pd_threads_create(n, &r.threads, &err), &err);
+        assert_int_equal(pd_threads_count(r.threads), n);
+        for (int i = 0; i < 3; i++) pd_threads_run(r.threads, count_rounds, &r);
+        assert_int_equal(r.wrong, 0);
+        pd_threads_free(r.threads);
+    }
+}
+
+static void mark(void *arg, int64_t begin, int64_t end, int worker) {
+    (void)worker;
+    for (int64_t i = begin; i < end; i++) ((uint8_t *)arg)[i]++;
+}
+
+static void parallel_loops_visit_every_item_once(void **state) {
+    (void)state;
+    static const int64_t sizes[] = {0, 1, 7, 100, 1001};
+    pdvm_error err;
+    struct pd_threads *threads;
+    assert_ok(pd_threads_create(3, &threads, &err), &err);
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        for (int64_t grain = 1; grain < 200; grain *= 3) {
+            uint8_t seen[1001] = {0};
+            pd_threads_for(grain % 2 ? threads : NULL, sizes[s], grain, mark, seen);
+            for (int64_t i = 0; i < 1001; i++) assert_int_equal(seen[i], i < sizes[s]);
+        }
+    }
+    pd_threads_free(threads);
+    assert_error(pd_threads_create(5000, &threads, &err), PDVM_ERR_ARGUMENT, &err, "5000");
+}
+
+static void messages_cannot_carry_terminal_escapes(void **state) {
+    (void)state;
+    pdvm_error err;
+    pd_fail(&err, PDVM_ERR_FORMAT, "tensor %s", "\x1b[31mred\n");
+    assert_string_equal(err.message, "tensor ?[31mred?");
+    pd_prefix(&err, err.status, "%s", "f\x07");
+    assert_string_equal(err.message, "f?: tensor ?[31mred?");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_f16_survives_the_round_trip),
+        cmocka_unit_test(every_bf16_survives_the_round_trip),
+        cmocka_unit_test(halves_round_to_nearest_even),
+        cmocka_unit_test(overflowing_sizes_are_noticed),
+        cmocka_unit_test(absurd_allocations_are_errors),
+        cmocka_unit_test(a_written_file_appears_only_when_committed),
+        cmocka_unit_test(an_aborted_file_leaves_the_old_one),
+        cmocka_unit_test(a_full_disk_leaves_the_old_file),
+        cmocka_unit_test(only_regular_files_are_read),
+        cmocka_unit_test(barriers_make_writes_visible),
+        cmocka_unit_test(parallel_loops_visit_every_item_once),
+        cmocka_unit_test(messages_cannot_carry_terminal_escapes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
