@@ -10,7 +10,10 @@
 
 /* In the order of a user's first day. */
 const struct command commands[] = {
+    {"convert", "make a model sparse and small: a .pdvm file", cmd_convert},
     {"run", "generate text", cmd_run},
+    {"inspect", "show what is in a model", cmd_inspect},
+    {"unpack", "turn a .pdvm file back into plain safetensors", cmd_unpack},
     {"tokenize", "show the tokens of a text, or the text of tokens", cmd_tokenize},
     {"eval", "measure the perplexity on a text", cmd_eval},
     {"help", "explain a command", cmd_help},

@@ -84,14 +84,8 @@ pdvm_status convert_check_output(const char *source, const char *output, pdvm_er
 
 static pdvm_status progress(const struct conversion *c, const struct tensor_info *t, double part,
                             pdvm_error *err) {
-    char stage[64];
-    if (t->role >= TENSOR_INPUT_NORM && t->role <= TENSOR_DOWN)
-        snprintf(stage, sizeof stage, "layer %u/%u %s", t->layer + 1, c->source->config.n_layers,
-                 tensor_role_name(t->role));
-    else
-        snprintf(stage, sizeof stage, "%s", tensor_role_name(t->role));
     double n = (double)t->rows * (double)t->cols;
-    return pd_progress(&c->options->notify, stage, (c->done + part * n) / c->n_weights, err);
+    return pd_progress(&c->options->notify, "converting", (c->done + part * n) / c->n_weights, err);
 }
 
 static pdvm_status encode_and_write(struct conversion *c, const float *w,
@@ -238,7 +232,7 @@ static pdvm_status write_all(struct conversion *c, pdvm_error *err) {
     }
     for (size_t i = 0; i < n; i++) PD_TRY(do_tensor(c, i, err));
     PD_TRY(write_metadata(c, err));
-    return pd_progress(&c->options->notify, "writing", 1, err);
+    return pd_progress(&c->options->notify, "converting", 1, err);
 }
 
 static pdvm_status write_file(struct conversion *c, const char *output, pdvm_error *err) {

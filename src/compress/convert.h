@@ -16,7 +16,7 @@ struct convert_options {
     enum prune_scope scope;
     struct settings_plan plan; /**< plan.general.sparsity is the method's target */
     int n_threads;             /**< 0: all processors */
-    struct pd_notify notify;   /**< stages: "layer 3/22 down", ...; may cancel */
+    struct pd_notify notify;   /**< stage: "converting"; may cancel */
 };
 
 /** What came out. Zero-initialise before use. */

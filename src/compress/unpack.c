@@ -193,10 +193,10 @@ static pdvm_status write_config(const struct unpacking *u, pdvm_error *err) {
     int failed = json_object_set_new(config, key, json_string(dtype));
     if (json_object_get(config, "torch_dtype"))
         failed |= json_object_set_new(config, "torch_dtype", json_string(dtype));
-    char *text = failed ? NULL : json_dumps(config, JSON_INDENT(2));
+    char *text = failed ? NULL : json_dumps(config, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
     json_decref(config);
     if (!text) return pd_fail_memory(err, size, SOURCE_CONFIG);
-    /* json_dumps leaves out the newline at the end; its zero byte makes room for one. */
+    /* 15 digits write 1e-5 as it was. json_dumps leaves out the newline at the end; its zero byte makes room for one. */
     size_t n = strlen(text);
     text[n] = '\n';
     pdvm_status status = write_file(u, SOURCE_CONFIG, text, n + 1, err);

@@ -10,7 +10,7 @@ struct unpack_options {
     enum safetensors_dtype dtype; /**< F32, BF16 or F16; only F32 is exact for every coding */
     bool force;                   /**< write into a directory that is not empty */
     int n_threads;                /**< 0: all processors */
-    struct pd_notify notify;      /**< stages: names of tensors; may cancel */
+    struct pd_notify notify;      /**< stage: "unpacking"; may cancel */
 };
 
 /** What was written. */

@@ -1,0 +1,224 @@
+/* pdvm convert: makes a .pdvm file of a model. */
+#include "base/time.h"
+#include "cmd/cmd.h"
+#include "cmd/common.h"
+#include "cmd/options.h"
+#include "cmd/report_table.h"
+#include "cmd/terminal.h"
+#include "compress/convert.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+
+static const char description[] =
+    "Reads a model, makes zeros of some weights if asked to, stores the others in fewer bits, and "
+    "writes one .pdvm file, which any safetensors reader can open. The file appears under its name "
+    "only when it is complete; an interrupt or a full disk leaves what was there.\n"
+    "At the end a table tells, for each kind of layer: the weights and the share of zeros, the "
+    "bits stored per weight with everything that belongs to them, the size, and the error: the "
+    "root mean square of what changed, relative to the source's weights. After pruning also the "
+    "zeros before, and which part of the error pruning and rounding have.\n"
+    "The embedding and the head are never pruned and follow --embed instead of the general "
+    "settings; norms stay 32-bit floats.\n"
+    "--layers PATTERN=SETTING[,SETTING...] changes settings of some matrices: PATTERN is a shell "
+    "pattern for their names, such as \"model.layers.[01].*\", or one of embed, q, k, v, o, gate, "
+    "up, down, head; settings are values, codebook, index, group and sparsity. Of several that "
+    "match the last wins. Quote them, or the shell reads the pattern.";
+
+static const char examples[] =
+    "pdvm convert models/tales -o tales.pdvm\n"
+    "pdvm convert models/tales -o tales.pdvm --method magnitude --sparsity 0.5\n"
+    "pdvm convert models/tales -o tales.pdvm --values lut4 --layers \"down=values=int8\"\n"
+    "pdvm convert models/tales -o tales.pdvm --method magnitude --sparsity 0.6 \\\n"
+    "    --layers \"model.layers.0.*=sparsity=0.3\" --layers \"v=sparsity=0.4,values=lut8\"";
+
+/* In the order of the enumerations that their positions are turned into. */
+static const char *const value_names[] = {"f32", "bf16", "f16", "int8", "lut8", "lut4", NULL};
+static const char *const codebook_names[] = {"linear", "prime", "learned", NULL};
+static const char *const index_names[] = {"dense", "bitmap", "delta8", "delta4", "auto", NULL};
+static const char *const embed_names[] = {"f32", "bf16", "f16", "int8", NULL};
+static const char *const group_names[] = {"0", "32", "64", "128", "256", NULL};
+static const int groups[] = {0, 32, 64, 128, 256};
+static const char *const scope_names[] = {"row", "matrix", NULL};
+
+struct arguments {
+    const char *source, *output, *method;
+    struct option_list layers;
+    double sparsity;
+    int values, codebook, index, group, embed, scope;
+    int64_t threads;
+    bool json, quiet;
+};
+
+static pdvm_status make_options(const struct arguments *a, struct convert_options *o,
+                                pdvm_error *err) {
+    o->method = a->method ? prune_method_find(a->method) : NULL;
+    o->scope = a->scope > 0 ? PRUNE_MATRIX : PRUNE_ROW;
+    o->n_threads = (int)a->threads;
+    o->plan.general = (struct settings){.values = a->values,
+                                        .codebook = a->codebook,
+                                        .index = a->index,
+                                        .group = a->group < 0 ? SETTING_UNSET : groups[a->group],
+                                        .sparsity = a->sparsity};
+    o->plan.embed = a->embed;
+    for (size_t i = 0; i < a->layers.n; i++) {
+        PD_TRY(check_utf8("--layers", a->layers.items[i], strlen(a->layers.items[i]), err));
+        PD_TRY(settings_add_rule(&o->plan, a->layers.items[i], err));
+    }
+    return PDVM_OK;
+}
+
+static uint64_t peak_memory(void) {
+    struct rusage usage;
+    if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
+#ifdef __APPLE__
+    return (uint64_t)usage.ru_maxrss;
+#else
+    return (uint64_t)usage.ru_maxrss * 1024;
+#endif
+}
+
+static void print_summary(const struct arguments *a, const struct convert_result *r,
+                          double seconds) {
+    char size[32], source[32], time[32], memory[32];
+    double factor = r->file_bytes ? (double)r->source_bytes / (double)r->file_bytes : 0;
+    print_report_table(stdout, &r->report);
+    printf("\n%s: %s, %.2f times smaller than the source's %s (%s, %s of memory)\n", a->output,
+           terminal_size(size, r->file_bytes), factor, terminal_size(source, r->source_bytes),
+           terminal_duration(time, seconds), terminal_size(memory, peak_memory()));
+}
+
+static int print_summary_json(const struct arguments *a, const struct convert_result *r,
+                              double seconds) {
+    json_t *value = report_json(&r->report);
+    if (value &&
+        json_object_update_new(
+            value, json_pack("{s:o, s:o, s:I, s:I, s:f, s:I}", "source",
+                             json_text(a->source, strlen(a->source)), "output",
+                             json_text(a->output, strlen(a->output)), "source_bytes",
+                             (json_int_t)r->source_bytes, "file_bytes", (json_int_t)r->file_bytes,
+                             "seconds", seconds, "peak_memory", (json_int_t)peak_memory())) != 0) {
+        json_decref(value);
+        value = NULL;
+    }
+    return print_json("convert", value);
+}
+
+static int convert(const struct arguments *a) {
+    static char name[] = "convert";
+    struct terminal_progress bar = {.quiet = a->quiet};
+    struct convert_options o = convert_options_default();
+    struct convert_result result = {0};
+    pdvm_error err;
+    double start = pd_seconds();
+    o.notify = (struct pd_notify){.progress = terminal_progress, .progress_user = &bar};
+    pdvm_status status = make_options(a, &o, &err);
+    if (status == PDVM_OK) status = convert_model(a->source, a->output, &o, &result, &err);
+    terminal_progress_end(&bar);
+    int code = CMD_OK;
+    if (status != PDVM_OK) {
+        code = terminal_fail("convert", &err);
+        if (status == PDVM_ERR_ARGUMENT) code = CMD_USAGE;
+    } else if (a->json) {
+        code = print_summary_json(a, &result, pd_seconds() - start);
+    } else if (!a->quiet) {
+        print_summary(a, &result, pd_seconds() - start);
+    }
+    if (status == PDVM_OK && !result.has_tokenizer && !a->quiet)
+        terminal_log(name, PDVM_LOG_WARN,
+                     "the source has no tokenizer.json: the model will not run on text");
+    settings_free(&o.plan);
+    convert_result_free(&result);
+    return code;
+}
+
+/* "How weights become zero: ..." for the help, or the methods' names alone. */
+static const char *describe_methods(char *text, size_t size, bool names_only) {
+    size_t n = (size_t)snprintf(text, size, names_only ? "" : "How weights become zero:");
+    const struct prune_method *m;
+    for (size_t i = 0; n < size && (m = prune_method_at(i)) != NULL; i++) {
+        if (names_only)
+            n += (size_t)snprintf(text + n, size - n, "%s%s", i ? ", " : "", m->name);
+        else
+            n += (size_t)snprintf(text + n, size - n, "%s %s %s", i ? ";" : "", m->name, m->help);
+    }
+    if (n < size && !names_only) snprintf(text + n, size - n, ". [%s]", prune_method_at(0)->name);
+    return text;
+}
+
+int cmd_convert(int argc, char **argv) {
+    struct arguments a = {.sparsity = -1,
+                          .values = SETTING_UNSET,
+                          .codebook = SETTING_UNSET,
+                          .index = SETTING_UNSET,
+                          .group = SETTING_UNSET,
+                          .embed = SETTING_UNSET};
+    char methods[512], names[256];
+    describe_methods(methods, sizeof methods, false);
+    const struct operand operands[] = {
+        {"SOURCE", "A Hugging Face model directory, or a .pdvm file to code anew.", &a.source,
+         false},
+        OPERAND_END};
+    const struct option_spec options[] = {
+        OPTION_STRING("-o, --output", "FILE", "The .pdvm file to write. Required.", &a.output),
+        OPTION_GROUP("Zeros"),
+        OPTION_STRING("--method", "METHOD", methods, &a.method),
+        OPTION_REAL("--sparsity", "S",
+                    "Share of zeros to reach, from 0 to below 1; zeros that are there count. For "
+                    "methods other than keep.",
+                    &a.sparsity, 0, 0.9999),
+        OPTION_CHOICE("--scope", "row|matrix",
+                      "Reach it in every row alone, or in the matrix as a whole. [row]", &a.scope,
+                      scope_names),
+        OPTION_GROUP("Coding"),
+        OPTION_CHOICE("--values", "TYPE",
+                      "How weights are stored: f32, bf16, f16, int8 (times a scale), lut8 or lut4 "
+                      "(8 or 4 bits that choose from a codebook, times a scale). [int8]",
+                      &a.values, value_names),
+        OPTION_CHOICE("--codebook", "KIND",
+                      "What lut8 and lut4 choose from: linear, prime (signed reciprocals of "
+                      "primes), learned from the matrix's weights. [learned]",
+                      &a.codebook, codebook_names),
+        OPTION_CHOICE("--group", "N",
+                      "Columns that share a scale: 32, 64, 128, 256, or 0 for one scale per row. "
+                      "[64 for lut4, else 0]",
+                      &a.group, group_names),
+        OPTION_CHOICE("--index", "KIND",
+                      "How the places of the weights that are not zero are stored: dense, bitmap, "
+                      "delta8, delta4, or auto, the smallest for each matrix. [auto]",
+                      &a.index, index_names),
+        OPTION_CHOICE("--embed, --embedding", "TYPE",
+                      "How the embedding and the head are stored: int8, f16, bf16, f32. [int8]",
+                      &a.embed, embed_names),
+        OPTION_LIST("--layers", "PATTERN=...", "Other settings for some matrices, see above.",
+                    &a.layers),
+        OPTION_GROUP("Other"),
+        OPTION_INT("-t, --threads", "N",
+                   "Threads; 0 is one per processor. The file does not depend on it. [0]",
+                   &a.threads, 0, 1024),
+        OPTION_FLAG("--json", "Print the summary as JSON, with every tensor.", &a.json),
+        OPTION_FLAG("-q, --quiet", "No progress, and no summary unless as JSON.", &a.quiet),
+        OPTION_END,
+    };
+    const struct options_page page = {.command = "convert",
+                                      .usage = "SOURCE -o FILE [OPTIONS]",
+                                      .description = description,
+                                      .operands = operands,
+                                      .options = options,
+                                      .examples = examples};
+    int code = options_parse(&page, argc, argv);
+    if (code == OPTIONS_GO_ON) {
+        if (!a.source)
+            code = options_error(&page, "no source: pdvm convert SOURCE -o FILE");
+        else if (!a.output)
+            code = options_error(&page, "no output: give the file to write with -o FILE");
+        else if (a.method && !prune_method_find(a.method))
+            code = options_error(&page, "--method: '%s' is none of %s", a.method,
+                                 describe_methods(names, sizeof names, true));
+        else
+            code = convert(&a);
+    }
+    option_list_free(&a.layers);
+    return code;
+}
