@@ -29,7 +29,7 @@ zsh_flags() {
     part=$(sed -n "/^    $1)/,/;;/p" "$file")
     for shared in threads quiet cache; do
         if grep -q "\\\$$shared" <<<"$part"; then
-            part+=$(sed -n "/^    $shared=(/,/)\$/p" "$file")
+            part+=$(sed -n "/^    $shared=(/,/^    )/p" "$file")
         fi
     done
     grep -oE -- "['{,]\*?--?[a-z-]+[][},]" <<<"$part" | grep -oE -- '--?[a-z-]+'
