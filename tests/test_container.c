@@ -43,16 +43,14 @@ static void assert_same_arrays(const struct mdcsr *a, const struct mdcsr *b) {
     assert_int_equal(a->values_size, b->values_size);
     assert_memory_equal(a->values, b->values, a->values_size);
     assert_int_equal(a->index_size, b->index_size);
-    if (a->index)
-        assert_memory_equal(a->index, b->index, a->index_size);
+    if (a->index) assert_memory_equal(a->index, b->index, a->index_size);
     assert_true(!a->row_offsets == !b->row_offsets && !a->index_offsets == !b->index_offsets);
     if (a->row_offsets)
         assert_memory_equal(a->row_offsets, b->row_offsets, (size_t)(a->rows + 1) * 8);
     if (a->index_offsets)
         assert_memory_equal(a->index_offsets, b->index_offsets, (size_t)(a->rows + 1) * 8);
     assert_int_equal(a->n_groups, b->n_groups);
-    if (a->scales)
-        assert_memory_equal(a->scales, b->scales, (size_t)(a->rows * a->n_groups) * 4);
+    if (a->scales) assert_memory_equal(a->scales, b->scales, (size_t)(a->rows * a->n_groups) * 4);
     assert_memory_equal(a->codebook, b->codebook, sizeof a->codebook);
 }
 
@@ -152,6 +150,86 @@ static void reported_bytes_are_those_of_the_file(void **state) {
     support_tmpdir_remove(dir);
 }
 
+// The golden file was written by the first version of the encoder. It stays: later versions must read
+// it to the same bits, whatever they write. (PDVM_WRITE_GOLDEN=DIR writes a new pair to DIR, for a
+// new version of the format.)
+static void write_golden(const char *dir) {
+    enum { ROWS = 4, COLS = 300 };
+    float x[ROWS * COLS], row[COLS];
+    char *path = support_path(dir, "v" CONTAINER_VERSION ".pdvm");
+    char *expected = support_path(dir, "v" CONTAINER_VERSION ".expected.safetensors");
+    struct container_writer *w;
+    struct safetensors_writer *e;
+    pdvm_error err;
+    uint64_t seed = 8;
+    assert_ok(container_writer_open(path, container_header_reserve(50, 4), &w, &err), &err);
+    assert_ok(safetensors_writer_open(expected, 8192, &e, &err), &err);
+    for (int i = 0; i < ROWS * COLS; i++) {
+        static const double densities[ROWS] = {0.5, 0, 1, 0.01};
+        bool stored = pd_random_unit(&seed) < densities[i / COLS];
+        float v = (float)(pd_random_unit(&seed) + pd_random_unit(&seed) - 1);
+        x[i] = stored ? v : 0;
+    }
+    x[3 * COLS + COLS - 1] = 0.75f;
+    for (int k = 0; k < MDCSR_N_VALUES * MDCSR_N_INDEX * 2; k++) {
+        struct mdcsr_options o = {.values = (enum mdcsr_values)(k / 2 % MDCSR_N_VALUES),
+                                  .index = (enum mdcsr_index)(k / 2 / MDCSR_N_VALUES),
+                                  .codebook = (enum mdcsr_codebook)(k / 2 % 3),
+                                  .group = k % 2 ? 32u << k / 2 % 4 : 0};
+        float decoded[ROWS * COLS];
+        char name[16];
+        struct mdcsr m;
+        snprintf(name, sizeof name, "m%d", k);
+        write_matrix(w, name, x, ROWS, COLS, o, &m);
+        for (int r = 0; r < ROWS; r++) {
+            mdcsr_decode_row(&m, r, row);
+            memcpy(decoded + r * COLS, row, sizeof row);
+        }
+        mdcsr_free(&m);
+        assert_ok(safetensors_writer_tensor(e, name, SAFETENSORS_F32, (int64_t[]){ROWS, COLS}, 2,
+                                            decoded, sizeof decoded, &err),
+                  &err);
+    }
+    assert_ok(container_write_vector(w, "norm", x, COLS, &err), &err);
+    assert_ok(container_write_file(w, "config.json", "{}", 2, &err), &err);
+    assert_ok(container_writer_commit(w, &err), &err);
+    assert_ok(safetensors_writer_commit(e, &err), &err);
+    free(path);
+    free(expected);
+}
+
+static void golden_file_of_version_1_decodes_to_the_same_bits(void **state) {
+    (void)state;
+    if (getenv("PDVM_WRITE_GOLDEN")) write_golden(getenv("PDVM_WRITE_GOLDEN"));
+    char *path = support_source_path("tests/golden/format/v1.pdvm");
+    char *other = support_source_path("tests/golden/format/v1.expected.safetensors");
+    struct container *c;
+    struct safetensors *expected;
+    pdvm_error err;
+    assert_ok(container_open(path, &c, &err), &err);
+    assert_ok(safetensors_open(other, &expected, &err), &err);
+    assert_ok(container_verify_hash(c, &err), &err);
+    assert_int_equal(container_matrix_count(c), 48);
+    for (size_t i = 0; i < container_matrix_count(c); i++) {
+        const struct container_matrix *info = container_matrix_at(c, i);
+        const struct safetensors_tensor *t = safetensors_find(expected, info->name);
+        struct mdcsr m;
+        float row[300];
+        assert_non_null(t);
+        assert_ok(container_read_matrix(c, info->name, &m, &err), &err);
+        assert_int_equal(m.cols, 300);
+        for (int64_t r = 0; r < m.rows; r++) {
+            mdcsr_decode_row(&m, r, row);
+            assert_memory_equal(row, t->data + (size_t)r * sizeof row, sizeof row);
+        }
+        mdcsr_free(&m);
+    }
+    container_close(c);
+    safetensors_close(expected);
+    free(path);
+    free(other);
+}
+
 // ---- damaged files ------------------------------------------------------------------------
 
 struct image {
@@ -193,8 +271,7 @@ static struct image small_file(void) {
 static pdvm_status open_image(const struct image *image, pdvm_error *err) {
     struct container *c;
     pdvm_status status = container_open_memory("image", image->bytes, image->size, &c, err);
-    if (status == PDVM_OK)
-        container_close(c);
+    if (status == PDVM_OK) container_close(c);
     return status;
 }
 
@@ -204,13 +281,11 @@ static void edit(struct image *image, const char *from, const char *to) {
     memcpy(&header, image->bytes, sizeof header);
     char *text = image->bytes + 8, *end = text + header;
     char *at = memmem(text, header, from, strlen(from));
-    if (!at)
-        fail_msg("the header has no %s", from);
+    if (!at) fail_msg("the header has no %s", from);
     size_t rest = (size_t)(end - at) - strlen(from) - 200;
     memmove(at + strlen(to), at + strlen(from), rest);
     memcpy(at, to, strlen(to));
-    for (char *p = at + strlen(to) + rest; p < end; p++)
-        *p = ' ';
+    for (char *p = at + strlen(to) + rest; p < end; p++) *p = ' ';
 }
 
 static void contradictions_in_the_header_are_refused(void **state) {
@@ -317,8 +392,7 @@ static void flipped_bits_are_found(void **state) {
                     continue;
                 }
                 assert_true(m.cols == 64);
-                for (int64_t r = 0; r < m.rows; r++)
-                    mdcsr_decode_row(&m, r, row);
+                for (int64_t r = 0; r < m.rows; r++) mdcsr_decode_row(&m, r, row);
                 mdcsr_free(&m);
             }
             if (at >= data)
@@ -388,7 +462,7 @@ static const char config_json[] =
 
 struct plan {
     const char *leave_out; // a tensor that is not written
-    const char *extra; // a vector that is written beside
+    const char *extra;     // a vector that is written beside
     const char *extra_matrix;
     const char *narrow; // a matrix that gets a column too few
     const char *config;
@@ -404,12 +478,10 @@ static void write_model(const char *path, const struct plan *plan) {
         struct tensor_info t;
         float x[64 * 48];
         tensors_at(&config, i, &t);
-        if (plan->leave_out && strcmp(plan->leave_out, t.name) == 0)
-            continue;
+        if (plan->leave_out && strcmp(plan->leave_out, t.name) == 0) continue;
         int64_t cols = t.cols - (plan->narrow && strcmp(plan->narrow, t.name) == 0);
         fill(x, t.rows * t.cols, 0.5, i);
-        if (i == 0)
-            x[0] = plan->first;
+        if (i == 0) x[0] = plan->first;
         if (!t.is_matrix) {
             assert_ok(container_write_vector(w, t.name, x, cols, &err), &err);
             continue;
@@ -421,8 +493,7 @@ static void write_model(const char *path, const struct plan *plan) {
     }
     float extra[4] = {1, 2, 3, 4};
     struct mdcsr m;
-    if (plan->extra)
-        assert_ok(container_write_vector(w, plan->extra, extra, 4, &err), &err);
+    if (plan->extra) assert_ok(container_write_vector(w, plan->extra, extra, 4, &err), &err);
     if (plan->extra_matrix) {
         write_matrix(w, plan->extra_matrix, extra, 2, 2,
                      (struct mdcsr_options){.values = MDCSR_F32, .index_auto = true}, &m);
@@ -452,12 +523,10 @@ static void source_gives_the_model_back(void **state) {
         float x[64 * 48], rows[64 * 48];
         tensors_at(&s->config, i, &t);
         fill(x, t.rows * t.cols, 0.5, i);
-        if (i == 0)
-            x[0] = 0.25f;
+        if (i == 0) x[0] = 0.25f;
         assert_ok(source_read_rows(s, &t, 0, t.rows, rows, &err), &err);
         assert_memory_equal(x, rows, (size_t)(t.rows * t.cols) * 4);
-        if (!t.is_matrix)
-            continue;
+        if (!t.is_matrix) continue;
         struct mdcsr m;
         assert_ok(source_read_rows(s, &t, 3, 2, rows, &err), &err);
         assert_memory_equal(x + 3 * t.cols, rows, (size_t)(2 * t.cols) * 4);
@@ -521,8 +590,7 @@ static void incomplete_models_are_refused_by_name(void **state) {
         pdvm_error err;
         write_model(path, &cases[i].plan);
         pdvm_status status = source_open(path, &s, &err);
-        if (status == PDVM_OK)
-            fail_msg("case %zu was accepted", i);
+        if (status == PDVM_OK) fail_msg("case %zu was accepted", i);
         assert_error(status, cases[i].status, &err, cases[i].message);
         assert_non_null(strstr(err.message, "model.pdvm"));
     }
@@ -534,6 +602,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_coding_comes_back_bit_for_bit),
         cmocka_unit_test(reported_bytes_are_those_of_the_file),
+        cmocka_unit_test(golden_file_of_version_1_decodes_to_the_same_bits),
         cmocka_unit_test(contradictions_in_the_header_are_refused),
         cmocka_unit_test(flipped_bits_are_found),
         cmocka_unit_test(every_truncation_is_refused),

@@ -22,8 +22,7 @@ static struct mdcsr make(enum mdcsr_index index, enum mdcsr_values values, uint3
     w[COLS + 2] = 1;
     w[COLS + 40] = -2;
     w[COLS + 500] = 3;
-    for (int c = 0; c < COLS; c++)
-        w[2 * COLS + c] = (float)(c % 17) - 8.5f;
+    for (int c = 0; c < COLS; c++) w[2 * COLS + c] = (float)(c % 17) - 8.5f;
     w[3 * COLS + COLS - 1] = 4;
     assert_ok(mdcsr_encode(w, ROWS, COLS, &o, NULL, &m, NULL, &err), &err);
     assert_ok(mdcsr_check(&m, &err), &err);
@@ -46,12 +45,12 @@ static uint8_t *values_of(struct mdcsr *m) {
 }
 
 // Defines a test that makes a matrix `m`, breaks it, and wants a refusal with `text` in it.
-#define REFUSES(name, index, values, group, text, breakage) \
-    static void name(void **state) {                        \
-        (void)state;                                        \
-        struct mdcsr m = make(index, values, group);        \
-        breakage;                                           \
-        refused(&m, text);                                  \
+#define REFUSES(name, index, values, group, text, breakage)                                        \
+    static void name(void **state) {                                                               \
+        (void)state;                                                                               \
+        struct mdcsr m = make(index, values, group);                                               \
+        breakage;                                                                                  \
+        refused(&m, text);                                                                         \
     }
 
 REFUSES(zero_rows, MDCSR_BITMAP, MDCSR_INT8, 0, "shape", m.rows = 0)
@@ -157,9 +156,9 @@ static void missing_arrays(void **state) {
     struct mdcsr m = make(MDCSR_DELTA8, MDCSR_INT8, 0);
     struct mdcsr broken;
     pdvm_error err;
-#define BROKEN(field, value, text) \
-    broken = m;                    \
-    broken.field = value;          \
+#define BROKEN(field, value, text)                                                                 \
+    broken = m;                                                                                    \
+    broken.field = value;                                                                          \
     assert_error(mdcsr_check(&broken, &err), PDVM_ERR_FORMAT, &err, text)
     BROKEN(values, NULL, "values");
     BROKEN(index, NULL, "index");

@@ -96,8 +96,7 @@ static void learned_book_finds_few_distinct_values(void **state) {
     float *w = gaussian(1, 17);
     static const float levels[] = {-127, -80, -33, -12, 3, 19, 41, 64, 100};
     uint64_t seed = 1;
-    for (int i = 0; i < ROWS * COLS; i++)
-        w[i] = levels[pd_random(&seed) % 9] / 1024;
+    for (int i = 0; i < ROWS * COLS; i++) w[i] = levels[pd_random(&seed) % 9] / 1024;
     assert_true(error_of(w, options(MDCSR_LUT4, MDCSR_LEARNED, 0)) < 1e-6);
     free(w);
 }
@@ -150,18 +149,15 @@ static void fixed_books_are_those_of_the_specification(void **state) {
     mdcsr_free(&m);
     o.index = MDCSR_DENSE; // zeros: the last negative entry gives way
     assert_ok(mdcsr_encode(w, ROWS, COLS, &o, NULL, &m, NULL, &err), &err);
-    for (int i = 0; i < 16; i++)
-        assert_true(m.codebook[i] == (i == 7 ? 0 : prime[i]));
+    for (int i = 0; i < 16; i++) assert_true(m.codebook[i] == (i == 7 ? 0 : prime[i]));
     mdcsr_free(&m);
     o.codebook = MDCSR_LINEAR;
     assert_ok(mdcsr_encode(w, ROWS, COLS, &o, NULL, &m, NULL, &err), &err);
-    for (int i = 0; i < 16; i++)
-        assert_true(m.codebook[i] == (float)(i - 8));
+    for (int i = 0; i < 16; i++) assert_true(m.codebook[i] == (float)(i - 8));
     mdcsr_free(&m);
     o.values = MDCSR_LUT8;
     assert_ok(mdcsr_encode(w, ROWS, COLS, &o, NULL, &m, NULL, &err), &err);
-    for (int i = 0; i < 256; i++)
-        assert_true(m.codebook[i] == (float)(i - 128) / 128);
+    for (int i = 0; i < 256; i++) assert_true(m.codebook[i] == (float)(i - 128) / 128);
     mdcsr_free(&m);
     o.codebook = MDCSR_PRIME;
     assert_ok(mdcsr_encode(w, ROWS, COLS, &o, NULL, &m, NULL, &err), &err);

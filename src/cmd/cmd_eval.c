@@ -9,6 +9,7 @@
 #include "engine/engine.h"
 #include "eval/perplexity.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,9 +25,10 @@ static const char description[] =
     "computed from an empty cache and scores the tokens that no window before it has scored: the "
     "first window all but its first token, the others their last --stride. So every token but the "
     "text's first is scored exactly once, and after the first window with at least (c - stride) "
-    "tokens before it. --stride equal to -c is the fastest and gives the highest value, small "
-    "strides the lowest. The definition is that of the Hugging Face guide for models of fixed "
-    "length; llama.cpp's perplexity tool scores only the second half of each window, so compare "
+    "tokens before it. Small strides give the lowest values and take the longest; --stride equal to "
+    "-c is the fastest, and then the first token of each window is not scored. The definition is "
+    "that of the Hugging Face guide for models of fixed length; llama.cpp's perplexity tool scores "
+    "only the second half of each window, so compare "
     "values of one tool only.\n"
     "The standard error takes the tokens as independent. Names of special tokens in the text are "
     "ordinary text; the token that begins a text, if the model has one, comes first.";
@@ -46,7 +48,7 @@ struct settings {
 /* What is kept of the scored tokens. */
 struct record {
     struct pd_writer *logits; /* NULL: not asked for */
-    double *nll;              /* [n tokens]; NULL: not asked for */
+    double *nll;              /* [n tokens], NAN where not scored; NULL: not asked for */
 };
 
 /* A perplexity_fn. */
@@ -123,6 +125,7 @@ static pdvm_status measure(struct evaluation *e, const char *text, size_t size, 
     PD_TRY(create_session(e, err));
     if (e->o->per_token)
         PD_TRY(pd_calloc(&e->record.nll, e->tokens.n, sizeof *e->record.nll, "likelihoods", err));
+    for (size_t i = 0; e->record.nll && i < e->tokens.n; i++) e->record.nll[i] = NAN;
     if (e->o->logits) PD_TRY(pd_writer_open(e->o->logits, &e->record.logits, err));
     e->progress.unit = "tokens";
     e->progress.total = (double)perplexity_work(e->tokens.n, e->options.n_ctx, e->options.stride);
@@ -147,13 +150,16 @@ static void print_text(const struct evaluation *e) {
            e->seconds > 0 ? (double)r->n_computed / e->seconds : 0);
 }
 
-/* Adds "token_ids" and "token_nll" of the scored tokens. */
+/* Adds "token_positions", "token_ids" and "token_nll" of the scored tokens. */
 static void add_tokens(json_t *value, const struct evaluation *e) {
-    json_t *ids = json_array(), *nll = json_array();
-    for (size_t i = 1; i < e->tokens.n; i++) {
+    json_t *positions = json_array(), *ids = json_array(), *nll = json_array();
+    for (size_t i = 0; i < e->tokens.n; i++) {
+        if (isnan(e->record.nll[i])) continue;
+        json_array_append_new(positions, json_integer((json_int_t)i));
         json_array_append_new(ids, json_integer(e->tokens.ids[i]));
         json_array_append_new(nll, json_real(e->record.nll[i]));
     }
+    json_object_set_new(value, "token_positions", positions);
     json_object_set_new(value, "token_ids", ids);
     json_object_set_new(value, "token_nll", nll);
 }
@@ -164,15 +170,15 @@ static int print_result(const struct evaluation *e) {
         print_text(e);
         return CMD_OK;
     }
-    json_t *value =
-        json_pack("{s:o, s:o, s:i, s:i, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "model",
-                  json_text(e->o->model, strlen(e->o->model)), "text",
-                  json_text(e->o->text, strlen(e->o->text)), "n_ctx", (int)e->options.n_ctx,
-                  "stride", (int)e->options.stride, "n_windows", (json_int_t)r->n_windows,
-                  "n_tokens", (json_int_t)e->tokens.n, "n_scored", (json_int_t)r->n_scored,
-                  "perplexity", r->perplexity, "perplexity_stderr", r->perplexity_stderr, "nll",
-                  r->nll, "nll_stderr", r->nll_stderr, "seconds", e->seconds, "tokens_per_second",
-                  e->seconds > 0 ? (double)r->n_computed / e->seconds : 0.0);
+    json_t *value = json_pack(
+        "{s:o, s:o, s:i, s:i, s:I, s:I, s:I, s:o, s:o, s:f, s:f, s:f, s:f}", "model",
+        json_text(e->o->model, strlen(e->o->model)), "text",
+        json_text(e->o->text, strlen(e->o->text)), "n_ctx", (int)e->options.n_ctx, "stride",
+        (int)e->options.stride, "n_windows", (json_int_t)r->n_windows, "n_tokens",
+        (json_int_t)e->tokens.n, "n_scored", (json_int_t)r->n_scored, "perplexity",
+        json_number(r->perplexity), "perplexity_stderr", json_number(r->perplexity_stderr), "nll",
+        r->nll, "nll_stderr", r->nll_stderr, "seconds", e->seconds, "tokens_per_second",
+        e->seconds > 0 ? (double)r->n_computed / e->seconds : 0.0);
     if (value && e->o->per_token) add_tokens(value, e);
     return print_json("eval", value);
 }
@@ -216,10 +222,11 @@ int cmd_eval(int argc, char **argv) {
         OPTION_CHOICE("-o, --output", "text|json", "How to print the result. [text]", &o.format,
                       output_formats),
         OPTION_FLAG("--json", "The same as -o json.", &o.json),
-        OPTION_FLAG("--per-token",
-                    "With JSON: also the numbers of the scored tokens (token_ids) and the negative "
-                    "log likelihood of each, in nats (token_nll).",
-                    &o.per_token),
+        OPTION_FLAG(
+            "--per-token",
+            "With JSON: also the place in the text (token_positions), the number (token_ids) "
+            "and the negative log likelihood in nats (token_nll) of each scored token.",
+            &o.per_token),
         OPTION_STRING("--save-logits", "FILE",
                       "Write the logits that each token was scored with: one row of n_vocab "
                       "little-endian 32-bit floats per scored token, nothing else in the file.",

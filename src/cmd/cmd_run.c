@@ -250,7 +250,7 @@ static bool write_text(struct run *r, const char *text, size_t size) {
     if (size == 0) return true;
     errno = 0;
     if (fwrite(text, 1, size, stdout) != size || fflush(stdout) != 0) {
-        r->write_error = errno ? errno : EIO;
+        if (!terminal_interrupted()) r->write_error = errno ? errno : EIO;
         return false;
     }
     r->last_byte = text[size - 1];
@@ -292,10 +292,11 @@ static pdvm_status generate(struct run *r, pdvm_error *err) {
                                            .stop = o->stop.items,
                                            .n_stop = o->stop.n,
                                            .ignore_end = o->ignore_eos};
-    if (o->format == OUTPUT_TEXT && o->display_prompt && !write_text(r, r->prompt, r->prompt_size))
-        return PDVM_OK;
     PD_TRY(compute_prompt(r, err));
     r->finished = true;
+    /* Not before: a progress bar would wipe it off the terminal. */
+    if (o->format == OUTPUT_TEXT && o->display_prompt && !write_text(r, r->prompt, r->prompt_size))
+        return PDVM_OK;
     double start = pd_seconds();
     pdvm_status status = pdvm_generate(r->session, r->sampler, &options, on_text, r,
                                        &r->n_generated, &r->reason, err);
@@ -304,6 +305,12 @@ static pdvm_status generate(struct run *r, pdvm_error *err) {
 }
 
 /* ---- reporting ------------------------------------------------------------------------- */
+
+/* "12.3" or "1234": a rate with as many digits as make sense. */
+static const char *format_rate(char buf[32], double value) {
+    snprintf(buf, 32, "%.*f", value < 999.5 ? 1 : 0, value);
+    return buf;
+}
 
 static double rate(double amount, double seconds) {
     return seconds > 0 ? amount / seconds : 0;
@@ -320,6 +327,8 @@ static uint64_t peak_memory(void) {
 }
 
 static void print_timings(const struct run *r) {
+    static const char *const endings[] = {"as many as asked for", "end of the text",
+                                          "stop text found", "context full", "interrupted"};
     pdvm_model_info info;
     pdvm_session_stats stats;
     char a[32], b[32], c[32];
@@ -327,15 +336,14 @@ static void print_timings(const struct run *r) {
     pdvm_session_get_stats(r->session, &stats);
     double speed = rate((double)r->n_generated, r->generate_seconds);
     fprintf(stderr, "\nload      %s, %s\n", terminal_duration(a, r->load_seconds), info.backend);
-    fprintf(stderr, "prompt    %zu tokens", r->tokens.n);
+    fprintf(stderr, "prompt    %zu token%s in %s, %s tokens/s", r->tokens.n,
+            r->tokens.n == 1 ? "" : "s", terminal_duration(a, r->prompt_seconds),
+            format_rate(b, rate((double)r->n_prompt_computed, r->prompt_seconds)));
     if (r->n_prompt_reused > 0)
-        fprintf(stderr, " (%llu were in the session)", (unsigned long long)r->n_prompt_reused);
-    fprintf(stderr, ", %s, %.1f tokens/s\n", terminal_duration(a, r->prompt_seconds),
-            rate((double)r->n_prompt_computed, r->prompt_seconds));
-    fprintf(stderr,
-            "generate  %zu tokens, %s, %.1f tokens/s, %.2f GB/s of weights, stopped by %s\n",
-            r->n_generated, terminal_duration(a, r->generate_seconds), speed,
-            speed * (double)info.token_bytes / 1e9, stop_names[r->reason]);
+        fprintf(stderr, ", %llu taken from the session", (unsigned long long)r->n_prompt_reused);
+    fprintf(stderr, "\ngenerate  %zu token%s in %s, %s tokens/s, %.2f GB/s: %s\n", r->n_generated,
+            r->n_generated == 1 ? "" : "s", terminal_duration(a, r->generate_seconds),
+            format_rate(b, speed), speed * (double)info.token_bytes / 1e9, endings[r->reason]);
     fprintf(stderr, "memory    weights %s, KV cache %s, peak %s\n",
             terminal_size(a, info.stored_bytes), terminal_size(b, stats.kv_bytes),
             terminal_size(c, peak_memory()));
@@ -482,8 +490,6 @@ int cmd_run(int argc, char **argv) {
                       &o->session),
 
         OPTION_GROUP("Sampling, in this order"),
-        OPTION_INT("-s, --seed", "N", "Seed of the random numbers; -1: a new one each time. [-1]",
-                   &o->seed, -1, INT64_MAX),
         OPTION_LIST(
             "-l, --logit-bias", "ID(+|-)BIAS",
             "Add to the logit of a token, given by its number (see 'pdvm tokenize'): 42+1.5, "
@@ -515,6 +521,8 @@ int cmd_run(int argc, char **argv) {
                     "Temperature: higher is more surprising; 0 always takes the likeliest token. "
                     "[0.8]",
                     &o->temp, 0, 100),
+        OPTION_INT("-s, --seed", "N", "Seed of the random numbers; -1: a new one each time. [-1]",
+                   &o->seed, -1, INT64_MAX),
 
         OPTION_GROUP("Output"),
         OPTION_CLEAR("--no-display-prompt", "Don't write the prompt before the text.",

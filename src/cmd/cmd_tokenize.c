@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char description[] =
     "Shows how a model's tokenizer cuts a text into tokens: one line a token, its number and its "
@@ -196,8 +197,8 @@ static int decode(const struct settings *o, const struct vocabulary *v) {
     else if (o->format == OUTPUT_JSON)
         code = print_json("tokenize", json_pack("{s:I, s:o}", "n_tokens", (json_int_t)ids.n, "text",
                                                 json_text(text, size)));
-    else
-        fwrite(text, 1, size, stdout);
+    else if (fwrite(text, 1, size, stdout) == size && isatty(STDOUT_FILENO))
+        putchar('\n');
     free(ids.ids);
     free(numbers);
     free(text);

@@ -6,6 +6,7 @@
 #include "cmd/terminal.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +33,8 @@ static pdvm_status read_stream(FILE *f, const char *name, char **data, size_t *s
         (*data)[*size] = '\0';
         if (*size > MAX_TEXT)
             return pd_fail(err, PDVM_ERR_RANGE, "%s: more than %zu bytes of text", name, MAX_TEXT);
+        if (terminal_interrupted())
+            return pd_fail(err, PDVM_ERR_CANCELLED, "%s: interrupted while reading", name);
         if (n == 0 && ferror(f)) return pd_fail_errno(err, name, "cannot read");
         if (n == 0) return PDVM_OK;
     }
@@ -59,6 +62,10 @@ pdvm_status check_utf8(const char *what, const char *text, size_t size, pdvm_err
                    "%s is not valid UTF-8: byte 0x%02x at offset %zu; convert it first, for "
                    "instance with iconv",
                    what, (unsigned)(unsigned char)text[valid], valid);
+}
+
+json_t *json_number(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
 }
 
 int print_json(const char *command, json_t *value) {

@@ -36,6 +36,9 @@ pdvm_status check_utf8(const char *what, const char *text, size_t size, pdvm_err
  */
 int print_json(const char *command, json_t *value);
 
+/** A number, or null if it is not finite, which JSON cannot say. NULL: out of memory. */
+json_t *json_number(double value);
+
 /** Text that may not be valid UTF-8 as a JSON string, bad bytes as U+FFFD. NULL: out of memory. */
 json_t *json_text(const char *text, size_t size);
 

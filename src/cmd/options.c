@@ -12,6 +12,8 @@
 
 /* Longest option name, with its dashes. */
 #define NAME_MAX_LENGTH 40
+/* Most operands that a command may have. */
+#define MAX_OPERANDS 8
 /* Column where the explanations of the help begin, and the width of a page. */
 #define HELP_COLUMN 30
 #define HELP_WIDTH 80
@@ -273,6 +275,7 @@ static int parse_option(const struct options_page *page, int argc, char **argv, 
 static void print_help(const struct options_page *page);
 
 int options_parse(const struct options_page *page, int argc, char **argv) {
+    const char *given[MAX_OPERANDS];
     size_t n_operands = 0;
     bool only_operands = false;
     for (int i = 1; i < argc; i++)
@@ -289,11 +292,17 @@ int options_parse(const struct options_page *page, int argc, char **argv) {
             int code = parse_option(page, argc, argv, &i);
             if (code != OPTIONS_GO_ON) return code;
         } else {
-            if (!page->operands[n_operands].name)
+            const struct operand *o = &page->operands[n_operands];
+            /* A target that is set: an option has named it already (-m MODEL). */
+            if (!o->name || n_operands == MAX_OPERANDS || *o->target)
                 return options_error(page, "unexpected argument '%s'", arg);
-            *page->operands[n_operands++].target = arg;
+            given[n_operands++] = *o->target = arg;
         }
     }
+    for (size_t i = 0; i < n_operands; i++)
+        if (*page->operands[i].target != given[i])
+            return options_error(page, "%s is given twice: '%s' and '%s'", page->operands[i].name,
+                                 given[i], *page->operands[i].target);
     for (const struct operand *o = page->operands; o->name; o++)
         if (o->required && !*o->target)
             return options_error(page, "%s is missing: pdvm %s %.*s", o->name, page->command,

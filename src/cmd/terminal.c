@@ -3,6 +3,8 @@
 #include "base/time.h"
 #include "cmd/cmd.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -27,11 +29,24 @@ static void on_interrupt(int signal_number) {
     interrupt_signal = signal_number;
 }
 
+/*
+ * A program may be started with closed standard streams (`>&-`). The next file opened would take
+ * their place, and output would be written into it; these stand-ins make reading and writing fail.
+ */
+static void fill_closed_streams(void) {
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) != -1 || errno != EBADF) continue;
+        if (open("/dev/null", fd == STDOUT_FILENO ? O_RDONLY : O_WRONLY) != fd) return;
+    }
+}
+
 void terminal_init(void) {
+    fill_closed_streams();
     struct sigaction action = {.sa_handler = on_interrupt};
     sigemptyset(&action.sa_mask);
-    /* After the first one the default action is back: the second one kills. */
-    action.sa_flags = SA_RESTART | (int)SA_RESETHAND;
+    /* After the first one the default action is back: the second one kills. Without SA_RESTART, so
+     * that waiting for input ends. */
+    action.sa_flags = (int)SA_RESETHAND;
     const int signals[] = {SIGINT, SIGTERM};
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
         struct sigaction old;
@@ -122,7 +137,11 @@ const char *terminal_duration(char buf[32], double seconds) {
     if (seconds < 0) seconds = 0;
     if (seconds > 1e9) seconds = 1e9;
     unsigned long whole = (unsigned long)(seconds + 0.5);
-    if (seconds < 9.95)
+    if (seconds < 0.00995)
+        snprintf(buf, 32, "%.1f ms", 1e3 * seconds);
+    else if (seconds < 0.9995)
+        snprintf(buf, 32, "%.0f ms", 1e3 * seconds);
+    else if (seconds < 9.95)
         snprintf(buf, 32, "%.1f s", seconds);
     else if (whole < 60)
         snprintf(buf, 32, "%lu s", whole);

@@ -69,7 +69,7 @@ void terminal_progress_end(struct terminal_progress *p);
 /** "17.2 MiB" into `buf`; returns it. */
 const char *terminal_size(char buf[32], uint64_t bytes);
 
-/** "0.8 s", "12 s", "3:05 min", "2:10:00 h" into `buf`; returns it. */
+/** "35 ms", "2.1 s", "12 s", "3:05 min", "2:10:00 h" into `buf`; returns it. */
 const char *terminal_duration(char buf[32], double seconds);
 
 #endif

@@ -24,7 +24,8 @@ double perplexity_nll(const float *logits, size_t n_vocab, int32_t token) {
         if (logits[i] > max) max = logits[i];
     double sum = 0;
     for (size_t i = 0; i < n_vocab; i++) sum += exp((double)logits[i] - (double)max);
-    return log(sum) + (double)max - (double)logits[token];
+    /* In this order: logits far from zero must not swallow log(sum). */
+    return log(sum) + ((double)max - (double)logits[token]);
 }
 
 uint64_t perplexity_work(size_t n, uint32_t n_ctx, uint32_t stride) {
@@ -110,11 +111,13 @@ pdvm_status perplexity_measure(pdvm_session *session, const int32_t *tokens, siz
                             .user = user,
                             .n_vocab = session->model->config.n_vocab,
                             .work = perplexity_work(n, options->n_ctx, options->stride)};
-    size_t first = 1; /* the next token to score */
-    for (size_t begin = 0; first < n; begin += options->stride) {
+    size_t seen = 0; /* tokens in the windows so far */
+    for (size_t begin = 0; seen < n; begin += options->stride) {
         size_t end = n - begin < options->n_ctx ? n : begin + options->n_ctx;
-        PD_TRY(measure_window(&m, session, begin, first, end, err));
-        first = end;
+        /* Nothing before a window's first token predicts it. */
+        size_t first = seen > begin ? seen : begin + 1;
+        if (first < end) PD_TRY(measure_window(&m, session, begin, first, end, err));
+        seen = end;
         result->n_windows++;
     }
     result->n_scored = m.n_scored;

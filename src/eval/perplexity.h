@@ -6,8 +6,9 @@
  * Each window is computed from an empty cache and scores the tokens that no window before it
  * has scored: the first window all but its own first token, the others their last `stride` tokens.
  * So every token but the first of the text is scored exactly once, and every token after the first
- * window with at least n_ctx - stride tokens before it. stride = n_ctx cuts the text into pieces
- * without overlap (cheapest, highest result), stride = 1 gives every token the longest context.
+ * window with at least n_ctx - stride tokens before it; stride = 1 gives every token the longest
+ * context. stride = n_ctx, the cheapest, cuts the text into pieces without overlap, where the first
+ * token of each piece has nothing before it and is not scored.
  */
 #ifndef PDVM_EVAL_PERPLEXITY_H
 #define PDVM_EVAL_PERPLEXITY_H
@@ -36,7 +37,7 @@ struct perplexity_result {
 };
 
 /**
- * Receives one scored token: its position in the text (1 and up, in order), its id, its negative
+ * Receives one scored token: its position in the text (rising), its id, its negative
  * log likelihood, and the logits[n_vocab] that it was scored with. A status other than PDVM_OK ends
  * the measurement with that status.
  */

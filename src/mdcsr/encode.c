@@ -23,7 +23,7 @@
 /* What is known of a row after the first pass, and its share of the report after the second. */
 struct row {
     uint32_t entries; /* values that are not zero */
-    uint32_t delta8; /* index bytes */
+    uint32_t delta8;  /* index bytes */
     uint32_t delta4;
     int32_t bad; /* first column with a value that cannot be stored, or -1 */
     double squares;
@@ -43,7 +43,7 @@ struct encoder {
     struct mdcsr *m;
     struct row *rows;
     struct scratch *scratch; /* one per worker */
-    float limit; /* smallest magnitude that overflows the value coding */
+    float limit;             /* smallest magnitude that overflows the value coding */
     uint8_t *values;
     uint8_t *index;
     struct mdcsr_book book;
@@ -52,8 +52,7 @@ struct encoder {
 /* Nonzero positions of up to 64 values, low bit first. */
 static inline uint64_t nonzero_mask(const float *w, int64_t n) {
     uint64_t mask = 0;
-    for (int64_t i = 0; i < n; i++)
-        mask |= (uint64_t)(w[i] != 0) << i;
+    for (int64_t i = 0; i < n; i++) mask |= (uint64_t)(w[i] != 0) << i;
     return mask;
 }
 
@@ -73,8 +72,7 @@ static void count_row(const struct encoder *e, const float *w, struct row *row) 
         }
         if (bad && row->bad < 0) {
             int64_t i = 0;
-            while (fabsf(w[c + i]) < e->limit)
-                i++;
+            while (fabsf(w[c + i]) < e->limit) i++;
             row->bad = (int32_t)(c + i);
         }
         uint64_t mask = nonzero_mask(w + c, n);
@@ -94,15 +92,13 @@ static void count_row(const struct encoder *e, const float *w, struct row *row) 
 static void count_rows(void *arg, int64_t begin, int64_t end, int worker) {
     struct encoder *e = arg;
     (void)worker;
-    for (int64_t r = begin; r < end; r++)
-        count_row(e, e->w + r * e->m->cols, &e->rows[r]);
+    for (int64_t r = begin; r < end; r++) count_row(e, e->w + r * e->m->cols, &e->rows[r]);
 }
 
 static pdvm_status check_values(const struct encoder *e, pdvm_error *err) {
     for (int64_t r = 0; r < e->m->rows; r++) {
         int32_t c = e->rows[r].bad;
-        if (c < 0)
-            continue;
+        if (c < 0) continue;
         float v = e->w[r * e->m->cols + c];
         if (!isfinite(v))
             return pd_fail(err, PDVM_ERR_FORMAT,
@@ -129,11 +125,9 @@ static size_t stored_bytes(const struct mdcsr *m, enum mdcsr_index index, const 
     size_t bytes = mdcsr_values_bytes(m->value_coding, n) +
                    mdcsr_scales_bytes(m->value_coding, m->rows, m->n_groups, m->group) +
                    mdcsr_codebook_bytes(m->value_coding);
-    if (index == MDCSR_DENSE)
-        return bytes;
+    if (index == MDCSR_DENSE) return bytes;
     bytes += mdcsr_offsets_bytes(m->rows, n);
-    if (index == MDCSR_BITMAP)
-        return bytes + (size_t)m->rows * mdcsr_bitmap_stride(m->cols);
+    if (index == MDCSR_BITMAP) return bytes + (size_t)m->rows * mdcsr_bitmap_stride(m->cols);
     int64_t size = index == MDCSR_DELTA8 ? t->delta8 : t->delta4;
     return bytes + (size_t)size + mdcsr_offsets_bytes(m->rows, size);
 }
@@ -174,8 +168,7 @@ static pdvm_status sample_rows(const struct encoder *e, int64_t entries, struct 
                                pdvm_error *err) {
     const struct mdcsr *m = e->m;
     int64_t step = entries / SAMPLE_ENTRIES + 1, n_rows = (m->rows + step - 1) / step, n = 0;
-    for (int64_t r = 0; r < m->rows; r += step)
-        n += e->rows[r].entries;
+    for (int64_t r = 0; r < m->rows; r += step) n += e->rows[r].entries;
     size_t groups = (size_t)(n_rows * m->n_groups);
     s->bf16_scales = m->group != 0;
     PD_TRY(pd_calloc(&s->begin, groups + 1, sizeof *s->begin, "a codebook's sample", err));
@@ -186,8 +179,7 @@ static pdvm_status sample_rows(const struct encoder *e, int64_t entries, struct 
     for (int64_t r = 0; r < m->rows; r += step) {
         int64_t at = s->begin[s->n_groups], *ends = s->begin + s->n_groups + 1;
         pack_row(e->w + r * m->cols, m->cols, m->group, s->x + at, ends);
-        for (int64_t g = 0; g < m->n_groups; g++)
-            ends[g] += at;
+        for (int64_t g = 0; g < m->n_groups; g++) ends[g] += at;
         s->n_groups += m->n_groups;
     }
     return PDVM_OK;
@@ -196,13 +188,11 @@ static pdvm_status sample_rows(const struct encoder *e, int64_t entries, struct 
 static pdvm_status make_codebook(struct encoder *e, int64_t entries, struct pd_threads *threads,
                                  pdvm_error *err) {
     struct mdcsr *m = e->m;
-    if (mdcsr_codebook_size(m->value_coding) == 0)
-        return PDVM_OK;
+    if (mdcsr_codebook_size(m->value_coding) == 0) return PDVM_OK;
     bool zero = m->index_coding == MDCSR_DENSE && entries < m->rows * m->cols;
     struct mdcsr_sample sample = {0};
     pdvm_status status = PDVM_OK;
-    if (m->codebook_kind != MDCSR_PRIME)
-        status = sample_rows(e, entries, &sample, err);
+    if (m->codebook_kind != MDCSR_PRIME) status = sample_rows(e, entries, &sample, err);
     if (status == PDVM_OK)
         status = mdcsr_book_make(m->value_coding, m->codebook_kind, zero, &sample, threads,
                                  &e->book, err);
@@ -230,23 +220,21 @@ static double encode_int8(const float *x, int64_t n, float scale, uint8_t *codes
 
 static float int8_scale(const float *x, int64_t n, bool bf16) {
     float max = 0;
-    for (int64_t i = 0; i < n; i++)
-        max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
+    for (int64_t i = 0; i < n; i++) max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
     float scale = max / 127.0f;
-    if (scale < MDCSR_SMALLEST_SCALE)
-        return 0;
-    if (bf16)
-        scale = mdcsr_bf16_up(scale);
+    if (scale < MDCSR_SMALLEST_SCALE) return 0;
+    if (bf16) scale = mdcsr_bf16_up(scale);
     /* Only beside the largest float: 127 times the rounded scale may not be finite. */
     while (!isfinite(scale * 127.0f))
         scale = bf16 ? pd_bits_float(pd_float_bits(scale) - 0x10000u) : nextafterf(scale, 0);
     return scale;
 }
 
-/* Scales, codes and error of one row whose entries are x[n]; ends[] are those of its groups. */
-static double encode_codes(const struct encoder *e, const float *x, int64_t n, const uint32_t *cols,
-                           float *scales, uint8_t *codes) {
+/* Scales, codes and error of row r, whose n entries are x[] at cols[]. */
+static double encode_codes(const struct encoder *e, int64_t r, const float *x, int64_t n,
+                           const uint32_t *cols, uint8_t *codes) {
     const struct mdcsr *m = e->m;
+    float *scales = m->scales + r * m->n_groups;
     bool bf16 = m->group != 0;
     double error = 0;
     int64_t begin = 0;
@@ -254,8 +242,7 @@ static double encode_codes(const struct encoder *e, const float *x, int64_t n, c
         int64_t end = n;
         if (m->group) {
             int64_t limit = (g + 1) * m->group;
-            for (end = begin; end < n && cols[end] < limit;)
-                end++;
+            for (end = begin; end < n && cols[end] < limit;) end++;
         }
         const float *part = x + begin;
         int64_t size = end - begin;
@@ -287,13 +274,10 @@ static double encode_halves(enum mdcsr_values coding, const float *x, int64_t n,
 static void put_nibbles(uint8_t *values, int64_t at, const uint8_t *codes, int64_t n,
                         struct row *row) {
     int64_t i = 0;
-    if (n > 0 && at % 2 == 1)
-        row->head = codes[i++];
+    if (n > 0 && at % 2 == 1) row->head = codes[i++];
     uint8_t *p = values + (at + i) / 2;
-    for (; i + 1 < n; i += 2)
-        *p++ = (uint8_t)(codes[i] | codes[i + 1] << 4);
-    if (i < n)
-        *p = codes[i];
+    for (; i + 1 < n; i += 2) *p++ = (uint8_t)(codes[i] | codes[i + 1] << 4);
+    if (i < n) *p = codes[i];
 }
 
 static void put_index(struct encoder *e, int64_t r, const float *w, const uint32_t *cols,
@@ -305,15 +289,13 @@ static void put_index(struct encoder *e, int64_t r, const float *w, const uint32
         uint8_t *p = e->index + (size_t)r * left;
         for (int64_t c = 0; c < m->cols; c += 64) {
             uint64_t mask = nonzero_mask(w + c, m->cols - c < 64 ? m->cols - c : 64);
-            for (int i = 0; i < 8 && left > 0; i++, left--)
-                *p++ = (uint8_t)(mask >> (8 * i));
+            for (int i = 0; i < 8 && left > 0; i++, left--) *p++ = (uint8_t)(mask >> (8 * i));
         }
     } else if (m->index_coding == MDCSR_DELTA8) {
         uint8_t *p = e->index + m->index_offsets[r];
         for (int64_t i = 0; i < n; next = cols[i++] + 1) {
             uint32_t gap = cols[i] - next;
-            for (; gap >= MDCSR_DELTA8_SKIP; gap -= MDCSR_DELTA8_SKIP)
-                *p++ = MDCSR_DELTA8_SKIP;
+            for (; gap >= MDCSR_DELTA8_SKIP; gap -= MDCSR_DELTA8_SKIP) *p++ = MDCSR_DELTA8_SKIP;
             *p++ = (uint8_t)gap;
         }
     } else if (m->index_coding == MDCSR_DELTA4) {
@@ -329,8 +311,7 @@ static void put_index(struct encoder *e, int64_t r, const float *w, const uint32
                 else
                     *p = (uint8_t)(0xf0u | code);
                 high = !high;
-                if (code < MDCSR_DELTA4_SKIP)
-                    break;
+                if (code < MDCSR_DELTA4_SKIP) break;
                 gap -= code;
             }
         }
@@ -348,27 +329,24 @@ static void fill_row(struct encoder *e, int64_t r, const struct scratch *s) {
         s->cols[n] = (uint32_t)c;
         n += dense || w[c] != 0;
     }
-    float *scales = m->scales ? m->scales + r * m->n_groups : NULL;
     switch (m->value_coding) {
     case MDCSR_F32:
-        if (n > 0)
-            memcpy(e->values + 4 * at, s->x, 4 * (size_t)n);
+        if (n > 0) memcpy(e->values + 4 * at, s->x, 4 * (size_t)n);
         break;
     case MDCSR_BF16:
     case MDCSR_F16: row->error = encode_halves(m->value_coding, s->x, n, e->values + 2 * at); break;
     case MDCSR_LUT4:
-        row->error = encode_codes(e, s->x, n, s->cols, scales, s->codes);
+        row->error = encode_codes(e, r, s->x, n, s->cols, s->codes);
         put_nibbles(e->values, at, s->codes, n, row);
         break;
-    default: row->error = encode_codes(e, s->x, n, s->cols, scales, e->values + at);
+    default: row->error = encode_codes(e, r, s->x, n, s->cols, e->values + at);
     }
     put_index(e, r, w, s->cols, n);
 }
 
 static void fill_rows(void *arg, int64_t begin, int64_t end, int worker) {
     struct encoder *e = arg;
-    for (int64_t r = begin; r < end; r++)
-        fill_row(e, r, &e->scratch[worker]);
+    for (int64_t r = begin; r < end; r++) fill_row(e, r, &e->scratch[worker]);
 }
 
 /* Puts in the codes that a row left out because the byte belongs to the row before. */
@@ -405,12 +383,9 @@ static pdvm_status allocate(struct encoder *e, const struct totals *t, int n_wor
     bool dense = m->index_coding == MDCSR_DENSE;
     m->n_entries = dense ? m->rows * m->cols : t->entries;
     m->values_size = mdcsr_values_bytes(m->value_coding, m->n_entries);
-    if (m->index_coding == MDCSR_BITMAP)
-        m->index_size = rows * mdcsr_bitmap_stride(m->cols);
-    if (m->index_coding == MDCSR_DELTA8)
-        m->index_size = (size_t)t->delta8;
-    if (m->index_coding == MDCSR_DELTA4)
-        m->index_size = (size_t)t->delta4;
+    if (m->index_coding == MDCSR_BITMAP) m->index_size = rows * mdcsr_bitmap_stride(m->cols);
+    if (m->index_coding == MDCSR_DELTA8) m->index_size = (size_t)t->delta8;
+    if (m->index_coding == MDCSR_DELTA4) m->index_size = (size_t)t->delta4;
     PD_TRY(pd_calloc(&e->values, m->values_size, 1, "a matrix's values", err));
     m->values = e->values;
     if (!dense) {
@@ -434,8 +409,7 @@ static pdvm_status allocate(struct encoder *e, const struct totals *t, int n_wor
 }
 
 static void set_offsets(struct mdcsr *m, const struct row *rows) {
-    if (m->index_coding == MDCSR_DENSE)
-        return;
+    if (m->index_coding == MDCSR_DENSE) return;
     for (int64_t r = 0; r < m->rows; r++) {
         m->row_offsets[r + 1] = m->row_offsets[r] + rows[r].entries;
         if (m->index_offsets)
@@ -464,8 +438,7 @@ static pdvm_status encode(struct encoder *e, const struct mdcsr_options *options
     PD_TRY(allocate(e, &t, pd_threads_count(threads), err));
     set_offsets(m, e->rows);
     pd_threads_for(threads, m->rows, grain, fill_rows, e);
-    if (m->value_coding == MDCSR_LUT4)
-        join_nibbles(e);
+    if (m->value_coding == MDCSR_LUT4) join_nibbles(e);
     if (report) {
         *report = (struct mdcsr_report){.n_weights = m->rows * m->cols};
         report->n_zeros = report->n_weights - t.entries;
@@ -484,10 +457,8 @@ pdvm_status mdcsr_encode(const float *w, int64_t rows, int64_t cols,
     *out = (struct mdcsr){0};
     PD_TRY(check_arguments(rows, cols, options, err));
     struct encoder e = {.w = w, .m = out, .limit = INFINITY};
-    if (options->values == MDCSR_F16)
-        e.limit = 65520.0f; /* rounds to 65536 */
-    if (options->values == MDCSR_BF16)
-        e.limit = 0x1.ffp127f; /* rounds to 2^128 */
+    if (options->values == MDCSR_F16) e.limit = 65520.0f;     /* rounds to 65536 */
+    if (options->values == MDCSR_BF16) e.limit = 0x1.ffp127f; /* rounds to 2^128 */
     uint32_t group = mdcsr_has_scales(options->values) ? options->group : 0;
     *out = (struct mdcsr){.rows = rows,
                           .cols = cols,
@@ -505,7 +476,6 @@ pdvm_status mdcsr_encode(const float *w, int64_t rows, int64_t cols,
     }
     free(e.scratch);
     free(e.rows);
-    if (status != PDVM_OK)
-        mdcsr_free(out);
+    if (status != PDVM_OK) mdcsr_free(out);
     return status;
 }
