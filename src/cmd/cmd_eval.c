@@ -252,7 +252,8 @@ int cmd_eval(int argc, char **argv) {
                                       .description = description,
                                       .operands = operands,
                                       .options = options,
-                                      .examples = examples};
+                                      .examples = examples,
+                                      .operand_hint = "a text's file is given with --text"};
     int code = options_parse(&page, argc, argv);
     if (code != OPTIONS_GO_ON) return code;
     if (!o.model) return options_error(&page, "no model: pdvm eval MODEL --text FILE");

@@ -568,7 +568,8 @@ int cmd_run(int argc, char **argv) {
                                       .description = description,
                                       .operands = operands,
                                       .options = options,
-                                      .examples = examples};
+                                      .examples = examples,
+                                      .operand_hint = "a prompt is given with -p, in quotes"};
     int code = options_parse(&page, argc, argv);
     if (code == OPTIONS_GO_ON) code = check_settings(&r, &page);
     if (code == OPTIONS_GO_ON) {

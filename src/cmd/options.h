@@ -117,6 +117,7 @@ struct options_page {
     const struct operand *operands;
     const struct option_spec *options; /**< -h, --help is understood by itself */
     const char *examples;              /**< printed as it is, indented by two; may be NULL */
+    const char *operand_hint;          /**< what to say of an argument too many; may be NULL */
 };
 
 /**

@@ -47,7 +47,7 @@ refused 2 "--reverse-prompt: the text is empty" "${run[@]}" -r ""
 
 # Operands and options that contradict each other.
 refused 2 "no model" "$PDVM" run -p x
-refused 2 "unexpected argument 'upon'" "${run[@]}" upon
+refused 2 "unexpected argument 'upon': a prompt is given with -p" "${run[@]}" upon
 refused 2 "unexpected argument 'upon'" "$PDVM" run -m "$model" upon
 refused 2 "MODEL is given twice" "${run[@]}" -m other
 refused 2 "-p and -f both give a prompt" "${run[@]}" -p x -f y
