@@ -45,8 +45,8 @@ typedef pdvm_status (*perplexity_fn)(void *user, size_t position, int32_t token,
                                      const float *logits, size_t n_vocab, pdvm_error *err);
 
 /**
- * Negative log likelihood of `token` under logits[n_vocab], n_vocab >= 1, by a stable log-softmax in double
- * precision. Not finite if the logits are not.
+ * Negative log likelihood of `token` under logits[n_vocab], n_vocab >= 1, by a stable log-softmax
+ * in double precision. Not finite if the logits are not.
  */
 double perplexity_nll(const float *logits, size_t n_vocab, int32_t token);
 
