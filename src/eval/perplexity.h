@@ -1,6 +1,6 @@
 /**
- * Perplexity of a text: exp of the mean negative log likelihood of its tokens (Jelinek et al. 1977),
- * by sliding windows, as in the Hugging Face guide "Perplexity of fixed-length models".
+ * Perplexity of a text: exp of the mean negative log likelihood of its tokens (Jelinek et al.
+ * 1977), by sliding windows, as in the Hugging Face guide "Perplexity of fixed-length models".
  *
  * Window i covers the tokens [i * stride, i * stride + n_ctx), and the last one ends with the text.
  * Each window is computed from an empty cache and scores the tokens that no window before it

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Command lines that make no sense: exit status 2, a message that names the option, nothing computed.
+# Command lines that make no sense: exit status 2, a message naming the option, nothing computed.
 
 set -euo pipefail
 . "$SOURCE_DIR/tests/support/cli.sh"
