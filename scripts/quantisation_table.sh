@@ -5,16 +5,18 @@
 #
 # MODEL is a Hugging Face directory, TEXT a text that it was not trained on; the first TOKENS (20000)
 # of it are scored. Needs a build in build/release and room for one converted model in TMPDIR.
+# THREADS (0, all) is passed to both commands; 1 is better on a busy machine.
 
 set -euo pipefail
 
 if [ $# -lt 2 ] || [ $# -gt 3 ]; then
-    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 model=$1
 text=$2
 tokens=${3:-20000}
+threads=${THREADS:-0}
 pdvm=$(cd "$(dirname "$0")/.." && pwd)/build/release/pdvm
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -24,14 +26,14 @@ baseline=
 # row CONVERT-FLAGS...: one line of the table.
 row() {
     local table total bits error perplexity stderr size
-    table=$("$pdvm" convert "$model" -o "$work/model.pdvm" "$@" 2>/dev/null)
+    table=$("$pdvm" convert "$model" -o "$work/model.pdvm" -t "$threads" "$@" 2>/dev/null)
     total=$(grep '^total' <<<"$table")
     # total WEIGHTS UNIT ZEROS % [BEFORE %] BITS SIZE UNIT ERROR ...
     bits=$(sed -E 's/^total +[^%]*%( +[0-9.]+ %)? +([0-9.]+) .*/\2/' <<<"$total")
     error=$(sed -E 's/^total .* [KMG]iB +([^ ]+).*/\1/' <<<"$total")
     size=$(stat -c %s "$work/model.pdvm" 2>/dev/null || stat -f %z "$work/model.pdvm")
-    read -r perplexity stderr < <("$pdvm" eval "$work/model.pdvm" --text "$text" -q -c 512 \
-        --stride 448 -ctk f32 -ctv f32 --max-tokens "$tokens" |
+    read -r perplexity stderr < <("$pdvm" eval "$work/model.pdvm" --text "$text" -q \
+        -t "$threads" -c 512 --stride 448 -ctk f32 -ctv f32 --max-tokens "$tokens" |
         awk '$1 == "perplexity" { print $2, $4 }')
     baseline=${baseline:-$perplexity}
     awk -v flags="$*" -v bits="$bits" -v size="$size" -v error="$error" -v p="$perplexity" \
