@@ -82,6 +82,7 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
             pdvm_status status = load_product(m, &w, err);
             if (status == PDVM_OK) count(m, &w);
             mdcsr_free(&w);
+            source_release(m->source, &t); /* the packed copy is the one that stays */
             PD_TRY(status);
         }
     }
