@@ -249,6 +249,27 @@ static void biases_not_asked_for_are_refused_and_other_extras_judged(void **stat
     }
 }
 
+static void fused_matrices_may_have_been_taken_apart(void **state) {
+    const char *config =
+        "{\"model_type\": \"phi3\", \"hidden_size\": 16, \"intermediate_size\": 24,"
+        "\"num_hidden_layers\": 2, \"num_attention_heads\": 4, "
+        "\"num_key_value_heads\": 2, \"vocab_size\": 32}";
+    struct hf_model model = {.config = config};
+    hf_model_write(*state, &model);
+    struct model_source *s = open_good(*state);
+    assert_values(s, 0);
+    source_close(s);
+    model.extra = "model.layers.1.self_attn.qkv_proj.weight";
+    assert_model_fails(*state, &model, PDVM_ERR_FORMAT, "qkv_proj.weight\" too");
+    model.extra = NULL;
+    model.skip = "model.layers.1.mlp.up_proj.weight";
+    assert_model_fails(*state, &model, PDVM_ERR_FORMAT, "model.layers.1.mlp.gate_up_proj.weight");
+    model.skip = NULL;
+    model.config = NULL; /* a plain Llama has no such matrix */
+    model.extra = "model.layers.1.mlp.gate_up_proj.weight";
+    assert_model_fails(*state, &model, PDVM_ERR_UNSUPPORTED, model.extra);
+}
+
 static void bad_config_is_named(void **state) {
     assert_model_fails(*state, &(struct hf_model){.config = "{\"model_type\": \"bert\"}"},
                        PDVM_ERR_UNSUPPORTED, "bert");
@@ -468,6 +489,7 @@ int main(void) {
         TEST(wrong_shapes_are_named_with_both_shapes),
         TEST(integer_weights_are_refused),
         TEST(biases_not_asked_for_are_refused_and_other_extras_judged),
+        TEST(fused_matrices_may_have_been_taken_apart),
         TEST(bad_config_is_named),
         TEST(absurd_number_of_layers_is_a_missing_tensor),
         TEST(cut_or_broken_weights_are_named),

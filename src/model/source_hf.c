@@ -323,9 +323,15 @@ static pdvm_status find_tensor(const struct source_hf *hf, const struct tensor_i
                                struct found_tensor *out, pdvm_error *err) {
     struct tensor_info whole, *info = &whole;
     int64_t first_row = 0;
-    /* A fused matrix, unless the checkpoint has been taken apart. */
-    if (!tensors_fused(&hf->base.config, part->role, part->layer, &whole, &first_row) ||
-        has_tensor(hf, part->name)) {
+    bool fused = tensors_fused(&hf->base.config, part->role, part->layer, &whole, &first_row);
+    /* A checkpoint that has been taken apart has the parts; which to believe if it has both? */
+    if (fused && has_tensor(hf, part->name)) {
+        if (has_tensor(hf, whole.name))
+            return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%s\" is in \"%s\" too",
+                           hf->base.path, part->name, whole.name);
+        fused = false;
+    }
+    if (!fused) {
         whole = *part;
         first_row = 0;
     }
