@@ -108,11 +108,11 @@ static void learned_book_serves_the_large_values(void **state) {
     float *w = gaussian(1, 29);
     uint64_t seed = 2;
     for (int i = 0; i < ROWS * COLS; i++) {
-        int level = 16 + (int)(pd_random(&seed) % 112);
+        int level = 2 + (int)(pd_random(&seed) % 14); // fourteen levels on one side
         if (i / COLS % 8 != 0)
             w[i] = ldexpf(w[i], -12);
         else
-            w[i] = (float)(level / 8 * 8 + 7) / 127; // fourteen levels on one side
+            w[i] = (float)(level * 8 + 7) / 127;
     }
     double error = error_of(w, options(MDCSR_LUT4, MDCSR_LEARNED, 0));
     if (error > 0.025) fail_msg("error %g", error);

@@ -97,7 +97,7 @@ static void ids_equal_the_reference_in_all_variants(void **state) {
         const char *number;
         assert_true(json_object_size(all) > 30);
         json_object_foreach(all, number, ids) {
-            check_ids(t, name, json_array_get(texts, (size_t)atoi(number)), flags, ids);
+            check_ids(t, name, json_array_get(texts, strtoul(number, NULL, 10)), flags, ids);
         }
         tokenizer_free(t);
         json_decref(root);

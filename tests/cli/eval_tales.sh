@@ -44,6 +44,8 @@ coded=$nll
 measure "$source"
 [ "$nll" = "$coded" ] || fail "the directory converted in memory gives $nll, the file $coded"
 
+# Looking for codebooks takes long in instrumented code.
+if [ -n "$INSTRUMENTED" ]; then exit 0; fi
 code --values lut4
 measure model.pdvm
 within "$nll" 0.08
