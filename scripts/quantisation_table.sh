@@ -63,5 +63,8 @@ done
 for sparsity in 0.3 0.4 0.5 0.6 0.7; do
     row --method magnitude --sparsity "$sparsity"
 done
-row --method magnitude --sparsity 0.5 --scope matrix
+for sparsity in 0.4 0.5; do
+    row --method magnitude --sparsity "$sparsity" --scope matrix
+done
+row --method magnitude --sparsity 0.4 --scope matrix --values lut4
 row --method magnitude --sparsity 0.5 --values lut4
