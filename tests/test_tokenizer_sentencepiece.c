@@ -203,8 +203,6 @@ static void a_configuration_that_is_not_legacy_puts_a_space_before_the_text_only
     // Behind a special token the old one writes the same again, the new one does without the space.
     snprintf(both, sizeof both, "%s 1 %s", first, first);
     assert_string_equal(ids_of(old, "the<s>the", flags), both);
-    struct tokenizer *never = open_model("sp-plain.model", NULL);
-    tokenizer_free(never);
     size_t len;
     struct token_list list = {0};
     pdvm_error err;

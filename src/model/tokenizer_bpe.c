@@ -98,6 +98,9 @@ bool tokenizer_bpe_can_cut(const struct tokenizer *t) {
     if (t->byte_level || t->ignore_merges ||
         tokenizer_find_vocab(t, TOKENIZER_METASPACE, 3, "", 0) < 0)
         return false;
+    // A character that is left out brings its neighbours together.
+    for (int byte = 0; t->unk_id < 0 && byte < 0xf5; byte++)
+        if (t->byte_ids[byte] < 0 && byte != 0xc0 && byte != 0xc1) return false;
     const char *text = t->text.data;
     // An unknown character merges like the piece that it becomes.
     if (t->unk_id >= 0 &&

@@ -49,26 +49,40 @@ static size_t replace_in_place(const struct tokenizer_normal *what, char *s, siz
     return to;
 }
 
-/* Writes what a piece stands for to `bytes`, which has room for its content. */
-static size_t decode_piece(const struct tokenizer *t, uint32_t id, char *bytes) {
-    const struct tokenizer_piece *p = &t->pieces[id];
-    const char *content = t->text.data + p->content;
-    size_t n;
-    if (t->byte_level) {
-        // An added token stands for its content as it is, even where that looks byte-level.
-        if (!(p->flags & TOKENIZER_ADDED) && byte_level_decode(content, p->content_len, bytes, &n))
-            return n;
-        memcpy(bytes, content, p->content_len);
-        return p->content_len;
-    }
-    n = p->content_len;
-    memcpy(bytes, content, n);
+/* Writes what characters of pieces stand for to `bytes`, which has room for them. */
+static size_t decode_characters(const struct tokenizer *t, const char *s, size_t n, char *bytes) {
+    if (n > 0) memcpy(bytes, s, n);
     for (int i = 0; i < t->decoder.n_replace; i++)
         n = replace_in_place(&t->decoder.replace[i], bytes, n);
     int byte = t->decoder.byte_fallback ? fallback_byte(bytes, n) : -1;
     if (byte < 0) return n;
     bytes[0] = (char)byte;
     return 1;
+}
+
+/* Writes what a piece stands for to `bytes`, which has room for its content. */
+static size_t decode_piece(const struct tokenizer *t, uint32_t id, char *bytes) {
+    const struct tokenizer_piece *p = &t->pieces[id];
+    const char *content = t->text.data + p->content;
+    size_t n;
+    if (!t->byte_level) return decode_characters(t, content, p->content_len, bytes);
+    // An added token stands for its content as it is, even where that looks byte-level.
+    if (!(p->flags & TOKENIZER_ADDED) && byte_level_decode(content, p->content_len, bytes, &n))
+        return n;
+    memcpy(bytes, content, p->content_len);
+    return p->content_len;
+}
+
+pdvm_status tokenizer_set_normalised(struct tokenizer *t, uint32_t id, const char *normal, size_t n,
+                                     pdvm_error *err) {
+    size_t at = t->text.n;
+    if (at > UINT32_MAX - n - 1)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "the pieces have more than 4 GiB of text");
+    PD_TRY(pd_grow(&t->text.data, &t->text.capacity, at + n + 1, 1, "the vocabulary", err));
+    t->pieces[id].bytes = (uint32_t)at;
+    t->pieces[id].bytes_len = (uint32_t)decode_characters(t, normal, n, t->text.data + at);
+    t->text.n += t->pieces[id].bytes_len;
+    return PDVM_OK;
 }
 
 static pdvm_status load_piece(struct tokenizer *t, uint32_t id, pdvm_error *err) {

@@ -253,8 +253,9 @@ void tokenizer_bpe_clear(struct tokenizer_bpe *b);
  * long word can be cut at each "\u2581" behind another character without changing an id, and short
  * words are what the cache remembers: a merge across the cut would join a left piece that ends
  * with another character to a right one that starts with "\u2581", and what is merged on one side
- * of the cut does not depend on the other side. (Also unknown characters must not be fused across,
- * and no word be taken whole: "\u2581" has to be a piece, and ignore_merges false.)
+ * of the cut does not depend on the other side. (Also no unknown characters must be fused across
+ * or left out, and no word be taken whole: "\u2581" has to be a piece, there must be an unknown
+ * token or all bytes, and ignore_merges false.)
  */
 bool tokenizer_bpe_can_cut(const struct tokenizer *t);
 
@@ -379,6 +380,13 @@ pdvm_status tokenizer_load_steps(struct tokenizer *t, const char *path, const js
  * encoding looks up: tokenizer_decode.c.
  */
 pdvm_status tokenizer_load_bytes(struct tokenizer *t, const char *path, pdvm_error *err);
+
+/**
+ * Tells that an added token stands for what its normalised form decodes to, as in the reference:
+ * where a normaliser puts a space before a text, one belongs to the token.
+ */
+pdvm_status tokenizer_set_normalised(struct tokenizer *t, uint32_t id, const char *normal, size_t n,
+                                     pdvm_error *err);
 
 /** Makes the sets of added tokens; after tokenizer_load_steps, as it needs the normalisers. */
 pdvm_status tokenizer_load_added(struct tokenizer *t, const char *path, const json_t *root,

@@ -246,20 +246,25 @@ pdvm_status tokenizer_load_model(struct tokenizer *t, const char *path, const js
 }
 
 /* Appends the pattern of an added token that is looked for after normalising. */
-static pdvm_status add_normalised(const struct tokenizer *t, const char *content, size_t len,
-                                  struct tokenizer_buffer *text, uint32_t *pattern_len,
-                                  pdvm_error *err) {
+static pdvm_status add_normalised(struct tokenizer *t, struct tokenizer_added *a,
+                                  struct tokenizer_buffer *text, pdvm_error *err) {
+    const struct tokenizer_piece *p = &t->pieces[a->id];
+    const char *content = t->text.data + p->content, *normal = "";
     struct tokenizer_buffer work[2] = {{0}};
     struct tokenizer_matcher *matcher;
-    PD_TRY(tokenizer_matcher_create(len, &matcher, err));
-    const char *normal = "";
     size_t n = 0;
-    pdvm_status status = tokenizer_normalise(t, matcher, content, len, work, &normal, &n, err);
+    PD_TRY(tokenizer_matcher_create(p->content_len, &matcher, err));
+    pdvm_status status =
+        tokenizer_normalise(t, matcher, content, p->content_len, work, &normal, &n, err);
     if (status == PDVM_OK && (n == 0 || n > 4 * TOKENIZER_MAX_ADDED))
         status = pd_fail(err, PDVM_ERR_UNSUPPORTED, "\"%.*s\" has %zu bytes when normalised",
-                         tokenizer_quote_len(content, len), content, n);
+                         tokenizer_quote_len(content, p->content_len), content, n);
+    size_t at = text->n;
     if (status == PDVM_OK) status = tokenizer_buffer_add(text, normal, n, err);
-    *pattern_len = (uint32_t)n;
+    a->len = (uint32_t)n;
+    // Special tokens are shown by their names.
+    if (status == PDVM_OK && !t->byte_level && !a->special)
+        status = tokenizer_set_normalised(t, a->id, text->data + at, n, err);
     tokenizer_matcher_free(matcher);
     for (int i = 0; i < 2; i++) free(work[i].data);
     return status;
@@ -280,7 +285,7 @@ static pdvm_status load_added_item(struct tokenizer *t, const char *path, const 
     const struct tokenizer_piece *p = &t->pieces[a->id];
     const char *content = t->text.data + p->content;
     if (normalized && !t->raw_patterns) {
-        pdvm_status status = add_normalised(t, content, p->content_len, text, &a->len, err);
+        pdvm_status status = add_normalised(t, a, text, err);
         if (status != PDVM_OK) return pd_prefix(err, status, "%s: added_tokens", path);
     } else {
         a->len = p->content_len;

@@ -94,9 +94,10 @@ def make_json(text):
     crossing_merges = [["e", LINE], ["e" + LINE, "t"]] + base["model"]["merges"]
     normal = [added(i, n, special=True, normalized=True)
               for i, n in enumerate(["<unk>", "<s>", "</s>"])]
+    n = len(vocab)
     more = base["added_tokens"] + [
-        added(700, "<x>", rstrip=True), added(701, "word", normalized=True),
-        added(702, "  ", lstrip=True), added(703, f"{LINE}Q", special=True)]
+        added(n, "<x>", rstrip=True), added(n + 1, "word", normalized=True),
+        added(n + 2, "  ", lstrip=True), added(n + 3, f"{LINE}Q", special=True)]
     variants = [
         ("plain", {}, {}),
         ("normalised specials", {"added_tokens": normal}, {}),
