@@ -22,8 +22,8 @@ build/%/build.ninja:
 setup: ## install the packages that a build needs, where they are missing
 	@scripts/setup.sh
 
-demo: setup ## set up, build, make a sparse model from models/tales and let it tell a story
-	@$(MAKE) --no-print-directory all
+demo: setup build/release/build.ninja ## set up, build, make a sparse model of models/tales and tell a story
+	cmake --build --preset release --target pdvm
 	@scripts/demo.sh
 
 test: setup ## set up, build and run every test that needs no GPU

@@ -16,9 +16,65 @@ _pdvm_directories() {
     mapfile -t COMPREPLY < <(compgen -d -- "$cur")
 }
 
+# _pdvm_flags COMMAND: sets flags to what the command understands.
+_pdvm_flags() {
+    flags="--help"
+    case $1 in
+    run)
+        flags+=" -m --model -p --prompt -f --file -e --escape -n --predict -r --reverse-prompt
+            --ignore-eos -c --ctx-size --rolling --keep --session -l --logit-bias --repeat-penalty
+            --repeat-last-n --frequency-penalty --presence-penalty --top-k --typical --top-p --min-p
+            --temp -s --seed --no-display-prompt -o --output --json -q --quiet -v --verbose
+            -t --threads -b --batch-size -ctk --cache-type-k -ctv --cache-type-v --mode --kernels"
+        ;;
+    convert)
+        flags+=" -o --output --method --sparsity --scope --values --codebook --group --index --embed
+            --layers -t --threads --json -q --quiet"
+        ;;
+    inspect) flags+=" --check --json --ascii -t --threads -q --quiet" ;;
+    unpack) flags+=" -o --output --dtype --force -t --threads -q --quiet" ;;
+    tokenize)
+        flags+=" -m --model -p --prompt -f --file --ids --pieces --count -o --output --json --no-bos
+            --no-parse-special --decode --special"
+        ;;
+    eval)
+        flags+=" -m --model -f --text -c --ctx-size --stride --max-tokens -o --output --json
+            --per-token --save-logits -q --quiet -v --verbose -t --threads -b --batch-size -ctk
+            --cache-type-k -ctv --cache-type-v --kernels"
+        ;;
+    esac
+}
+
+# _pdvm_value COMMAND FLAG: offers values for the flag; fails if it takes none.
+_pdvm_value() {
+    case $1:$2 in
+    convert:--method) _pdvm_words keep magnitude ;;
+    convert:--scope) _pdvm_words row matrix ;;
+    convert:--values) _pdvm_words f32 bf16 f16 int8 lut8 lut4 ;;
+    convert:--codebook) _pdvm_words linear prime learned ;;
+    convert:--group) _pdvm_words 0 32 64 128 256 ;;
+    convert:--index) _pdvm_words auto dense bitmap delta8 delta4 ;;
+    convert:--embed) _pdvm_words int8 f16 bf16 f32 ;;
+    run:--mode) _pdvm_words token layer phase unfused ;;
+    *:--kernels) _pdvm_words auto scalar avx512 ;;
+    *:-ctk | *:-ctv | *:--cache-type-k | *:--cache-type-v) _pdvm_words f32 f16 int8 ;;
+    unpack:--dtype) _pdvm_words f32 bf16 f16 ;;
+    unpack:-o | unpack:--output) _pdvm_directories ;;
+    convert:-o | convert:--output) _pdvm_files ;;
+    *:-o | *:--output) _pdvm_words text json ;;
+    *:-m | *:--model | *:-f | *:--file | *:--text | *:--session | *:--save-logits) _pdvm_files ;;
+    *:-p | *:--prompt | *:-n | *:--predict | *:-r | *:--reverse-prompt | *:-c | *:--ctx-size | \
+        *:-t | *:--threads | *:-b | *:--batch-size | *:-s | *:--seed | *:--keep | *:-l | \
+        *:--logit-bias | *:--temp | *:--top-k | *:--top-p | *:--min-p | *:--typical | \
+        *:--repeat-penalty | *:--repeat-last-n | *:--frequency-penalty | *:--presence-penalty | \
+        *:--sparsity | *:--layers | *:--stride | *:--max-tokens | *:--decode) ;;
+    *) return 1 ;;
+    esac
+}
+
 _pdvm() {
-    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-    local commands="convert run inspect unpack tokenize eval help version"
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} flags
+    local commands="run convert inspect unpack tokenize eval help version"
     COMPREPLY=()
 
     if [ "$COMP_CWORD" -eq 1 ]; then
@@ -27,58 +83,20 @@ _pdvm() {
     fi
 
     local command=${COMP_WORDS[1]}
-    # The values of a flag that takes one; "--flag=value" is left to the user.
-    case $command:$prev in
-    convert:--method) _pdvm_words keep magnitude && return ;;
-    convert:--values) _pdvm_words f32 bf16 f16 int8 lut8 lut4 && return ;;
-    convert:--codebook) _pdvm_words linear prime learned && return ;;
-    convert:--group) _pdvm_words 0 32 64 128 256 && return ;;
-    convert:--index) _pdvm_words auto dense bitmap delta8 delta4 && return ;;
-    convert:--embedding) _pdvm_words int8 f16 && return ;;
-    run:--mode) _pdvm_words token layer phase unfused && return ;;
-    run:-ctk | run:-ctv | run:--cache-type-k | run:--cache-type-v)
-        _pdvm_words f32 f16 int8 && return
-        ;;
-    unpack:-o | unpack:--output) _pdvm_directories && return ;;
-    *:-o | *:--output | *:-m | *:--model | *:-f | *:--file | *:--text | *:--session | \
-        *:--save-logits) _pdvm_files && return ;;
-    *:-p | *:--prompt | *:-n | *:--predict | *:-c | *:--ctx-size | *:-t | *:--threads | *:-s | \
-        *:--seed | *:--temp | *:--top-k | *:--top-p | *:--min-p | *:--typical | \
-        *:--repeat-penalty | *:--repeat-last-n | *:--frequency-penalty | *:--presence-penalty | \
-        *:-l | *:--logit-bias | *:--stop | *:--keep | *:--sparsity | *:--layers | *:--stride)
-        return
-        ;;
-    esac
-
-    if [[ $cur != -* ]]; then
-        case $command in
-        help) _pdvm_words "$commands" ;;
-        version) ;;
-        *) _pdvm_files ;;
-        esac
+    # "--flag=value" is left to the user.
+    if _pdvm_value "$command" "$prev"; then
         return
     fi
-
-    local flags="--help"
+    if [[ $cur == -* ]]; then
+        _pdvm_flags "$command"
+        _pdvm_words "$flags"
+        return
+    fi
     case $command in
-    convert)
-        flags+=" -o --output --method --sparsity --values --codebook --group --index --embedding
-            --layers -t --threads -q --quiet"
-        ;;
-    run)
-        flags+=" -m --model -p --prompt -f --file -n --predict -c --ctx-size -t --threads -s --seed
-            --temp --top-k --top-p --min-p --typical --repeat-penalty --repeat-last-n
-            --frequency-penalty --presence-penalty -l --logit-bias --stop --ignore-eos -ctk
-            --cache-type-k -ctv --cache-type-v --rolling --keep --session --mode"
-        ;;
-    inspect) flags+=" --json" ;;
-    unpack) flags+=" -o --output" ;;
-    tokenize) flags+=" -p --prompt -f --file --ids --json" ;;
-    eval)
-        flags+=" --text -c --ctx-size --stride -t --threads --json --tokens --save-logits"
-        ;;
+    help) _pdvm_words "$commands" ;;
+    version) ;;
+    *) _pdvm_files ;;
     esac
-    _pdvm_words "$flags"
 }
 
 complete -F _pdvm pdvm

@@ -9,12 +9,12 @@ source=models/tales
 model=build/tales.pdvm
 
 # What the demo does; each can be set from the environment.
-sparsity=${SPARSITY:-0.5}
+sparsity=${SPARSITY:-0.4}
 prompt=${PROMPT:-Once upon a time}
 tokens=${TOKENS:-200}
-temperature=${TEMPERATURE:-0.7}
-seed=${SEED:-42}
-convert_flags=(--method magnitude --sparsity "$sparsity")
+temperature=${TEMPERATURE:-0.6}
+seed=${SEED:-6}
+convert_flags=(--method magnitude --sparsity "$sparsity" --scope matrix)
 
 if [ ! -x "$pdvm" ]; then
     echo "demo: there is no $pdvm: run 'make demo', which builds it" >&2

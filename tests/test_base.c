@@ -76,7 +76,8 @@ static void absurd_allocations_are_errors(void **state) {
     pdvm_error err;
     void *p = NULL;
     size_t capacity = 0;
-    assert_error(pd_alloc_aligned(&p, SIZE_MAX - 5, "a test", &err), PDVM_ERR_MEMORY, &err, "a test");
+    assert_error(pd_alloc_aligned(&p, SIZE_MAX - 5, "a test", &err), PDVM_ERR_MEMORY, &err,
+                 "a test");
     assert_null(p);
     assert_error(pd_grow(&p, &capacity, SIZE_MAX / 4, 8, "a list", &err), PDVM_ERR_MEMORY, &err,
                  "a list");

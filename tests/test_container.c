@@ -31,10 +31,10 @@ static void write_matrix(struct container_writer *w, const char *name, const flo
     assert_ok(container_write_matrix(w, name, m, &report, &err), &err);
 }
 
-static struct container_writer *start(const char *path) {
+static struct container_writer *start(const char *path, size_t n_tensors) {
     struct container_writer *w;
     pdvm_error err;
-    assert_ok(container_writer_open(path, container_header_reserve(200, 40), &w, &err), &err);
+    assert_ok(container_writer_open(path, container_header_reserve(n_tensors, 40), &w, &err), &err);
     return w;
 }
 
@@ -60,7 +60,7 @@ static void every_coding_comes_back_bit_for_bit(void **state) {
     float x[ROWS * COLS];
     struct mdcsr written[MDCSR_N_VALUES * MDCSR_N_INDEX * 2];
     char *dir = support_tmpdir(), *path = support_path(dir, "all.pdvm");
-    struct container_writer *w = start(path);
+    struct container_writer *w = start(path, 50);
     pdvm_error err;
     int n = 0;
     fill(x, ROWS * COLS, 0.4, 1);
@@ -132,7 +132,7 @@ static void reported_bytes_are_those_of_the_file(void **state) {
             struct mdcsr_options o = {.values = (enum mdcsr_values)v,
                                       .index = (enum mdcsr_index)i,
                                       .group = i % 2 ? 64 : 0};
-            struct container_writer *w = start(path);
+            struct container_writer *w = start(path, 6);
             struct container *c;
             struct mdcsr m;
             struct mdcsr_report report;
@@ -241,7 +241,7 @@ struct image {
 static struct image small_file(void) {
     float x[8 * 64];
     char *dir = support_tmpdir(), *path = support_path(dir, "small.pdvm");
-    struct container_writer *w = start(path);
+    struct container_writer *w = start(path, 6);
     struct mdcsr m;
     struct image image;
     pdvm_error err;
@@ -421,7 +421,7 @@ static void every_truncation_is_refused(void **state) {
 static void writer_refuses_names_that_mean_something_else(void **state) {
     (void)state;
     char *dir = support_tmpdir(), *path = support_path(dir, "x.pdvm");
-    struct container_writer *w = start(path);
+    struct container_writer *w = start(path, 6);
     float x[32] = {1};
     struct mdcsr m;
     struct mdcsr_report report;
@@ -471,7 +471,7 @@ struct plan {
 
 static void write_model(const char *path, const struct plan *plan) {
     struct model_config config;
-    struct container_writer *w = start(path);
+    struct container_writer *w = start(path, 30);
     pdvm_error err;
     assert_ok(model_config_parse("c", config_json, strlen(config_json), &config, &err), &err);
     for (size_t i = 0; i < tensors_count(&config); i++) {

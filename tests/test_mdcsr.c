@@ -62,6 +62,8 @@ static void check_value(const struct mdcsr *m, int64_t r, int64_t c, float w, fl
     }
     double scale = (double)m->scales[r * m->n_groups + (m->group ? c / m->group : 0)];
     if (w == 0) assert_true(decoded == 0);
+    if (m->value_coding == MDCSR_INT8) // nothing is clipped, by a rounded scale neither
+        assert_true(127 * scale * (1 + 1e-6) >= fabs((double)w));
     double error = fabs((double)w - (double)decoded);
     double bound = nearest_error(m, scale, (double)w);
     if (error > bound * (1 + 1e-5) + 1e-6 * fabs((double)w))

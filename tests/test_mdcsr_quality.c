@@ -101,6 +101,24 @@ static void learned_book_finds_few_distinct_values(void **state) {
     free(w);
 }
 
+// It is the error that counts, not the number of values: rows of small values, many as they may be,
+// must not take levels away from the few rows that make the matrix.
+static void learned_book_serves_the_large_values(void **state) {
+    (void)state;
+    float *w = gaussian(1, 29);
+    uint64_t seed = 2;
+    for (int i = 0; i < ROWS * COLS; i++) {
+        int level = 2 + (int)(pd_random(&seed) % 14); // fourteen levels on one side
+        if (i / COLS % 8 != 0)
+            w[i] = ldexpf(w[i], -12);
+        else
+            w[i] = (float)(level * 8 + 7) / 127;
+    }
+    double error = error_of(w, options(MDCSR_LUT4, MDCSR_LEARNED, 0));
+    if (error > 0.025) fail_msg("error %g", error);
+    free(w);
+}
+
 // Whatever the values, codebooks that must hold a zero hold it, and dense zeros stay zero.
 static void dense_books_with_zeros_hold_an_exact_zero(void **state) {
     (void)state;
@@ -173,6 +191,7 @@ int main(void) {
         cmocka_unit_test(learned_lut4_reaches_the_theory),
         cmocka_unit_test(int8_is_good_to_under_one_percent),
         cmocka_unit_test(learned_book_finds_few_distinct_values),
+        cmocka_unit_test(learned_book_serves_the_large_values),
         cmocka_unit_test(dense_books_with_zeros_hold_an_exact_zero),
         cmocka_unit_test(fixed_books_are_those_of_the_specification),
     };

@@ -12,7 +12,7 @@ loss) to --out. README.md in tools/ says how the shipped model was made.
 The corpus is small (about 8 M tokens, each seen many times), so what matters is regularisation:
 dropout, weight decay far above the usual 0.1, and a schedule that ends before the validation loss
 turns. --teacher adds a distillation term (Hinton et al. 2015, arXiv:1503.02531) from one or more
-larger checkpoints of this same script, written with --save-teacher.
+models that this script wrote before, of any size, with the same tokenizer.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
@@ -434,6 +434,16 @@ def export(out, state, config, tokenizer):
     )
 
 
+def load(folder, device):
+    """A frozen model from a directory that export wrote."""
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        config = {**json.load(file), "dropout": 0.0}
+    state = load_file(os.path.join(folder, "model.safetensors"))
+    model = Llama(config).to(device).eval().requires_grad_(False)
+    model.load_state_dict({k: v.float() for k, v in state.items()})
+    return model
+
+
 PROMPTS = [
     "Once upon a time",
     "Once upon a time, there was a little fox who",
@@ -464,9 +474,8 @@ def arguments():
     p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--weight-decay", type=float, default=0.3)
     p.add_argument("--dropout", type=float, default=0.1)
-    p.add_argument("--teacher", nargs="*", default=[], help="checkpoints written with --save-teacher")
+    p.add_argument("--teacher", nargs="*", default=[], help="models that this script wrote, to learn from")
     p.add_argument("--teacher-share", type=float, default=0.7, help="weight of the distillation term")
-    p.add_argument("--save-teacher", help="also write the best weights here, for --teacher")
     p.add_argument("--eval-every", type=int, default=250)
     p.add_argument("--eval-windows", type=int, help="at most so many windows per validation file")
     p.add_argument("--seed", type=int, default=1)
@@ -526,18 +535,11 @@ def main():
     size = sum(p.numel() for p in model.parameters())
     print(f"{size / 1e6:.2f} M parameters on {device}; {vars(args)}", flush=True)
 
-    teachers = []
-    for path in args.teacher:
-        saved = torch.load(path, map_location=device, weights_only=True)
-        teacher = Llama({**saved["config"], "dropout": 0.0}).to(device).eval().requires_grad_(False)
-        teacher.load_state_dict(saved["state"])
-        teachers.append(teacher)
+    teachers = [load(path, device) for path in args.teacher]
 
     weight = {"kids": 1.0, "tinystories": args.tinystories, "general": args.general}
     parts = [(encoded[n], weight[n]) for n in names]
     state, log = train(model, args, config, parts, valid, device, teachers)
-    if args.save_teacher:
-        torch.save({"config": config, "state": state}, args.save_teacher)
 
     # What is shipped is bf16, so the final losses are those of the rounded weights, at float32.
     final = Llama({**config, "dropout": 0.0}).to(device)

@@ -55,9 +55,11 @@ struct worker_start {
 };
 
 int pd_threads_available(void) {
-    cpu_set_t set;
     int n = 0;
+#ifdef __linux__
+    cpu_set_t set; /* fewer than online in a container or under taskset */
     if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+#endif
     if (n < 1) n = (int)sysconf(_SC_NPROCESSORS_ONLN);
     return n < 1 ? 1 : n;
 }

@@ -25,11 +25,10 @@ static const char description[] =
     "computed from an empty cache and scores the tokens that no window before it has scored: the "
     "first window all but its first token, the others their last --stride. So every token but the "
     "text's first is scored exactly once, and after the first window with at least (c - stride) "
-    "tokens before it. Small strides give the lowest values and take the longest; --stride equal to "
-    "-c is the fastest, and then the first token of each window is not scored. The definition is "
-    "that of the Hugging Face guide for models of fixed length; llama.cpp's perplexity tool scores "
-    "only the second half of each window, so compare "
-    "values of one tool only.\n"
+    "tokens before it. Small strides give the lowest values and take the longest; --stride equal "
+    "to -c is the fastest, and then the first token of each window is not scored. The definition "
+    "is that of the Hugging Face guide for models of fixed length; llama.cpp's perplexity tool "
+    "scores only the second half of each window, so compare values of one tool only.\n"
     "The standard error takes the tokens as independent. Names of special tokens in the text are "
     "ordinary text; the token that begins a text, if the model has one, comes first.";
 
@@ -252,7 +251,8 @@ int cmd_eval(int argc, char **argv) {
                                       .description = description,
                                       .operands = operands,
                                       .options = options,
-                                      .examples = examples};
+                                      .examples = examples,
+                                      .operand_hint = "a text's file is given with --text"};
     int code = options_parse(&page, argc, argv);
     if (code != OPTIONS_GO_ON) return code;
     if (!o.model) return options_error(&page, "no model: pdvm eval MODEL --text FILE");

@@ -231,6 +231,14 @@ static pdvm_status create_sampler(struct run *r, pdvm_error *err) {
     return PDVM_OK;
 }
 
+static pdvm_status load_session(struct run *r, pdvm_error *err) {
+    pdvm_error why;
+    if (!r->o.session || access(r->o.session, F_OK) != 0) return PDVM_OK;
+    pdvm_status status = pdvm_session_load(r->session, r->o.session, &why);
+    if (status == PDVM_OK) return PDVM_OK;
+    return pd_fail(err, status, "%s; to start a new session there, delete the file", why.message);
+}
+
 /* Everything that can be refused without computing. */
 static pdvm_status prepare(struct run *r, pdvm_error *err) {
     PD_TRY(read_prompt(r, err));
@@ -238,9 +246,7 @@ static pdvm_status prepare(struct run *r, pdvm_error *err) {
     PD_TRY(tokenize_prompt(r, err));
     PD_TRY(create_session(r, err));
     PD_TRY(create_sampler(r, err));
-    if (r->o.session && access(r->o.session, F_OK) == 0)
-        return pdvm_session_load(r->session, r->o.session, err);
-    return PDVM_OK;
+    return load_session(r, err);
 }
 
 /* ---- generating ------------------------------------------------------------------------ */
@@ -568,7 +574,8 @@ int cmd_run(int argc, char **argv) {
                                       .description = description,
                                       .operands = operands,
                                       .options = options,
-                                      .examples = examples};
+                                      .examples = examples,
+                                      .operand_hint = "a prompt is given with -p, in quotes"};
     int code = options_parse(&page, argc, argv);
     if (code == OPTIONS_GO_ON) code = check_settings(&r, &page);
     if (code == OPTIONS_GO_ON) {

@@ -253,7 +253,8 @@ int cmd_tokenize(int argc, char **argv) {
                                       .description = description,
                                       .operands = operands,
                                       .options = options,
-                                      .examples = examples};
+                                      .examples = examples,
+                                      .operand_hint = "a text is given with -p, in quotes"};
     int code = options_parse(&page, argc, argv);
     if (code != OPTIONS_GO_ON) return code;
     if (!o.model) return options_error(&page, "no model: pdvm tokenize MODEL -p TEXT");

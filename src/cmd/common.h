@@ -31,8 +31,8 @@ pdvm_status read_text(const char *path, char **data, size_t *size, pdvm_error *e
 pdvm_status check_utf8(const char *what, const char *text, size_t size, pdvm_error *err);
 
 /**
- * Prints a value as JSON and a newline to standard output, and releases it. NULL (out of memory) and
- * failing writes are reported; returns the exit status.
+ * Prints a value as JSON and a newline to standard output, and releases it. NULL (out of memory)
+ * and failing writes are reported; returns the exit status.
  */
 int print_json(const char *command, json_t *value);
 

@@ -295,7 +295,9 @@ int options_parse(const struct options_page *page, int argc, char **argv) {
             const struct operand *o = &page->operands[n_operands];
             /* A target that is set: an option has named it already (-m MODEL). */
             if (!o->name || n_operands == MAX_OPERANDS || *o->target)
-                return options_error(page, "unexpected argument '%s'", arg);
+                return options_error(page, "unexpected argument '%s'%s%s", arg,
+                                     page->operand_hint ? ": " : "",
+                                     page->operand_hint ? page->operand_hint : "");
             given[n_operands++] = *o->target = arg;
         }
     }

@@ -5,7 +5,7 @@
  *     const char *source = NULL, *output = NULL;
  *     const struct option_spec options[] = {
  *         OPTION_STRING("-o, --output", "FILE", "The file to write.", &output),
- *         OPTION_INT("-t, --threads", "N", "Worker threads; 0: all processors.", &threads, 0, 4096),
+ *         OPTION_INT("-t, --threads", "N", "Threads; 0: one per processor.", &threads, 0, 1024),
  *         OPTION_END,
  *     };
  *     const struct operand operands[] = {
@@ -117,6 +117,7 @@ struct options_page {
     const struct operand *operands;
     const struct option_spec *options; /**< -h, --help is understood by itself */
     const char *examples;              /**< printed as it is, indented by two; may be NULL */
+    const char *operand_hint;          /**< what to say of an argument too many; may be NULL */
 };
 
 /**

@@ -166,9 +166,11 @@ static void describe(const struct terminal_progress *p, double fraction, double 
         else if (p->total > 0 && p->unit)
             snprintf(rate, sizeof rate, "  %.*f %.20s/s", per_second < 10 ? 1 : 0, per_second,
                      p->unit);
-        if (elapsed > 1)
-            snprintf(left, sizeof left, "  %s left",
-                     terminal_duration(buf, elapsed / fraction * (1 - fraction)));
+        double rest = elapsed / fraction * (1 - fraction);
+        if (elapsed > 1 && rest < 60)
+            snprintf(left, sizeof left, "  %.0f s left", rest);
+        else if (elapsed > 1)
+            snprintf(left, sizeof left, "  %s left", terminal_duration(buf, rest));
     }
     snprintf(text, size, "%3.0f %%%s%s", 100 * fraction, rate, left);
 }

@@ -150,7 +150,7 @@ void settings_for(const struct settings_plan *plan, const struct tensor_info *te
         set = settings_none();
         set.values = plan->embed;
     }
-    for (size_t i = 0; i < plan->n_rules; i++) {
+    for (size_t i = 0; plan->rules && i < plan->n_rules; i++) {
         if (rule_matches(&plan->rules[i], tensor)) overlay(&set, &plan->rules[i].set);
     }
     if (set.values == SETTING_UNSET) set.values = MDCSR_INT8;

@@ -66,7 +66,7 @@ struct safetensors;
 pdvm_status session_load_from(pdvm_session *s, const struct safetensors *st, pdvm_error *err);
 
 /** Builds the plan over the model's matrices and norms: see plan.c for the order of both. */
-pdvm_status plan_build(struct pdvm_model *model, pdvm_error *err);
+pdvm_status plan_build(struct pdvm_model *m, pdvm_error *err);
 
 /** Frees what plan_build allocated. */
 void plan_free(struct plan *plan);

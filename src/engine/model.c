@@ -84,6 +84,7 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
             pdvm_status status = load_product(m, &w, err);
             if (status == PDVM_OK) count(m, &w);
             mdcsr_free(&w);
+            source_release(m->source, &t); /* the packed copy is the one that stays */
             PD_TRY(status);
         }
     }
@@ -106,10 +107,9 @@ static void fill_info(pdvm_model *m) {
     i->max_context = c->max_position_embeddings;
     i->fingerprint = m->source->fingerprint;
     if (!source_is_mdcsr(m->source)) {
-        /* The weights depend on the coding that was chosen here, too. */
-        struct mdcsr_options o = encoding_default(TENSOR_Q, m->values);
-        uint32_t coding[3] = {(uint32_t)o.values, (uint32_t)o.codebook, o.group};
-        i->fingerprint = pd_hash(i->fingerprint, coding, sizeof coding);
+        /* The weights depend on the coding that is chosen here, too. */
+        const char *values = mdcsr_values_name(m->values);
+        i->fingerprint = pd_hash(i->fingerprint, values, strlen(values));
     }
 }
 

@@ -150,11 +150,11 @@ static pdvm_status apply_bias(pdvm_sampler *s, size_t n_vocab, pdvm_error *err) 
 
 static void apply_penalties(pdvm_sampler *s, size_t n_vocab) {
     const pdvm_sampler_options *o = &s->options;
-    if (!has_penalties(o)) return;
+    if (!has_penalties(o) || !s->history) return;
     size_t window = s->n_history;
     if (o->repeat_last_n > 0 && window > (size_t)o->repeat_last_n)
         window = (size_t)o->repeat_last_n;
-    const int32_t *latest = s->history ? s->history + (s->n_history - window) : NULL;
+    const int32_t *latest = s->history + (s->n_history - window);
     for (size_t i = 0; i < window; i++)
         if ((size_t)latest[i] < n_vocab) s->items[latest[i]].count++;
     for (size_t i = 0; i < window; i++) {

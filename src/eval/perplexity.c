@@ -22,8 +22,8 @@ double perplexity_nll(const float *logits, size_t n_vocab, int32_t token) {
     float max = logits[0];
     for (size_t i = 1; i < n_vocab; i++)
         if (logits[i] > max) max = logits[i];
-    double sum = 0;
-    for (size_t i = 0; i < n_vocab; i++) sum += exp((double)logits[i] - (double)max);
+    double sum = exp((double)logits[0] - (double)max);
+    for (size_t i = 1; i < n_vocab; i++) sum += exp((double)logits[i] - (double)max);
     /* In this order: logits far from zero must not swallow log(sum). */
     return log(sum) + ((double)max - (double)logits[token]);
 }

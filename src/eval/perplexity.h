@@ -1,6 +1,6 @@
 /**
- * Perplexity of a text: exp of the mean negative log likelihood of its tokens (Jelinek et al. 1977),
- * by sliding windows, as in the Hugging Face guide "Perplexity of fixed-length models".
+ * Perplexity of a text: exp of the mean negative log likelihood of its tokens (Jelinek et al.
+ * 1977), by sliding windows, as in the Hugging Face guide "Perplexity of fixed-length models".
  *
  * Window i covers the tokens [i * stride, i * stride + n_ctx), and the last one ends with the text.
  * Each window is computed from an empty cache and scores the tokens that no window before it
@@ -45,8 +45,8 @@ typedef pdvm_status (*perplexity_fn)(void *user, size_t position, int32_t token,
                                      const float *logits, size_t n_vocab, pdvm_error *err);
 
 /**
- * Negative log likelihood of `token` under logits[n_vocab], by a stable log-softmax in double
- * precision. Not finite if the logits are not.
+ * Negative log likelihood of `token` under logits[n_vocab], n_vocab >= 1, by a stable log-softmax
+ * in double precision. Not finite if the logits are not.
  */
 double perplexity_nll(const float *logits, size_t n_vocab, int32_t token);
 

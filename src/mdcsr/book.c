@@ -22,8 +22,7 @@
 float mdcsr_bf16_up(float scale) {
     uint32_t bits = pd_float_bits(scale);
     uint32_t up = ((bits & 0x7fffffffu) + 0xffffu) & 0xffff0000u;
-    if (up > 0x7f7f0000u)
-        up = 0x7f7f0000u;
+    if (up > 0x7f7f0000u) up = 0x7f7f0000u;
     return pd_bits_float((bits & 0x80000000u) | up);
 }
 
@@ -33,26 +32,21 @@ static void book_prepare(struct mdcsr_book *b) {
     b->max = 0;
     b->symmetric = true;
     for (int i = 0; i < b->n; i++) {
-        if (fabsf(b->entry[i]) > b->max)
-            b->max = fabsf(b->entry[i]);
-        if (b->entry[i] != -b->entry[b->n - 1 - i])
-            b->symmetric = false;
+        if (fabsf(b->entry[i]) > b->max) b->max = fabsf(b->entry[i]);
+        if (b->entry[i] != -b->entry[b->n - 1 - i]) b->symmetric = false;
     }
-    for (int i = 0; i + 1 < b->n; i++)
-        b->bound[i] = 0.5f * (b->entry[i] + b->entry[i + 1]);
+    for (int i = 0; i + 1 < b->n; i++) b->bound[i] = 0.5f * (b->entry[i] + b->entry[i + 1]);
     b->bound[b->n - 1] = INFINITY;
     b->cells_per_unit = 0.5f * MDCSR_BOOK_CELLS / b->max;
     int code = 0;
     for (int cell = 0; cell < MDCSR_BOOK_CELLS; cell++) {
         /* A quarter of a cell lower, so that rounding can only make the search a step longer. */
         float edge = ((float)cell - 0.25f) / b->cells_per_unit - b->max;
-        while (edge > b->bound[code])
-            code++;
+        while (edge > b->bound[code]) code++;
         b->first[cell] = cell == 0 ? 0 : (uint8_t)code;
         float middle = ((float)cell + 0.5f) / b->cells_per_unit - b->max;
         int nearest = code;
-        while (middle > b->bound[nearest])
-            nearest++;
+        while (middle > b->bound[nearest]) nearest++;
         b->value[cell] = b->entry[nearest];
     }
 }
@@ -62,8 +56,7 @@ static inline unsigned book_code(const struct mdcsr_book *b, float t) {
     f = f > 0 ? f : 0;
     f = f < MDCSR_BOOK_CELLS - 1 ? f : MDCSR_BOOK_CELLS - 1;
     unsigned code = b->first[(int)f];
-    while (t > b->bound[code])
-        code++;
+    while (t > b->bound[code]) code++;
     return code;
 }
 
@@ -74,8 +67,7 @@ double mdcsr_book_encode(const struct mdcsr_book *b, const float *x, int64_t n, 
     for (int64_t i = 0; i < n; i++) {
         unsigned code = book_code(b, x[i] * inverse);
         double d = (double)x[i] - (double)(scale * b->entry[code]);
-        if (codes)
-            codes[i] = (uint8_t)code;
+        if (codes) codes[i] = (uint8_t)code;
         error += d * d;
     }
     return error;
@@ -116,8 +108,7 @@ static double try_scale(const struct mdcsr_book *b, const float *x, int64_t n, f
             sums[k] += d * d;
         }
         float sum = 0;
-        for (int k = 0; k < 8; k++)
-            sum += sums[k];
+        for (int k = 0; k < 8; k++) sum += sums[k];
         error += unit * (double)sum;
     }
     return error;
@@ -133,11 +124,9 @@ struct search {
 
 /* True if `scale` is better than what was found so far. */
 static bool search_try(struct search *s, float scale) {
-    if (!(fabsf(scale) >= MDCSR_SMALLEST_SCALE) || !isfinite(scale * s->b->max))
-        return false;
+    if (!(fabsf(scale) >= MDCSR_SMALLEST_SCALE) || !isfinite(scale * s->b->max)) return false;
     double error = try_scale(s->b, s->x, s->n, scale, s->error);
-    if (error >= s->error)
-        return false;
+    if (error >= s->error) return false;
     s->error = error;
     s->best = scale;
     return true;
@@ -173,8 +162,7 @@ static float largest(const float *x, int64_t n) {
 float mdcsr_book_scale(const struct mdcsr_book *b, const float *x, int64_t n, bool bf16) {
     float base = largest(x, n) / b->max;
     struct search s = {b, x, n, 0, 0};
-    for (int64_t i = 0; i < n; i++)
-        s.error += (double)x[i] * (double)x[i];
+    for (int64_t i = 0; i < n; i++) s.error += (double)x[i] * (double)x[i];
     /* Small books gain from giving up the largest values; large ones hardly. Long rows have
      * rarer, larger maxima, so the walk goes on for as long as it pays. */
     float step = b->n == 16 ? 0.05f : 0.015f;
@@ -192,13 +180,10 @@ float mdcsr_book_scale(const struct mdcsr_book *b, const float *x, int64_t n, bo
         }
     }
     search_step(&s, direction * base, (float)(best - 1) * step, bf16);
-    if (stride > 1)
-        search_step(&s, direction * base, (float)(best + 1) * step, bf16);
-    if (s.best == 0)
-        return 0;
+    if (stride > 1) search_step(&s, direction * base, (float)(best + 1) * step, bf16);
+    if (s.best == 0) return 0;
     float refined = refine(&s);
-    if (bf16)
-        refined = pd_bf16_to_float(pd_float_to_bf16(refined));
+    if (bf16) refined = pd_bf16_to_float(pd_float_to_bf16(refined));
     search_try(&s, refined);
     return s.best;
 }
@@ -207,8 +192,7 @@ float mdcsr_book_scale(const struct mdcsr_book *b, const float *x, int64_t n, bo
 
 static int is_prime(int n) {
     for (int d = 2; d * d <= n; d++)
-        if (n % d == 0)
-            return 0;
+        if (n % d == 0) return 0;
     return 1;
 }
 
@@ -216,15 +200,13 @@ static int is_prime(int n) {
 static void book_prime(struct mdcsr_book *b, bool zero) {
     int half = b->n / 2, p = 1;
     for (int i = 0; i < half; i++) {
-        do
-            p++;
+        do p++;
         while (!is_prime(p));
         float v = b->n == 16 ? rintf(254.0f / (float)p) : 2.0f / (float)p;
         b->entry[i] = -v;
         b->entry[b->n - 1 - i] = v;
     }
-    if (zero)
-        b->entry[half - 1] = 0; /* in place of the negative entry next to it */
+    if (zero) b->entry[half - 1] = 0; /* in place of the negative entry next to it */
     book_prepare(b);
 }
 
@@ -248,8 +230,7 @@ struct histogram {
 static void histogram_fill(struct histogram *h, const struct mdcsr_sample *s) {
     memset(h, 0, sizeof *h);
     for (int64_t g = 0; g < s->n_groups; g++) {
-        if (s->scale[g] == 0)
-            continue;
+        if (s->scale[g] == 0) continue;
         double scale = (double)s->scale[g], inverse = 1 / scale, weight = scale * scale;
         for (int64_t i = s->begin[g]; i < s->begin[g + 1]; i++) {
             double t = (double)s->x[i] * inverse;
@@ -277,16 +258,14 @@ static int bins_below(double t) {
  */
 static void lloyd_start(const struct histogram *h, int n, double *entry) {
     double total = 0, sum = 0;
-    for (int i = 0; i < BINS; i++)
-        total += cbrt(h->weight[i + 1] - h->weight[i]);
+    for (int i = 0; i < BINS; i++) total += cbrt(h->weight[i + 1] - h->weight[i]);
     int next = 0;
     for (int i = 0; i < BINS && next < n; i++) {
         sum += cbrt(h->weight[i + 1] - h->weight[i]);
         while (next < n && sum * n >= total * (next + 0.5))
             entry[next++] = (i + 0.5) * BIN_WIDTH - RANGE;
     }
-    for (; next < n; next++)
-        entry[next] = next ? entry[next - 1] : 0;
+    for (; next < n; next++) entry[next] = next ? entry[next - 1] : 0;
 }
 
 /* S. P. Lloyd, "Least squares quantization in PCM" (1957/1982). Entry `pinned` stays 0. */
@@ -304,8 +283,7 @@ static void lloyd(const struct histogram *h, int n, int pinned, double *entry) {
             }
             begin = end > begin ? end : begin;
         }
-        if (change < 1e-6)
-            break;
+        if (change < 1e-6) break;
     }
 }
 
@@ -319,13 +297,11 @@ static void book_from(const double *entry, struct mdcsr_book *b) {
     double sorted[256], max = 0;
     memcpy(sorted, entry, (size_t)b->n * sizeof *entry);
     qsort(sorted, (size_t)b->n, sizeof *sorted, compare_doubles);
-    for (int i = 0; i < b->n; i++)
-        max = fmax(max, fabs(sorted[i]));
+    for (int i = 0; i < b->n; i++) max = fmax(max, fabs(sorted[i]));
     for (int i = 0; i < b->n; i++) {
         double v = sorted[i] / max;
         /* Entries beside a zero must not be so small that their midpoint with it rounds to it. */
-        if (fabs(v) < 1e-30)
-            v = 0;
+        if (fabs(v) < 1e-30) v = 0;
         b->entry[i] = (b->n == 16 ? (float)rint(127 * v) : (float)v) + 0.0f; /* no -0.0 */
     }
     book_prepare(b);
@@ -355,8 +331,7 @@ static double fit_scales(const struct mdcsr_book *b, struct mdcsr_sample *s,
     int64_t average = s->begin[s->n_groups] / s->n_groups + 1;
     pd_threads_for(threads, s->n_groups, 8192 / average + 1, fit_groups, &f);
     double error = 0;
-    for (int64_t g = 0; g < s->n_groups; g++)
-        error += s->error[g];
+    for (int64_t g = 0; g < s->n_groups; g++) error += s->error[g];
     return error;
 }
 
@@ -379,32 +354,27 @@ static pdvm_status book_learn(struct mdcsr_book *b, bool zero, struct mdcsr_samp
     }
     for (int round = 0; round < ROUNDS; round++) {
         histogram_fill(h, s);
-        if (!(h->weight[BINS] > 0) || !isfinite(h->weight[BINS]))
-            break;
+        if (!(h->weight[BINS] > 0) || !isfinite(h->weight[BINS])) break;
         if (round == 0) {
             lloyd_start(h, b->n, entry);
             if (zero) {
                 pinned = 0;
                 for (int i = 1; i < b->n; i++)
-                    if (fabs(entry[i]) < fabs(entry[pinned]))
-                        pinned = i;
+                    if (fabs(entry[i]) < fabs(entry[pinned])) pinned = i;
                 entry[pinned] = 0;
             }
         }
         lloyd(h, b->n, pinned, entry);
         book_from(entry, &next);
-        if (!(next.max > 0))
-            break;
+        if (!(next.max > 0)) break;
         double error = fit_scales(&next, s, threads);
         if (error < best) {
             best = error;
             *b = next;
         }
         /* The scales were found for the rounded book, in its units. */
-        for (int i = 0; i < b->n; i++)
-            entry[i] = (double)next.entry[i] / (double)next.max;
-        for (int64_t g = 0; g < s->n_groups; g++)
-            s->scale[g] *= next.max;
+        for (int i = 0; i < b->n; i++) entry[i] = (double)next.entry[i] / (double)next.max;
+        for (int64_t g = 0; g < s->n_groups; g++) s->scale[g] *= next.max;
     }
     free(h);
     return PDVM_OK;
@@ -419,17 +389,14 @@ pdvm_status mdcsr_book_make(enum mdcsr_values values, enum mdcsr_codebook kind, 
         return PDVM_OK;
     }
     book_linear(out, zero);
-    if (sample->n_groups == 0)
-        return PDVM_OK;
+    if (sample->n_groups == 0) return PDVM_OK;
     if (!zero) {
         /* Without a zero to hit, the even grid and the one with a zero compete. */
         struct mdcsr_book other = {.n = out->n};
         book_linear(&other, true);
         double error = fit_scales(out, sample, threads);
-        if (fit_scales(&other, sample, threads) < error)
-            *out = other;
+        if (fit_scales(&other, sample, threads) < error) *out = other;
     }
-    if (kind == MDCSR_LEARNED)
-        PD_TRY(book_learn(out, zero, sample, threads, err));
+    if (kind == MDCSR_LEARNED) PD_TRY(book_learn(out, zero, sample, threads, err));
     return PDVM_OK;
 }

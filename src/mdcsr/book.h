@@ -15,14 +15,14 @@
 
 /** A codebook ready for encoding. */
 struct mdcsr_book {
-    int n; /**< 16 or 256 */
-    float entry[256]; /**< ascending */
-    float bound[256]; /**< bound[i]: midpoint of entries i and i + 1; the last is infinity */
-    float max; /**< largest magnitude */
+    int n;                /**< 16 or 256 */
+    float entry[256];     /**< ascending */
+    float bound[256];     /**< bound[i]: midpoint of entries i and i + 1; the last is infinity */
+    float max;            /**< largest magnitude */
     float cells_per_unit; /**< of an entry's value */
-    bool symmetric; /**< entry[i] == -entry[n - 1 - i] */
+    bool symmetric;       /**< entry[i] == -entry[n - 1 - i] */
     uint8_t first[MDCSR_BOOK_CELLS]; /**< a code at or below the nearest one, for each cell */
-    float value[MDCSR_BOOK_CELLS]; /**< the entry nearest to the middle of each cell */
+    float value[MDCSR_BOOK_CELLS];   /**< the entry nearest to the middle of each cell */
 };
 
 /** Values to fit a codebook to: groups that share a scale, one after the other, without zeros. */
@@ -30,7 +30,7 @@ struct mdcsr_sample {
     int64_t n_groups;
     int64_t *begin; /**< [n_groups + 1] */
     float *x;
-    float *scale; /**< [n_groups] found by mdcsr_book_make, kept here as scratch */
+    float *scale;  /**< [n_groups] found by mdcsr_book_make, kept here as scratch */
     double *error; /**< [n_groups] likewise */
     bool bf16_scales;
 };

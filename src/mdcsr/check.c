@@ -48,8 +48,7 @@ static pdvm_status check_sizes(const struct mdcsr *m, pdvm_error *err) {
                        "%" PRId64 " entries in a dense matrix of %" PRId64 " positions",
                        m->n_entries, m->rows * m->cols);
     size_t values = mdcsr_values_bytes(m->value_coding, m->n_entries);
-    if (!m->values)
-        return pd_fail(err, PDVM_ERR_FORMAT, "values: missing");
+    if (!m->values) return pd_fail(err, PDVM_ERR_FORMAT, "values: missing");
     if (m->values_size != values)
         return pd_fail(err, PDVM_ERR_FORMAT,
                        "values: %zu bytes, but %" PRId64 " entries of %s take %zu", m->values_size,
@@ -58,10 +57,8 @@ static pdvm_status check_sizes(const struct mdcsr *m, pdvm_error *err) {
         if (m->index || m->index_size || m->row_offsets || m->index_offsets)
             return pd_fail(err, PDVM_ERR_FORMAT, "index: a dense matrix has none");
     } else {
-        if (!m->row_offsets)
-            return pd_fail(err, PDVM_ERR_FORMAT, "row_offsets: missing");
-        if (!m->index)
-            return pd_fail(err, PDVM_ERR_FORMAT, "index: missing");
+        if (!m->row_offsets) return pd_fail(err, PDVM_ERR_FORMAT, "row_offsets: missing");
+        if (!m->index) return pd_fail(err, PDVM_ERR_FORMAT, "index: missing");
     }
     size_t bitmap = (size_t)m->rows * mdcsr_bitmap_stride(m->cols);
     if (m->index_coding == MDCSR_BITMAP && m->index_size != bitmap)
@@ -106,8 +103,7 @@ static int64_t count_bits(const uint8_t *p, size_t n) {
         memcpy(&word, p, 8);
         count += __builtin_popcountll(word);
     }
-    for (; n > 0; n--)
-        count += __builtin_popcount(*p++);
+    for (; n > 0; n--) count += __builtin_popcount(*p++);
     return count;
 }
 
@@ -184,11 +180,9 @@ static pdvm_status check_delta4(const struct mdcsr *m, pdvm_error *err) {
 }
 
 static pdvm_status check_index(const struct mdcsr *m, pdvm_error *err) {
-    if (m->index_coding == MDCSR_DENSE)
-        return PDVM_OK;
+    if (m->index_coding == MDCSR_DENSE) return PDVM_OK;
     PD_TRY(check_offsets("row_offsets", m->row_offsets, m->rows, m->n_entries, m->cols, err));
-    if (m->index_coding == MDCSR_BITMAP)
-        return check_bitmap(m, err);
+    if (m->index_coding == MDCSR_BITMAP) return check_bitmap(m, err);
     if (m->index_size > (size_t)m->rows * (size_t)m->cols)
         return pd_fail(err, PDVM_ERR_FORMAT, "index: %zu bytes for %" PRId64 " positions",
                        m->index_size, m->rows * m->cols);
@@ -208,8 +202,7 @@ static pdvm_status check_codebook(const struct mdcsr *m, float *max, pdvm_error 
             return pd_fail(err, PDVM_ERR_FORMAT,
                            "codebook: entry %d is %g, not a whole number in -127..127", i,
                            (double)c);
-        if (fabsf(c) > *max)
-            *max = fabsf(c);
+        if (fabsf(c) > *max) *max = fabsf(c);
     }
     return PDVM_OK;
 }
@@ -242,8 +235,7 @@ static pdvm_status check_values(const struct mdcsr *m, pdvm_error *err) {
         break;
     case MDCSR_INT8:
         /* Kernels rely on |code| <= 127 when they add up integers. */
-        for (size_t i = 0; i < n; i++)
-            bad += v[i] == 0x80;
+        for (size_t i = 0; i < n; i++) bad += v[i] == 0x80;
         what = "-128, outside -127..127";
         break;
     case MDCSR_LUT4:
@@ -252,8 +244,7 @@ static pdvm_status check_values(const struct mdcsr *m, pdvm_error *err) {
         break;
     default: break;
     }
-    if (bad)
-        return pd_fail(err, PDVM_ERR_FORMAT, "values: %zu of %zu are %s", bad, n, what);
+    if (bad) return pd_fail(err, PDVM_ERR_FORMAT, "values: %zu of %zu are %s", bad, n, what);
     return PDVM_OK;
 }
 

@@ -16,8 +16,8 @@
 
 struct container {
     struct safetensors *st;
-    json_t *matrices_json; /* owns the names */
-    struct container_matrix *matrices; /* [n_matrices] in the metadata's order */
+    json_t *matrices_json;                   /* owns the names */
+    struct container_matrix *matrices;       /* [n_matrices] in the metadata's order */
     const struct container_matrix **by_name; /* [n_matrices] sorted */
     size_t n_matrices;
     const struct safetensors_tensor **vectors; /* [n_vectors] in file order */
@@ -33,12 +33,10 @@ bool container_is_pdvm(const struct safetensors *st) {
 
 static bool hash_parse(const char *text, uint64_t *out) {
     *out = 0;
-    if (!text || strlen(text) != 16)
-        return false;
+    if (!text || strlen(text) != 16) return false;
     for (const char *p = text; *p; p++) {
         bool digit = *p >= '0' && *p <= '9';
-        if (!digit && !(*p >= 'a' && *p <= 'f'))
-            return false;
+        if (!digit && !(*p >= 'a' && *p <= 'f')) return false;
         *out = *out << 4 | (uint64_t)(digit ? *p - '0' : *p - 'a' + 10);
     }
     return true;
@@ -81,10 +79,8 @@ static pdvm_status parse_codings(const char *where, const json_t *o, struct cont
     const char *index, *values, *codebook = NULL;
     PD_TRY(pd_json_string(where, o, "index", true, &index, err));
     PD_TRY(pd_json_string(where, o, "values", true, &values, err));
-    if (!mdcsr_index_parse(index, &m->index_coding))
-        return unknown(where, "index", index, err);
-    if (!mdcsr_values_parse(values, &m->value_coding))
-        return unknown(where, "values", values, err);
+    if (!mdcsr_index_parse(index, &m->index_coding)) return unknown(where, "index", index, err);
+    if (!mdcsr_values_parse(values, &m->value_coding)) return unknown(where, "values", values, err);
     bool has_book = mdcsr_codebook_size(m->value_coding) > 0;
     PD_TRY(pd_json_string(where, o, "codebook", has_book, &codebook, err));
     if (!has_book && codebook)
@@ -141,8 +137,7 @@ static pdvm_status parse_matrix(const char *where, const json_t *o, struct conta
         return pd_fail(err, PDVM_ERR_FORMAT,
                        "%s: \"zeros\" is %" PRId64 ", but %" PRId64 " positions are not stored",
                        where, m->n_zeros, n - m->n_entries);
-    if (m->error < 0)
-        return pd_fail(err, PDVM_ERR_FORMAT, "%s: \"error\" is negative", where);
+    if (m->error < 0) return pd_fail(err, PDVM_ERR_FORMAT, "%s: \"error\" is negative", where);
     return PDVM_OK;
 }
 
@@ -175,8 +170,7 @@ static pdvm_status parse_matrices(struct container *c, pdvm_error *err) {
         m->name = name;
         c->by_name[c->n_matrices++] = m;
     }
-    if (c->n_matrices > 0)
-        qsort(c->by_name, c->n_matrices, sizeof *c->by_name, compare_names);
+    if (c->n_matrices > 0) qsort(c->by_name, c->n_matrices, sizeof *c->by_name, compare_names);
     return PDVM_OK;
 }
 
@@ -189,8 +183,7 @@ static const struct container_matrix *find(const struct container *c, const char
         size_t middle = low + (high - low) / 2;
         const struct container_matrix *m = c->by_name[middle];
         int order = strncmp(name, m->name, len);
-        if (order == 0 && m->name[len] == 0)
-            return m;
+        if (order == 0 && m->name[len] == 0) return m;
         if (order <= 0)
             high = middle;
         else
@@ -229,8 +222,7 @@ static pdvm_status check_part(const struct container *c, const struct container_
     bool shape = t->n_dims == type->n_dims;
     for (int i = 0; shape && !type->any_size && i < t->n_dims; i++)
         shape = t->dims[i] == type->dims[i];
-    if (shape)
-        return PDVM_OK;
+    if (shape) return PDVM_OK;
     char expected[64] = "";
     if (type->n_dims == 2)
         snprintf(expected, sizeof expected, "%" PRId64 ", %" PRId64, type->dims[0], type->dims[1]);
@@ -260,11 +252,9 @@ static pdvm_status check_parts(struct container *c, pdvm_error *err) {
 /* Whether a tensor is a part of a matrix that the metadata lists. */
 static bool is_part(const struct container *c, const char *name) {
     const char *end = strrchr(name, '.');
-    if (!end || !find(c, name, (size_t)(end - name)))
-        return false;
+    if (!end || !find(c, name, (size_t)(end - name))) return false;
     for (int i = 0; i < N_PARTS; i++)
-        if (strcmp(end + 1, container_part_name((enum container_part)i)) == 0)
-            return true;
+        if (strcmp(end + 1, container_part_name((enum container_part)i)) == 0) return true;
     return false;
 }
 
@@ -274,8 +264,7 @@ static pdvm_status classify(struct container *c, pdvm_error *err) {
     PD_TRY(pd_calloc(&c->vectors, n, sizeof *c->vectors, "the table of vectors", err));
     for (size_t i = 0; i < n; i++) {
         const struct safetensors_tensor *t = safetensors_at(c->st, i);
-        if (is_part(c, t->name))
-            continue;
+        if (is_part(c, t->name)) continue;
         bool file = strncmp(t->name, CONTAINER_FILES, strlen(CONTAINER_FILES)) == 0;
         if (t->n_dims != 1 || t->dtype != (file ? SAFETENSORS_U8 : SAFETENSORS_F32) ||
             (!file && (t->dims[0] < 1 || t->dims[0] > MDCSR_MAX_DIM)))
@@ -283,8 +272,7 @@ static pdvm_status classify(struct container *c, pdvm_error *err) {
                            "%s: tensor \"%.260s\" is neither a part of a matrix in the metadata, "
                            "nor a side file (U8), nor a vector (F32)",
                            safetensors_path(c->st), t->name);
-        if (!file)
-            c->vectors[c->n_vectors++] = t;
+        if (!file) c->vectors[c->n_vectors++] = t;
     }
     return PDVM_OK;
 }
@@ -299,12 +287,9 @@ static pdvm_status open_tensors(struct safetensors *st, struct container **out, 
     }
     c->st = st;
     status = check_identity(st, err);
-    if (status == PDVM_OK)
-        status = parse_matrices(c, err);
-    if (status == PDVM_OK)
-        status = check_parts(c, err);
-    if (status == PDVM_OK)
-        status = classify(c, err);
+    if (status == PDVM_OK) status = parse_matrices(c, err);
+    if (status == PDVM_OK) status = check_parts(c, err);
+    if (status == PDVM_OK) status = classify(c, err);
     if (status == PDVM_OK)
         *out = c;
     else
@@ -328,8 +313,7 @@ pdvm_status container_open_memory(const char *name, const void *data, size_t siz
 }
 
 void container_close(struct container *c) {
-    if (!c)
-        return;
+    if (!c) return;
     safetensors_close(c->st);
     json_decref(c->matrices_json);
     free(c->matrices);
@@ -377,16 +361,14 @@ static void read_codebook(const struct safetensors_tensor *t, float *out) {
         memcpy(out, t->data, t->size);
         return;
     }
-    for (size_t i = 0; i < t->size; i++)
-        out[i] = (float)(int8_t)t->data[i];
+    for (size_t i = 0; i < t->size; i++) out[i] = (float)(int8_t)t->data[i];
 }
 
 /* Tables are filled from parts whose dtypes and shapes container_open has checked. */
 static pdvm_status read_parts(const struct container *c, const struct container_matrix *info,
                               struct mdcsr *m, pdvm_error *err) {
     const struct safetensors_tensor *parts[N_PARTS];
-    for (int p = 0; p < N_PARTS; p++)
-        parts[p] = find_part(c, info->name, (enum container_part)p);
+    for (int p = 0; p < N_PARTS; p++) parts[p] = find_part(c, info->name, (enum container_part)p);
     m->values = parts[PART_VALUES]->data;
     m->values_size = parts[PART_VALUES]->size;
     if (parts[PART_INDEX]) {
@@ -397,8 +379,7 @@ static pdvm_status read_parts(const struct container *c, const struct container_
         PD_TRY(read_offsets(parts[PART_ROW_OFFSETS], &m->row_offsets, err));
     if (parts[PART_INDEX_OFFSETS])
         PD_TRY(read_offsets(parts[PART_INDEX_OFFSETS], &m->index_offsets, err));
-    if (parts[PART_CODEBOOK])
-        read_codebook(parts[PART_CODEBOOK], m->codebook);
+    if (parts[PART_CODEBOOK]) read_codebook(parts[PART_CODEBOOK], m->codebook);
     if (parts[PART_SCALES]) {
         int64_t n = parts[PART_SCALES]->n_elements;
         PD_TRY(pd_calloc(&m->scales, (size_t)n, sizeof *m->scales, "scales", err));
@@ -423,8 +404,7 @@ pdvm_status container_read_matrix(const struct container *c, const char *name, s
                           .group = info->group,
                           .n_groups = mdcsr_groups(info->value_coding, info->cols, info->group)};
     pdvm_status status = read_parts(c, info, out, err);
-    if (status == PDVM_OK)
-        return PDVM_OK;
+    if (status == PDVM_OK) return PDVM_OK;
     mdcsr_free(out);
     return pd_prefix(err, status, "%s: matrix \"%s\"", safetensors_path(c->st), name);
 }
@@ -454,8 +434,7 @@ pdvm_status container_read_vector(const struct container *c, const char *name, f
                                   int64_t n, pdvm_error *err) {
     const char *path = safetensors_path(c->st);
     const struct safetensors_tensor *t = find_vector(c, name);
-    if (!t)
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: no vector \"%.260s\"", path, name);
+    if (!t) return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: no vector \"%.260s\"", path, name);
     if (t->n_elements != n)
         return pd_fail(err, PDVM_ERR_FORMAT,
                        "%s: vector \"%s\" has %" PRId64 " elements instead of %" PRId64, path, name,
@@ -473,11 +452,9 @@ void container_file(const struct container *c, const char *name, const char **da
     char full[sizeof CONTAINER_FILES + CONTAINER_MAX_NAME];
     *data = NULL;
     *size = 0;
-    if (snprintf(full, sizeof full, CONTAINER_FILES "%s", name) >= (int)sizeof full)
-        return;
+    if (snprintf(full, sizeof full, CONTAINER_FILES "%s", name) >= (int)sizeof full) return;
     const struct safetensors_tensor *t = safetensors_find(c->st, full);
-    if (!t)
-        return;
+    if (!t) return;
     *data = (const char *)t->data;
     *size = t->size;
 }
@@ -489,8 +466,7 @@ pdvm_status container_verify_hash(const struct container *c, pdvm_error *err) {
         const struct safetensors_tensor *t = safetensors_at(c->st, i);
         hash = pd_hash(hash, t->data, t->size);
     }
-    if (hash_parse(text, &expected) && hash == expected)
-        return PDVM_OK;
+    if (hash_parse(text, &expected) && hash == expected) return PDVM_OK;
     return pd_fail(err, PDVM_ERR_FORMAT,
                    "%s: the data's hash is %016" PRIx64
                    ", but metadata \"%s\" says %s: the file is "

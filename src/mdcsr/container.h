@@ -26,8 +26,8 @@ struct container_matrix {
     enum mdcsr_codebook codebook_kind; /**< MDCSR_LINEAR for codings without a codebook */
     uint32_t group;
     int64_t n_entries;
-    int64_t n_zeros; /**< exact zeros of the source */
-    double error; /**< root of the squared error over the squared source values */
+    int64_t n_zeros;       /**< exact zeros of the source */
+    double error;          /**< root of the squared error over the squared source values */
     uint64_t stored_bytes; /**< of all its parts */
 };
 

@@ -39,10 +39,8 @@ pdvm_status container_writer_open(const char *path, size_t reserve, struct conta
     w->matrices = json_object();
     w->hash = PD_HASH_INIT;
     pdvm_status status = PDVM_OK;
-    if (!w->path || !w->matrices)
-        status = pd_fail_memory(err, sizeof *w, "a .pdvm writer");
-    if (status == PDVM_OK)
-        status = safetensors_writer_open(path, reserve, &w->file, err);
+    if (!w->path || !w->matrices) status = pd_fail_memory(err, sizeof *w, "a .pdvm writer");
+    if (status == PDVM_OK) status = safetensors_writer_open(path, reserve, &w->file, err);
     if (status == PDVM_OK)
         *out = w;
     else
@@ -93,12 +91,10 @@ static pdvm_status append_offsets(struct container_writer *w, const char *name,
     struct container_part_type t = *type;
     size_t n = (size_t)rows + 1;
     t.dtype = SAFETENSORS_I64;
-    if (offsets[rows] > INT32_MAX)
-        return append_part(w, name, part, &t, offsets, n * 8, err);
+    if (offsets[rows] > INT32_MAX) return append_part(w, name, part, &t, offsets, n * 8, err);
     int32_t *narrow;
     PD_TRY(pd_calloc(&narrow, n, sizeof *narrow, "row offsets", err));
-    for (size_t i = 0; i < n; i++)
-        narrow[i] = (int32_t)offsets[i];
+    for (size_t i = 0; i < n; i++) narrow[i] = (int32_t)offsets[i];
     t.dtype = SAFETENSORS_I32;
     pdvm_status status = append_part(w, name, part, &t, narrow, n * 4, err);
     free(narrow);
@@ -109,8 +105,7 @@ static pdvm_status append_scales(struct container_writer *w, const char *name,
                                  const struct container_part_type *type, const struct mdcsr *m,
                                  pdvm_error *err) {
     size_t n = (size_t)m->rows * (size_t)m->n_groups;
-    if (m->group == 0)
-        return append_part(w, name, PART_SCALES, type, m->scales, n * 4, err);
+    if (m->group == 0) return append_part(w, name, PART_SCALES, type, m->scales, n * 4, err);
     uint16_t *narrow;
     PD_TRY(pd_calloc(&narrow, n, sizeof *narrow, "scales", err));
     pdvm_status status = PDVM_OK;
@@ -121,8 +116,7 @@ static pdvm_status append_scales(struct container_writer *w, const char *name,
                 pd_fail(err, PDVM_ERR_ARGUMENT,
                         "%s: matrix \"%s\": scale %zu is no bfloat16 number", w->path, name, i);
     }
-    if (status == PDVM_OK)
-        status = append_part(w, name, PART_SCALES, type, narrow, n * 2, err);
+    if (status == PDVM_OK) status = append_part(w, name, PART_SCALES, type, narrow, n * 2, err);
     free(narrow);
     return status;
 }
@@ -133,8 +127,7 @@ static pdvm_status append_codebook(struct container_writer *w, const char *name,
     if (m->value_coding == MDCSR_LUT8)
         return append_part(w, name, PART_CODEBOOK, type, m->codebook, 256 * sizeof(float), err);
     int8_t bytes[16];
-    for (int i = 0; i < 16; i++)
-        bytes[i] = (int8_t)m->codebook[i];
+    for (int i = 0; i < 16; i++) bytes[i] = (int8_t)m->codebook[i];
     return append_part(w, name, PART_CODEBOOK, type, bytes, sizeof bytes, err);
 }
 
@@ -153,10 +146,8 @@ static pdvm_status append_parts(struct container_writer *w, const char *name, co
     if (types[PART_INDEX_OFFSETS].there)
         PD_TRY(append_offsets(w, name, PART_INDEX_OFFSETS, &types[PART_INDEX_OFFSETS],
                               m->index_offsets, m->rows, err));
-    if (types[PART_SCALES].there)
-        PD_TRY(append_scales(w, name, &types[PART_SCALES], m, err));
-    if (types[PART_CODEBOOK].there)
-        PD_TRY(append_codebook(w, name, &types[PART_CODEBOOK], m, err));
+    if (types[PART_SCALES].there) PD_TRY(append_scales(w, name, &types[PART_SCALES], m, err));
+    if (types[PART_CODEBOOK].there) PD_TRY(append_codebook(w, name, &types[PART_CODEBOOK], m, err));
     return PDVM_OK;
 }
 
@@ -172,8 +163,7 @@ static json_t *describe(const struct container_matrix *info) {
     failed |= json_object_set_new(o, "entries", json_integer(info->n_entries));
     failed |= json_object_set_new(o, "zeros", json_integer(info->n_zeros));
     failed |= json_object_set_new(o, "error", json_real(info->error));
-    if (!failed)
-        return o;
+    if (!failed) return o;
     json_decref(o);
     return NULL;
 }
@@ -192,12 +182,10 @@ pdvm_status container_write_matrix(struct container_writer *w, const char *name,
                                     .group = m->group,
                                     .n_entries = m->n_entries,
                                     .n_zeros = report->n_zeros};
-    if (report->sum_squares > 0)
-        info.error = sqrt(report->error_squares / report->sum_squares);
+    if (report->sum_squares > 0) info.error = sqrt(report->error_squares / report->sum_squares);
     PD_TRY(append_parts(w, name, m, &info, err));
     json_t *entry = describe(&info);
-    if (!entry)
-        return pd_fail_memory(err, sizeof info, "a .pdvm header");
+    if (!entry) return pd_fail_memory(err, sizeof info, "a .pdvm header");
     if (json_object_set_new(w->matrices, name, entry) != 0)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: matrix name \"%s\" is not valid UTF-8", w->path,
                        name);
@@ -248,8 +236,7 @@ static pdvm_status write_metadata(struct container_writer *w, pdvm_error *err) {
     PD_TRY(safetensors_writer_metadata(f, CONTAINER_KEY_HASH, hash, err));
     /* Six digits tell what the error is good for, and the file's bytes stay readable. */
     char *text = json_dumps(w->matrices, JSON_COMPACT | JSON_REAL_PRECISION(6));
-    if (!text)
-        return pd_fail_memory(err, 0, "a .pdvm header");
+    if (!text) return pd_fail_memory(err, 0, "a .pdvm header");
     pdvm_status status = safetensors_writer_metadata(f, CONTAINER_KEY_MATRICES, text, err);
     free(text);
     return status;
@@ -266,8 +253,7 @@ pdvm_status container_writer_commit(struct container_writer *w, pdvm_error *err)
 }
 
 void container_writer_abort(struct container_writer *w) {
-    if (!w)
-        return;
+    if (!w) return;
     safetensors_writer_abort(w->file);
     writer_free(w);
 }

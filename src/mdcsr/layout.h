@@ -30,8 +30,7 @@ static inline bool mdcsr_group_valid(uint32_t group) {
 
 /** Scales per row: 0 for float codings, 1 for group 0, else ceil(cols / group). */
 static inline int64_t mdcsr_groups(enum mdcsr_values v, int64_t cols, uint32_t group) {
-    if (!mdcsr_has_scales(v))
-        return 0;
+    if (!mdcsr_has_scales(v)) return 0;
     return group == 0 ? 1 : (cols + group - 1) / group;
 }
 
@@ -59,8 +58,7 @@ static inline size_t mdcsr_offsets_bytes(int64_t rows, int64_t last) {
 /** Bytes that a file needs for the scales: F32 per row, BF16 per group. */
 static inline size_t mdcsr_scales_bytes(enum mdcsr_values v, int64_t rows, int64_t n_groups,
                                         uint32_t group) {
-    if (!mdcsr_has_scales(v))
-        return 0;
+    if (!mdcsr_has_scales(v)) return 0;
     return (size_t)rows * (size_t)n_groups * (group == 0 ? 4 : 2);
 }
 

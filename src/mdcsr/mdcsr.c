@@ -39,24 +39,21 @@ const char *mdcsr_codebook_name(enum mdcsr_codebook c) {
 
 bool mdcsr_index_parse(const char *name, enum mdcsr_index *out) {
     unsigned i;
-    if (!parse(index_names, MDCSR_N_INDEX, name, &i))
-        return false;
+    if (!parse(index_names, MDCSR_N_INDEX, name, &i)) return false;
     *out = (enum mdcsr_index)i;
     return true;
 }
 
 bool mdcsr_values_parse(const char *name, enum mdcsr_values *out) {
     unsigned i;
-    if (!parse(values_names, MDCSR_N_VALUES, name, &i))
-        return false;
+    if (!parse(values_names, MDCSR_N_VALUES, name, &i)) return false;
     *out = (enum mdcsr_values)i;
     return true;
 }
 
 bool mdcsr_codebook_parse(const char *name, enum mdcsr_codebook *out) {
     unsigned i;
-    if (!parse(codebook_names, MDCSR_N_CODEBOOKS, name, &i))
-        return false;
+    if (!parse(codebook_names, MDCSR_N_CODEBOOKS, name, &i)) return false;
     *out = (enum mdcsr_codebook)i;
     return true;
 }
@@ -87,17 +84,16 @@ static int64_t row_begin(const struct mdcsr *m, int64_t r) {
 struct walk {
     enum mdcsr_index coding;
     const uint8_t *p; /* next index byte */
-    uint64_t word; /* bitmap: bits of the current byte group not yet taken */
-    int64_t base; /* bitmap: column of the current group; else: next column */
-    size_t left; /* bitmap: bytes of the row after the current group */
-    bool high; /* delta4: the high nibble of *p is next */
+    uint64_t word;    /* bitmap: bits of the current byte group not yet taken */
+    int64_t base;     /* bitmap: column of the current group; else: next column */
+    size_t left;      /* bitmap: bytes of the row after the current group */
+    bool high;        /* delta4: the high nibble of *p is next */
 };
 
 static void walk_load(struct walk *k) {
     size_t n = k->left < 8 ? k->left : 8;
     k->word = 0;
-    for (size_t i = 0; i < n; i++)
-        k->word |= (uint64_t)k->p[i] << (8 * i);
+    for (size_t i = 0; i < n; i++) k->word |= (uint64_t)k->p[i] << (8 * i);
     k->p += n;
     k->left -= n;
 }
@@ -126,15 +122,13 @@ static inline int64_t walk_next(struct walk *k) {
         k->word &= k->word - 1;
         return c;
     case MDCSR_DELTA8:
-        while ((gap = *k->p++) == MDCSR_DELTA8_SKIP)
-            k->base += MDCSR_DELTA8_SKIP;
+        while ((gap = *k->p++) == MDCSR_DELTA8_SKIP) k->base += MDCSR_DELTA8_SKIP;
         break;
     case MDCSR_DELTA4:
         do {
             gap = k->high ? *k->p++ >> 4 : *k->p & 15u;
             k->high = !k->high;
-            if (gap == MDCSR_DELTA4_SKIP)
-                k->base += MDCSR_DELTA4_SKIP;
+            if (gap == MDCSR_DELTA4_SKIP) k->base += MDCSR_DELTA4_SKIP;
         } while (gap == MDCSR_DELTA4_SKIP);
         break;
     default: gap = 0;
@@ -148,8 +142,7 @@ int64_t mdcsr_row_columns(const struct mdcsr *m, int64_t r, uint32_t *cols) {
     int64_t n = mdcsr_row_entries(m, r);
     struct walk k;
     walk_start(&k, m, r);
-    for (int64_t i = 0; i < n; i++)
-        cols[i] = (uint32_t)walk_next(&k);
+    for (int64_t i = 0; i < n; i++) cols[i] = (uint32_t)walk_next(&k);
     return n;
 }
 
@@ -166,8 +159,7 @@ int64_t mdcsr_row_entries_raw(const struct mdcsr *m, int64_t r, void *out) {
     int64_t begin = row_begin(m, r);
     if (m->value_coding == MDCSR_LUT4) {
         uint8_t *codes = out;
-        for (int64_t i = 0; i < n; i++)
-            codes[i] = nibble(m->values, begin + i);
+        for (int64_t i = 0; i < n; i++) codes[i] = nibble(m->values, begin + i);
     } else if (n > 0) {
         size_t size = mdcsr_entry_size(m->value_coding);
         memcpy(out, m->values + (size_t)begin * size, (size_t)n * size);
@@ -199,8 +191,7 @@ void mdcsr_decode_row(const struct mdcsr *m, int64_t r, float *out) {
         walk_start(&k, m, r);
     }
     if (!mdcsr_has_scales(m->value_coding)) {
-        for (int64_t i = 0; i < n; i++)
-            out[dense ? i : walk_next(&k)] = entry_value(m, begin + i);
+        for (int64_t i = 0; i < n; i++) out[dense ? i : walk_next(&k)] = entry_value(m, begin + i);
         return;
     }
     const float *scales = m->scales + r * m->n_groups;

@@ -18,7 +18,7 @@ enum container_part {
 /** What one part must be. */
 struct container_part_type {
     bool there;
-    bool offsets; /**< I32 or I64 */
+    bool offsets;  /**< I32 or I64 */
     bool any_size; /**< a delta index: its length is in its own shape only */
     enum safetensors_dtype dtype;
     int n_dims;

@@ -64,6 +64,7 @@ pdvm_status encoding_read_floats(struct model_source *source, const struct tenso
                                  struct pd_threads *threads, float **out, pdvm_error *err) {
     struct reading r = {.source = source, .tensor = tensor};
     size_t size;
+    *out = NULL;
     if (!pd_mul_size((size_t)tensor->rows, (size_t)tensor->cols, &size) ||
         !pd_mul_size(size, sizeof(float), &size))
         return pd_fail_memory(err, SIZE_MAX, tensor->name);
@@ -91,7 +92,7 @@ pdvm_status encoding_load(struct model_source *source, const struct tensor_info 
                           enum mdcsr_values values, struct pd_threads *threads, struct mdcsr *out,
                           pdvm_error *err) {
     if (source_is_mdcsr(source)) return source_read_mdcsr(source, tensor, out, err);
-    float *w;
+    float *w = NULL;
     memset(out, 0, sizeof *out);
     PD_TRY(encoding_read_floats(source, tensor, threads, &w, err));
     struct mdcsr_options options = encoding_default(tensor->role, values);

@@ -36,8 +36,7 @@ static pdvm_status decode_rows(struct source_pdvm *p, const struct tensor_info *
         PD_TRY(container_read_matrix(p->file, t->name, &p->matrix, err));
         p->cached = i;
     }
-    for (int64_t r = 0; r < n; r++)
-        mdcsr_decode_row(&p->matrix, begin + r, out + r * t->cols);
+    for (int64_t r = 0; r < n; r++) mdcsr_decode_row(&p->matrix, begin + r, out + r * t->cols);
     return PDVM_OK;
 }
 
@@ -49,10 +48,8 @@ static pdvm_status pdvm_read_rows(struct model_source *s, const struct tensor_in
                        "%s: tensor \"%s\": rows %" PRId64 " + %" PRId64
                        " asked for, but it has %" PRId64,
                        s->path, t->name, begin, n, t->rows);
-    if (n == 0)
-        return PDVM_OK;
-    if (!t->is_matrix)
-        return container_read_vector(p->file, t->name, out, t->cols, err);
+    if (n == 0) return PDVM_OK;
+    if (!t->is_matrix) return container_read_vector(p->file, t->name, out, t->cols, err);
     pthread_mutex_lock(&p->lock);
     pdvm_status status = decode_rows(p, t, begin, n, out, err);
     pthread_mutex_unlock(&p->lock);
@@ -86,8 +83,7 @@ static void pdvm_release(struct model_source *s, const struct tensor_info *t) {
         char name[sizeof t->name + 16];
         snprintf(name, sizeof name, "%s.%s", t->name, parts[i]);
         const struct safetensors_tensor *part = safetensors_find(st, name);
-        if (part)
-            pd_map_release(part->data, part->size);
+        if (part) pd_map_release(part->data, part->size);
     }
 }
 
@@ -113,8 +109,7 @@ static pdvm_status read_config(struct source_pdvm *p, pdvm_error *err) {
     const char *path = p->base.path, *data;
     size_t size;
     container_file(p->file, SOURCE_CONFIG, &data, &size);
-    if (!data)
-        return pd_fail(err, PDVM_ERR_FORMAT, "%s: the file holds no " SOURCE_CONFIG, path);
+    if (!data) return pd_fail(err, PDVM_ERR_FORMAT, "%s: the file holds no " SOURCE_CONFIG, path);
     pdvm_status status = model_config_parse(SOURCE_CONFIG, data, size, &p->base.config, err);
     container_file(p->file, SOURCE_GENERATION_CONFIG, &data, &size);
     if (status == PDVM_OK && data)
@@ -158,16 +153,13 @@ static bool is_expected(const struct model_config *config, const char *name, boo
     uint32_t layer = 0;
     if (strncmp(name, "model.layers.", 13) == 0) {
         unsigned long n = strtoul(name + 13, NULL, 10);
-        if (n >= config->n_layers)
-            return false;
+        if (n >= config->n_layers) return false;
         layer = (uint32_t)n;
     }
     for (int role = 0; role < TENSOR_N_ROLES; role++) {
-        if (role == TENSOR_HEAD && config->tie_word_embeddings)
-            continue;
+        if (role == TENSOR_HEAD && config->tie_word_embeddings) continue;
         tensors_describe(config, (enum tensor_role)role, layer, &t);
-        if (t.is_matrix == is_matrix && strcmp(name, t.name) == 0)
-            return true;
+        if (t.is_matrix == is_matrix && strcmp(name, t.name) == 0) return true;
     }
     return false;
 }
@@ -175,8 +167,7 @@ static bool is_expected(const struct model_config *config, const char *name, boo
 /* A bias that nobody adds would make every result wrong without a word. */
 static pdvm_status check_extra(const struct source_pdvm *p, const char *name, bool is_matrix,
                                pdvm_error *err) {
-    if (is_expected(&p->base.config, name, is_matrix))
-        return PDVM_OK;
+    if (is_expected(&p->base.config, name, is_matrix)) return PDVM_OK;
     return pd_fail(err, PDVM_ERR_UNSUPPORTED,
                    "%s: %s \"%s\" is not part of the model that " SOURCE_CONFIG " describes",
                    p->base.path, is_matrix ? "matrix" : "vector", name);
@@ -209,14 +200,10 @@ pdvm_status source_open_pdvm(const char *path, struct model_source **out, pdvm_e
     pthread_mutex_init(&p->lock, NULL);
     p->base.path = strdup(path);
     pdvm_status status = PDVM_OK;
-    if (!p->base.path)
-        status = pd_fail_memory(err, strlen(path) + 1, "a path");
-    if (status == PDVM_OK)
-        status = container_open(path, &p->file, err);
-    if (status == PDVM_OK)
-        status = read_config(p, err);
-    if (status == PDVM_OK)
-        status = check_tensors(p, err);
+    if (!p->base.path) status = pd_fail_memory(err, strlen(path) + 1, "a path");
+    if (status == PDVM_OK) status = container_open(path, &p->file, err);
+    if (status == PDVM_OK) status = read_config(p, err);
+    if (status == PDVM_OK) status = check_tensors(p, err);
     if (status != PDVM_OK) {
         pdvm_close(&p->base);
         return status;

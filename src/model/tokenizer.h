@@ -1,6 +1,8 @@
 /**
  * Byte-level BPE tokenizer (Sennrich et al. 2016; Radford et al. 2019), read from a Hugging Face
- * tokenizer.json. Gives exactly the reference implementation's ids.
+ * tokenizer.json. Gives exactly the reference implementation's ids (Hugging Face tokenizers), for
+ * all characters that are as old as the Unicode tables of PCRE2 and utf8proc on one side and of the
+ * reference on the other.
  */
 #ifndef PDVM_MODEL_TOKENIZER_H
 #define PDVM_MODEL_TOKENIZER_H

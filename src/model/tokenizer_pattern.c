@@ -7,6 +7,8 @@
 
 #define MAX_GROUPS 64
 
+#define CALLOUT "(?C1)"
+
 /* Oniguruma's \s is White_Space; PCRE2's has U+180E besides. Both as the inside of a class. */
 static const char SPACE[] = "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}"
                             "\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
@@ -284,8 +286,12 @@ static pdvm_status quantifier(struct translator *t) {
     size_t at = t->i;
     char c = t->p[t->i];
     if (!t->has_atom) return reject(t, at, "a repetition of nothing");
-    if (c != '?' && t->atom_body != 0) {
-        PD_TRY(insert(t, t->atom_body, "(?C1)(?:"));
+    if (c != '?' && t->atom_body == 0) {
+        PD_TRY(insert(t, t->atom, CALLOUT));
+        // What follows repeats the atom, not the callout.
+        t->atom += sizeof CALLOUT - 1;
+    } else if (c != '?') {
+        PD_TRY(insert(t, t->atom_body, CALLOUT "(?:"));
         // The inner group keeps the callout out of the first alternative alone.
         t->out->n--;
         PD_TRY(put_text(t, "))"));
@@ -306,7 +312,7 @@ static pdvm_status quantifier(struct translator *t) {
         if (t->i < t->n && t->p[t->i] == '+') {
             // Not possessive there, but a repetition of the repetition.
             t->i++;
-            PD_TRY(insert(t, t->atom, "(?:(?C1)"));
+            PD_TRY(insert(t, t->atom, "(?:" CALLOUT));
             PD_TRY(put_text(t, ")+"));
         } else if (t->i < t->n && t->p[t->i] == '?') {
             if (fixed) return reject(t, at, "{n}?");

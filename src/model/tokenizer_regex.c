@@ -39,7 +39,7 @@ static bool out_of_time(struct tokenizer_matcher *m, size_t remaining) {
     return thread_seconds() > m->deadline;
 }
 
-/* Translated patterns have a callout in each repeated group: see tokenizer_pattern.h. */
+/* Translated patterns have callouts at what is repeated: see tokenizer_pattern.h. */
 static int on_repeat(pcre2_callout_block *block, void *matcher) {
     size_t remaining = block->subject_length - block->current_position;
     return out_of_time(matcher, remaining) ? PCRE2_ERROR_MATCHLIMIT : 0;
@@ -55,8 +55,8 @@ pdvm_status tokenizer_matcher_create(size_t len, struct tokenizer_matcher **out,
         return pd_fail_memory(err, sizeof *m, "regular expressions");
     }
     pcre2_set_callout(m->context, on_repeat, m);
-    // Real expressions handle 5 MB and more in a second; this is a hundredth of that.
-    m->deadline = thread_seconds() + 2.0 + (double)len / 50e3;
+    // Real expressions handle 5 MB and more in a second; this is a twenty-fifth of that.
+    m->deadline = thread_seconds() + 2.0 + (double)len / 200e3;
     *out = m;
     return PDVM_OK;
 }

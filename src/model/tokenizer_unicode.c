@@ -155,13 +155,13 @@ pdvm_status tokenizer_nfc(const char *text, size_t len, struct tokenizer_buffer 
     size_t n = 0, capacity = 0;
     pdvm_status status = decompose(text, len, &chars, &n, &capacity, err);
     if (status == PDVM_OK) status = order_marks(chars, n, err);
-    if (status == PDVM_OK) {
+    if (status == PDVM_OK && chars) {
         utf8proc_ssize_t composed = utf8proc_normalize_utf32(chars, (utf8proc_ssize_t)n,
                                                              UTF8PROC_COMPOSE | UTF8PROC_STABLE);
         n = composed < 0 ? 0 : (size_t)composed;
         status = pd_grow(&out->data, &out->capacity, 4 * n, 1, "normalising", err);
     }
-    if (status == PDVM_OK)
+    if (status == PDVM_OK && chars)
         for (size_t i = 0; i < n; i++)
             out->n += (size_t)pd_utf8_encode((uint32_t)chars[i], out->data + out->n);
     free(chars);

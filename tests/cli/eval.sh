@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# pdvm eval: the numbers agree with each other, with the logits, and with other ways to compute them.
+# pdvm eval: the numbers agree with each other, with the logits, and however they are computed.
 
 set -euo pipefail
 . "$SOURCE_DIR/tests/support/cli.sh"

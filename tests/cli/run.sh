@@ -121,6 +121,10 @@ expect 0 "${run[@]}" -p "Once upon" -n 12 --seed 7 --session s.session -q
 cmp out first || fail "a loaded session changes the text"
 printf 'nonsense' >bad.session
 refused 1 "bad.session" "${run[@]}" -p "Once upon" --session bad.session
+err_has "delete the file"
+refused 1 "s.session: KV cache types" "${run[@]}" -p "Once upon" --session s.session -ctk int8
+refused 1 "s.session: made with another model" "$PDVM" run "$SOURCE_DIR/tests/golden/tiny-odd" -p x \
+    --session s.session
 [ "$(cat bad.session)" = nonsense ] || fail "a bad session file was overwritten"
 
 # Bad prompts are refused before anything is computed, even before the model is opened.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Command lines that make no sense: exit status 2, a message that names the option, nothing computed.
+# Command lines that make no sense: exit status 2, a message naming the option, nothing computed.
 
 set -euo pipefail
 . "$SOURCE_DIR/tests/support/cli.sh"
@@ -47,7 +47,7 @@ refused 2 "--reverse-prompt: the text is empty" "${run[@]}" -r ""
 
 # Operands and options that contradict each other.
 refused 2 "no model" "$PDVM" run -p x
-refused 2 "unexpected argument 'upon'" "${run[@]}" upon
+refused 2 "unexpected argument 'upon': a prompt is given with -p" "${run[@]}" upon
 refused 2 "unexpected argument 'upon'" "$PDVM" run -m "$model" upon
 refused 2 "MODEL is given twice" "${run[@]}" -m other
 refused 2 "-p and -f both give a prompt" "${run[@]}" -p x -f y

@@ -19,8 +19,7 @@ static void open_model(void) {
     const char *root = getenv("SOURCE_DIR");
     char path[4096];
     snprintf(path, sizeof path, "%s/tests/golden/tiny-gqa", root ? root : ".");
-    if (pdvm_model_open(path, &options, &model, &err) !=
-        PDVM_OK) {
+    if (pdvm_model_open(path, &options, &model, &err) != PDVM_OK) {
         fprintf(stderr, "%s\n", err.message);
         abort();
     }
@@ -35,8 +34,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (!model) open_model();
     if (safetensors_open_memory("fuzz.session", data, size, &st, NULL) != PDVM_OK) return 0;
     if (pdvm_session_create(model, &options, &session, NULL) == PDVM_OK) {
-        if (session_load_from(session, st, NULL) == PDVM_OK)
-            pdvm_session_step(session, 1, NULL);
+        if (session_load_from(session, st, NULL) == PDVM_OK) pdvm_session_step(session, 1, NULL);
         pdvm_session_free(session);
     }
     safetensors_close(st);

@@ -13,7 +13,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* Longer texts say nothing new and let slow patterns eat the time. */
-#define MAX_TEXT 4096
+#define MAX_TEXT 512
 
 static void check(bool ok, const char *what) {
     if (ok) return;
