@@ -239,6 +239,30 @@ static void rows_outside_a_tensor_are_refused(void **state) {
     free(path);
 }
 
+// The file that the command-line tests use. PDVM_UPDATE_GOLDEN=1 writes it anew.
+static void committed_file_is_what_the_writer_makes(void **state) {
+    static const char name[] = "tests/golden/tiny-gqa-q8_0.gguf";
+    char *from = support_source_path("tests/golden/tiny-gqa"),
+         *committed = support_source_path(name);
+    struct gguf_options options = {.type = GGUF_Q8_0, .pre = "gpt-2"};
+    char *path = gguf_from_hf(from, *state, "m", &options);
+    size_t n, n_expected;
+    char *data = support_read_file(path, &n);
+    if (getenv("PDVM_UPDATE_GOLDEN")) {
+        char *dir = support_source_path("tests/golden");
+        free(support_write_file(dir, strrchr(name, '/') + 1, data, n));
+        free(dir);
+    }
+    char *expected = support_read_file(committed, &n_expected);
+    assert_int_equal(n, n_expected);
+    assert_memory_equal(data, expected, n);
+    free(expected);
+    free(data);
+    free(path);
+    free(committed);
+    free(from);
+}
+
 // ---- a model made of keys and tensors -----------------------------------------------------
 
 // A llama of one layer; `skip` is a key to leave out.
@@ -593,6 +617,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(rows_outside_a_tensor_are_refused, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(zeros_of_quantised_blocks_survive, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(converted_files_run_like_the_source, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(committed_file_is_what_the_writer_makes, make_dir,
+                                        remove_dir),
         cmocka_unit_test_setup_teardown(missing_and_wrong_keys_are_named, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(keys_that_change_the_results_are_refused, make_dir,
                                         remove_dir),
