@@ -120,7 +120,7 @@ PDVM_API pdvm_model_options pdvm_model_options_default(void);
 
 /** Facts about an open model. Strings live as long as the model. */
 typedef struct pdvm_model_info {
-    const char *architecture; /**< "llama" */
+    const char *architecture; /**< "llama", "mistral", "qwen2", "qwen3", "phi3" */
     const char *backend;      /**< backend and kernels in use, e.g. "cpu (avx512, 2 threads)" */
     uint32_t n_layers;
     uint32_t hidden_size;       /**< width of the residual stream */

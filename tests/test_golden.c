@@ -157,7 +157,9 @@ static void check_tokenizer(struct golden *g) {
     }
 }
 
-static const char *const tiny[] = {"tiny-gqa", "tiny-odd", "tiny-pruned", "tiny-sharded"};
+static const char *const tiny[] = {"tiny-gqa",    "tiny-odd",    "tiny-pruned", "tiny-sharded",
+                                   "tiny-llama3", "tiny-linear", "tiny-yarn",   "tiny-mistral",
+                                   "tiny-qwen2",  "tiny-qwen3",  "tiny-phi3"};
 
 static void for_all(void (*check)(struct golden *)) {
     for (size_t i = 0; i < sizeof tiny / sizeof *tiny; i++) {

@@ -3,6 +3,7 @@
 // ctest: labels=threads
 
 #include "base/random.h"
+#include "io/json.h"
 #include "pdvm.h"
 #include "support/reference.h"
 #include "support/support.h"
@@ -13,10 +14,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const models[] = {"tests/golden/tiny-gqa", "tests/golden/tiny-odd",
-                                     "tests/golden/tiny-pruned", "tests/golden/tiny-sharded"};
+static const char *const models[] = {
+    "tests/golden/tiny-gqa",     "tests/golden/tiny-odd",    "tests/golden/tiny-pruned",
+    "tests/golden/tiny-sharded", "tests/golden/tiny-llama3", "tests/golden/tiny-linear",
+    "tests/golden/tiny-yarn",    "tests/golden/tiny-qwen2",  "tests/golden/tiny-qwen3",
+    "tests/golden/tiny-phi3",    "tests/golden/tiny-mistral"};
 #define N_MODELS (sizeof models / sizeof *models)
 #define GQA models[0]
+#define YARN models[6]
+#define QWEN2 models[7]
+#define QWEN3 models[8]
 
 static pdvm_model *open_coded(const char *name, int n_threads, const char *kernels,
                               const char *values) {
@@ -84,6 +91,39 @@ static void assert_same_logits(const pdvm_session *s, const float *expected) {
     const float *logits = pdvm_session_logits(s, &n);
     assert_non_null(logits);
     assert_memory_equal(logits, expected, n * sizeof *expected);
+}
+
+// The tiny Mistral with another sliding window in DIR; its path, to be freed.
+static char *write_windowed(const char *dir, unsigned window) {
+    pdvm_error err;
+    json_t *config;
+    size_t size;
+    char *path = support_source_path("tests/golden/tiny-mistral/config.json");
+    char *text = support_read_file(path, &size);
+    assert_ok(pd_json_parse_object(path, text, size, &config, &err), &err);
+    free(text);
+    free(path);
+    json_object_set_new(config, "sliding_window", json_integer(window));
+    text = json_dumps(config, 0);
+    free(support_write_text(dir, "config.json", text));
+    free(text);
+    json_decref(config);
+    path = support_source_path("tests/golden/tiny-mistral/model.safetensors");
+    text = support_read_file(path, &size);
+    free(support_write_file(dir, "model.safetensors", text, size));
+    free(text);
+    free(path);
+    return strdup(dir);
+}
+
+static pdvm_model *open_path(const char *path, int n_threads) {
+    pdvm_error err;
+    pdvm_model *model;
+    pdvm_model_options options = pdvm_model_options_default();
+    options.n_threads = n_threads;
+    options.values = "f32";
+    assert_ok(pdvm_model_open(path, &options, &model, &err), &err);
+    return model;
 }
 
 static void check_logits(const char *name, enum mdcsr_values values, double bound) {
@@ -173,21 +213,24 @@ static void modes_differ_in_dispatches_per_token(void **state) {
 static void batches_of_any_size_give_identical_bits(void **state) {
     (void)state;
     static const uint32_t batches[] = {1, 2, 5, 31, 64};
-    pdvm_model *model = open_model(GQA, 2, "auto");
-    int32_t tokens[150];
-    random_tokens(tokens, 150, vocabulary(model), 9);
-    float *first = NULL;
-    for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
-        pdvm_session_options o = pdvm_session_options_default();
-        o.n_batch = batches[i];
-        pdvm_session *s = make_session(model, &o);
-        sync_ok(s, tokens, 150);
-        if (!first) first = logits_of(s);
-        assert_same_logits(s, first);
-        pdvm_session_free(s);
+    const char *const names[] = {GQA, QWEN2, QWEN3};
+    for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
+        pdvm_model *model = open_model(names[k], 2, "auto");
+        int32_t tokens[150];
+        random_tokens(tokens, 150, vocabulary(model), 9);
+        float *first = NULL;
+        for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
+            pdvm_session_options o = pdvm_session_options_default();
+            o.n_batch = batches[i];
+            pdvm_session *s = make_session(model, &o);
+            sync_ok(s, tokens, 150);
+            if (!first) first = logits_of(s);
+            assert_same_logits(s, first);
+            pdvm_session_free(s);
+        }
+        free(first);
+        pdvm_model_close(model);
     }
-    free(first);
-    pdvm_model_close(model);
 }
 
 static void sync_computes_only_what_is_not_in_the_cache(void **state) {
@@ -243,30 +286,68 @@ static void rewinding_and_stepping_again_gives_the_same(void **state) {
     pdvm_model_close(model);
 }
 
-// Long enough that attention is split into several pieces and merged.
-static void long_contexts_equal_the_reference(void **state) {
-    (void)state;
-    enum { N = 1100 };
-    pdvm_model *model = open_coded(GQA, 3, "auto", "f32");
-    char *path = support_source_path(GQA);
-    struct reference *r = reference_open(path, MDCSR_F32, 0, 0);
-    pdvm_session_options o = pdvm_session_options_default();
-    o.type_k = o.type_v = PDVM_KV_F32;
-    o.n_ctx = N;
-    pdvm_session *s = make_session(model, &o);
+// Steps through `n` tokens, in batches up to `from` and one by one behind it, and compares the
+// logits of every `every`-th of the latter.
+static void check_long(const char *path, const pdvm_session_options *options, uint32_t n,
+                       uint32_t from, uint32_t every) {
+    pdvm_model *model = open_path(path, 3);
+    struct reference *r =
+        reference_open(path, MDCSR_F32, options->rolling ? options->n_ctx : 0, options->n_sink);
+    pdvm_session *s = make_session(model, options);
     uint32_t n_vocab = vocabulary(model);
-    int32_t *tokens = calloc(N, sizeof *tokens);
+    int32_t *tokens = calloc(n, sizeof *tokens);
     double *expected = calloc(n_vocab, sizeof *expected);
-    random_tokens(tokens, N, n_vocab, 4);
-    for (int i = 0; i < N; i++) reference_step(r, tokens[i], i == N - 1 ? expected : NULL);
-    sync_ok(s, tokens, N);
-    assert_true(reference_error(pdvm_session_logits(s, NULL), expected, n_vocab) < FLOAT_ERROR);
+    random_tokens(tokens, n, n_vocab, 4);
+    sync_ok(s, tokens, from);
+    for (uint32_t i = 0; i < n; i++) {
+        bool check = i + 1 >= from && (n - 1 - i) % every == 0;
+        if (i >= from) step_ok(s, tokens[i]);
+        reference_step(r, tokens[i], check ? expected : NULL);
+        if (!check) continue;
+        double error = reference_error(pdvm_session_logits(s, NULL), expected, n_vocab);
+        if (!(error < FLOAT_ERROR)) fail_msg("%s: token %u: error %g", path, i, error);
+    }
     free(expected);
     free(tokens);
     reference_free(r);
-    free(path);
     pdvm_session_free(s);
     pdvm_model_close(model);
+}
+
+static pdvm_session_options exact_options(uint32_t n_ctx) {
+    pdvm_session_options o = pdvm_session_options_default();
+    o.type_k = o.type_v = PDVM_KV_F32;
+    o.n_ctx = n_ctx;
+    return o;
+}
+
+// Long enough that attention is split into several pieces and merged.
+static void long_contexts_equal_the_reference(void **state) {
+    (void)state;
+    const char *const names[] = {GQA, QWEN2, YARN};
+    const pdvm_session_options o = exact_options(1100);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char *path = support_source_path(names[i]);
+        check_long(path, &o, 1100, 1100, 1);
+        free(path);
+    }
+}
+
+// Windows that lie in one piece of the cache, reach into another, and span a whole one.
+static void sliding_windows_over_long_contexts_equal_the_reference(void **state) {
+    (void)state;
+    static const struct {
+        unsigned window;
+        uint32_t n, from;
+    } cases[] = {{1, 100, 50},      {64, 200, 60},     {100, 700, 510},
+                 {512, 1100, 1020}, {513, 1100, 1020}, {600, 1130, 1100}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *dir = support_tmpdir(), *path = write_windowed(dir, cases[i].window);
+        const pdvm_session_options o = exact_options(cases[i].n);
+        check_long(path, &o, cases[i].n, cases[i].from, cases[i].n > 1000 ? 6 : 1);
+        free(path);
+        support_tmpdir_remove(dir);
+    }
 }
 
 static void half_and_int8_caches_stay_close_to_float(void **state) {
@@ -340,6 +421,65 @@ static void a_rolling_cache_keeps_sinks_and_window(void **state) {
     pdvm_session_free(fresh);
     pdvm_session_free(s);
     pdvm_model_close(model);
+}
+
+// The window counts what the cache has kept: it may lie inside the ring and wrap around, reach
+// into the sinks, or hold everything.
+static void sliding_windows_in_a_rolling_cache_equal_the_reference(void **state) {
+    (void)state;
+    static const unsigned windows[] = {1, 7, 19, 20, 21, 22, 23, 24, 25, 40};
+    pdvm_session_options o = exact_options(24);
+    o.rolling = true;
+    o.n_sink = 4;
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++) {
+        char *dir = support_tmpdir(), *path = write_windowed(dir, windows[i]);
+        check_long(path, &o, 90, 20, 1);
+        o.n_sink = i % 2 ? 0 : 4;
+        free(path);
+        support_tmpdir_remove(dir);
+    }
+    o.n_sink = 4;
+    const char *const names[] = {QWEN2, QWEN3, YARN};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char *path = support_source_path(names[i]);
+        check_long(path, &o, 90, 40, 1);
+        free(path);
+    }
+    // A ring of several pieces, in which the window wraps around.
+    char *dir = support_tmpdir(), *path = write_windowed(dir, 600);
+    o.n_ctx = 1100;
+    check_long(path, &o, 1400, 1090, 31);
+    free(path);
+    support_tmpdir_remove(dir);
+}
+
+// What is dropped then was out of sight already.
+static void a_rolling_cache_of_the_windows_length_changes_nothing(void **state) {
+    (void)state;
+    enum { WINDOW = 20, SINK = 2, N = 120 };
+    char *dir = support_tmpdir(), *path = write_windowed(dir, WINDOW);
+    pdvm_model *model = open_path(path, 2);
+    pdvm_session_options o = exact_options(N), rolling = exact_options(WINDOW + SINK);
+    rolling.rolling = true;
+    rolling.n_sink = SINK;
+    pdvm_session *a = make_session(model, &o), *b = make_session(model, &rolling);
+    uint32_t n_vocab = vocabulary(model);
+    double *expected = calloc(n_vocab, sizeof *expected);
+    int32_t tokens[N];
+    random_tokens(tokens, N, n_vocab, 33);
+    for (int i = 0; i < N; i++) {
+        step_ok(a, tokens[i]);
+        step_ok(b, tokens[i]);
+        for (uint32_t k = 0; k < n_vocab; k++) expected[k] = pdvm_session_logits(a, NULL)[k];
+        double error = reference_error(pdvm_session_logits(b, NULL), expected, n_vocab);
+        if (!(error < FLOAT_ERROR)) fail_msg("token %d: error %g", i, error);
+    }
+    free(expected);
+    pdvm_session_free(a);
+    pdvm_session_free(b);
+    pdvm_model_close(model);
+    free(path);
+    support_tmpdir_remove(dir);
 }
 
 static void execute_layer_and_model_equal_the_reference(void **state) {
@@ -615,8 +755,11 @@ int main(void) {
         cmocka_unit_test(sync_computes_only_what_is_not_in_the_cache),
         cmocka_unit_test(rewinding_and_stepping_again_gives_the_same),
         cmocka_unit_test(long_contexts_equal_the_reference),
+        cmocka_unit_test(sliding_windows_over_long_contexts_equal_the_reference),
         cmocka_unit_test(half_and_int8_caches_stay_close_to_float),
         cmocka_unit_test(a_rolling_cache_keeps_sinks_and_window),
+        cmocka_unit_test(sliding_windows_in_a_rolling_cache_equal_the_reference),
+        cmocka_unit_test(a_rolling_cache_of_the_windows_length_changes_nothing),
         cmocka_unit_test(execute_layer_and_model_equal_the_reference),
         cmocka_unit_test(bad_tokens_and_lengths_are_refused),
         cmocka_unit_test(a_cancelled_prompt_leaves_a_valid_prefix),

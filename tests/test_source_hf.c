@@ -223,7 +223,7 @@ static void integer_weights_are_refused(void **state) {
                        "I8");
 }
 
-static void biases_are_refused_and_other_extras_judged(void **state) {
+static void biases_not_asked_for_are_refused_and_other_extras_judged(void **state) {
     static const char *const refused[] = {
         "model.layers.0.self_attn.q_proj.bias",
         "lm_head.bias",
@@ -247,6 +247,27 @@ static void biases_are_refused_and_other_extras_judged(void **state) {
         assert_values(s, 0);
         source_close(s);
     }
+}
+
+static void fused_matrices_may_have_been_taken_apart(void **state) {
+    const char *config =
+        "{\"model_type\": \"phi3\", \"hidden_size\": 16, \"intermediate_size\": 24,"
+        "\"num_hidden_layers\": 2, \"num_attention_heads\": 4, "
+        "\"num_key_value_heads\": 2, \"vocab_size\": 32}";
+    struct hf_model model = {.config = config};
+    hf_model_write(*state, &model);
+    struct model_source *s = open_good(*state);
+    assert_values(s, 0);
+    source_close(s);
+    model.extra = "model.layers.1.self_attn.qkv_proj.weight";
+    assert_model_fails(*state, &model, PDVM_ERR_FORMAT, "qkv_proj.weight\" too");
+    model.extra = NULL;
+    model.skip = "model.layers.1.mlp.up_proj.weight";
+    assert_model_fails(*state, &model, PDVM_ERR_FORMAT, "model.layers.1.mlp.gate_up_proj.weight");
+    model.skip = NULL;
+    model.config = NULL; /* a plain Llama has no such matrix */
+    model.extra = "model.layers.1.mlp.gate_up_proj.weight";
+    assert_model_fails(*state, &model, PDVM_ERR_UNSUPPORTED, model.extra);
 }
 
 static void bad_config_is_named(void **state) {
@@ -393,8 +414,10 @@ static void opens_checkpoints_of_transformers(void **state) {
     static const struct {
         const char *name;
         bool tied;
-    } models[] = {
-        {"tiny-gqa", true}, {"tiny-odd", true}, {"tiny-pruned", false}, {"tiny-sharded", false}};
+    } models[] = {{"tiny-gqa", true},      {"tiny-odd", true},     {"tiny-pruned", false},
+                  {"tiny-sharded", false}, {"tiny-llama3", true},  {"tiny-linear", true},
+                  {"tiny-yarn", true},     {"tiny-mistral", true}, {"tiny-qwen2", true},
+                  {"tiny-qwen3", true},    {"tiny-phi3", false}};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char *golden = support_source_path("tests/golden");
         char *path = support_path(golden, models[i].name);
@@ -414,11 +437,11 @@ static void refuses_configurations_that_change_the_results(void **state) {
     (void)state;
     static const struct {
         const char *name, *message;
-    } models[] = {{"refuse-activation", "hidden_act"},
-                  {"refuse-architecture", "architectures"},
-                  {"refuse-attention-bias", "attention_bias"},
-                  {"refuse-mlp-bias", "mlp_bias"},
-                  {"refuse-rope-yarn", "yarn"}};
+    } models[] = {
+        {"refuse-activation", "hidden_act"},     {"refuse-architecture", "MixtralForCausalLM"},
+        {"refuse-gemma", "Gemma2ForCausalLM"},   {"refuse-experts", "num_local_experts"},
+        {"refuse-mlp-bias", "mlp_bias"},         {"refuse-rope-dynamic", "\"dynamic\""},
+        {"refuse-rope-longrope", "\"longrope\""}};
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         char *golden = support_source_path("tests/golden");
         char *path = support_path(golden, models[i].name);
@@ -465,7 +488,8 @@ int main(void) {
         TEST(missing_tensors_are_named),
         TEST(wrong_shapes_are_named_with_both_shapes),
         TEST(integer_weights_are_refused),
-        TEST(biases_are_refused_and_other_extras_judged),
+        TEST(biases_not_asked_for_are_refused_and_other_extras_judged),
+        TEST(fused_matrices_may_have_been_taken_apart),
         TEST(bad_config_is_named),
         TEST(absurd_number_of_layers_is_a_missing_tensor),
         TEST(cut_or_broken_weights_are_named),

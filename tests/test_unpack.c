@@ -95,8 +95,8 @@ static int64_t assert_same_values(const char *file, const char *dir, enum safete
 }
 
 static void every_value_comes_back_exactly(void **state) {
-    static const char *const names[] = {"tiny-gqa", "tiny-odd", "tiny-pruned"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const names[] = {"tiny-gqa", "tiny-odd", "tiny-pruned", "tiny-phi3"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         for (int values = 0; values < MDCSR_N_VALUES; values++) {
             char *file = make_pdvm(*state, names[i], values);
             char *dir = support_path(*state, "out");
@@ -140,6 +140,77 @@ static void the_source_comes_back_from_lossless_codings(void **state) {
     free(source);
     free(file);
     free(dir);
+}
+
+static float *logits_of(const char *path, size_t *n) {
+    pdvm_error err = {0};
+    pdvm_model *model;
+    pdvm_session *session;
+    pdvm_model_options o = pdvm_model_options_default();
+    const int32_t tokens[] = {3, 141, 59, 26, 53, 58, 97, 93, 238, 46, 26, 43, 38, 32, 79};
+    o.values = "bf16";
+    o.n_threads = 2;
+    assert_ok(pdvm_model_open(path, &o, &model, &err), &err);
+    assert_ok(pdvm_session_create(model, NULL, &session, &err), &err);
+    assert_ok(pdvm_session_sync(session, tokens, sizeof tokens / sizeof *tokens, &err), &err);
+    const float *logits = pdvm_session_logits(session, n);
+    float *copy = malloc(*n * sizeof *copy);
+    memcpy(copy, logits, *n * sizeof *copy);
+    pdvm_session_free(session);
+    pdvm_model_close(model);
+    return copy;
+}
+
+static struct safetensors *open_weights(const char *dir) {
+    struct safetensors *st;
+    pdvm_error err = {0};
+    char *path = support_path(dir, "model.safetensors");
+    assert_ok(safetensors_open(path, &st, &err), &err);
+    free(path);
+    return st;
+}
+
+/* Biases, norms of heads and fused matrices included: transformers can read what is written. */
+static void checkpoints_of_every_architecture_come_back_tensor_by_tensor(void **state) {
+    static const char *const names[] = {"tiny-llama3", "tiny-linear", "tiny-yarn", "tiny-mistral",
+                                        "tiny-qwen2",  "tiny-qwen3",  "tiny-phi3"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char *goldens = support_source_path("tests/golden"),
+             *source = support_path(goldens, names[i]);
+        char *file = support_path(*state, "a.pdvm"), *dir = support_path(*state, "out");
+        struct convert_options o = convert_options_default();
+        struct convert_result result = {0};
+        pdvm_error err = {0};
+        o.plan.general.values = o.plan.embed = MDCSR_BF16;
+        assert_ok(convert_model(source, file, &o, &result, &err), &err);
+        convert_result_free(&result);
+        struct unpack_options u = {.dtype = SAFETENSORS_BF16, .n_threads = 2, .force = true};
+        unpack(file, dir, &u, NULL);
+        struct safetensors *from = open_weights(source), *to = open_weights(dir);
+        assert_int_equal(safetensors_count(from), safetensors_count(to));
+        for (size_t k = 0; k < safetensors_count(from); k++) {
+            const struct safetensors_tensor *a = safetensors_at(from, k);
+            const struct safetensors_tensor *b = safetensors_find(to, a->name);
+            if (!b) support_fail("%s: no %s", names[i], a->name);
+            assert_int_equal(a->dtype, b->dtype);
+            assert_int_equal(a->n_dims, b->n_dims);
+            for (int d = 0; d < a->n_dims; d++) assert_int_equal(a->dims[d], b->dims[d]);
+            assert_int_equal(a->size, b->size);
+            assert_memory_equal(a->data, b->data, a->size);
+        }
+        safetensors_close(from);
+        safetensors_close(to);
+        size_t n, n_file;
+        float *expected = logits_of(source, &n), *logits = logits_of(file, &n_file);
+        assert_int_equal(n, n_file);
+        assert_memory_equal(logits, expected, n * sizeof *logits);
+        free(logits);
+        free(expected);
+        free(goldens);
+        free(source);
+        free(file);
+        free(dir);
+    }
 }
 
 static void half_types_count_what_they_round(void **state) {
@@ -283,6 +354,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(every_value_comes_back_exactly, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(the_source_comes_back_from_lossless_codings, make_dir,
                                         remove_dir),
+        cmocka_unit_test_setup_teardown(
+            checkpoints_of_every_architecture_come_back_tensor_by_tensor, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(half_types_count_what_they_round, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(the_configuration_tells_the_dtype_that_was_written,
                                         make_dir, remove_dir),

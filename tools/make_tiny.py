@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Writes the tiny random Llama checkpoints that the tests use, as Hugging Face directories.
+"""Writes the tiny random checkpoints that the tests use, as Hugging Face directories.
 
     python3 tools/make_tiny.py --out tests/golden
 
 Seeded and deterministic: running it again gives the same bytes (numpy and safetensors only; the
 weights come from a generator of our own choosing, not from a deep-learning package). Each model
 is there for a shape that a loader or an engine can get wrong; VARIANTS says which. The refuse-*
-directories hold only a config.json, each of a kind that a Llama loader must refuse.
+directories hold only a config.json, each of a kind that must be refused.
 """
 
 import argparse
@@ -115,11 +115,90 @@ VARIANTS = {
     },
 }
 
-REFUSED = {
-    "refuse-attention-bias": {"attention_bias": True},
-    "refuse-rope-yarn": {
-        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+# The same shape for one kind of model each; the differences are in "config" and the flags.
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 300,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+    "tokenizer": "bytelevel",
+}
+
+VARIANTS |= {
+    # The original length is so short that the eight frequencies fall into all three bands: one is
+    # kept, two lie on the ramp, five are divided.
+    "tiny-llama3": {
+        **SMALL,
+        "config": {
+            "rope_scaling": {
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "rope_type": "llama3",
+            }
+        },
     },
+    # rope_scaling by its oldest name; biases of all four projections of the attention.
+    "tiny-linear": {
+        **SMALL,
+        "biases": "qkvo",
+        "config": {"rope_scaling": {"type": "linear", "factor": 2.5}, "attention_bias": True},
+    },
+    # The newer form of the configuration. Dimensions 1 and 2 of 8 lie on the ramp.
+    "tiny-yarn": {
+        **SMALL,
+        "config": {
+            "rope_theta": None,
+            "rope_scaling": None,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    },
+    # A window in all layers, shorter than the texts of the tests.
+    "tiny-mistral": {**SMALL, "architecture": "Mistral", "config": {"sliding_window": 9}},
+    # Biases of q, k and v; a window in the second layer only.
+    "tiny-qwen2": {
+        **SMALL,
+        "architecture": "Qwen2",
+        "biases": "qkv",
+        "config": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    },
+    # Norms of the heads of q and k; heads * head_dim != hidden_size.
+    "tiny-qwen3": {**SMALL, "architecture": "Qwen3", "head_dim": 24, "head_norms": True},
+    # q, k and v in one matrix, gate and up in another; a window; an output head.
+    "tiny-phi3": {
+        **SMALL,
+        "architecture": "Phi3",
+        "intermediate_size": 80,
+        "tie_word_embeddings": False,
+        "fused": True,
+        "config": {"sliding_window": 12, "pad_token_id": 0},
+    },
+}
+
+REFUSED = {
+    "refuse-rope-dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+    "refuse-rope-longrope": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+            "original_max_position_embeddings": 256,
+        }
+    },
+    "refuse-gemma": {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"},
+    "refuse-experts": {"num_local_experts": 8, "num_experts_per_tok": 2},
     "refuse-mlp-bias": {"mlp_bias": True},
     "refuse-activation": {"hidden_act": "gelu"},
     "refuse-architecture": {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"},
@@ -178,8 +257,8 @@ def make_weights(variant, rng):
             w[:, 64:80] = 0
         return w
 
-    def norm():
-        return (1 + 0.3 * rng.standard_normal(hidden)).astype(np.float32)
+    def norm(size=hidden):
+        return (1 + 0.3 * rng.standard_normal(size)).astype(np.float32)
 
     w = {"model.embed_tokens.weight": rng.standard_normal((variant["vocab_size"], hidden))}
     w["model.embed_tokens.weight"] = (w["model.embed_tokens.weight"] * 0.3).astype(np.float32)
@@ -190,6 +269,13 @@ def make_weights(variant, rng):
         w[p + "self_attn.k_proj.weight"] = matrix(kv, hidden)
         w[p + "self_attn.v_proj.weight"] = matrix(kv, hidden)
         w[p + "self_attn.o_proj.weight"] = matrix(hidden, q)
+        for name, size in zip("qkvo", (q, kv, kv, hidden)):
+            if name in variant.get("biases", ""):
+                bias = 0.5 * rng.standard_normal(size)
+                w[f"{p}self_attn.{name}_proj.bias"] = bias.astype(np.float32)
+        if variant.get("head_norms"):
+            w[p + "self_attn.q_norm.weight"] = norm(head_dim)
+            w[p + "self_attn.k_norm.weight"] = norm(head_dim)
         w[p + "post_attention_layernorm.weight"] = norm()
         w[p + "mlp.gate_proj.weight"] = matrix(inner, hidden)
         w[p + "mlp.up_proj.weight"] = matrix(inner, hidden)
@@ -197,7 +283,18 @@ def make_weights(variant, rng):
     w["model.norm.weight"] = norm()
     if not variant["tie_word_embeddings"]:
         w["lm_head.weight"] = matrix(variant["vocab_size"], hidden, prune=False)
-    return w
+    return fuse(w, variant["num_hidden_layers"]) if variant.get("fused") else w
+
+
+def fuse(weights, layers):
+    """As Phi-3 has it: q, k and v below one another, and gate and up."""
+    for i in range(layers):
+        p = f"model.layers.{i}."
+        for whole, parts in (("self_attn.qkv_proj", "qkv"), ("mlp.gate_up_proj", ("gate", "up"))):
+            folder = whole.split(".")[0]
+            rows = [weights.pop(f"{p}{folder}.{part}_proj.weight") for part in parts]
+            weights[f"{p}{whole}.weight"] = np.concatenate(rows)
+    return weights
 
 
 def convert(array, dtype):
@@ -216,9 +313,10 @@ def write_json(path, value):
 
 
 def base_config(variant):
+    architecture = variant.get("architecture", "Llama")
     config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [architecture + "ForCausalLM"],
+        "model_type": architecture.lower(),
         "vocab_size": variant["vocab_size"],
         "hidden_size": variant["hidden_size"],
         "intermediate_size": variant["intermediate_size"],
@@ -238,8 +336,13 @@ def base_config(variant):
         "eos_token_id": 0,
         "torch_dtype": variant["dtype"],
     }
+    if architecture != "Llama":
+        del config["attention_bias"], config["mlp_bias"]
     if variant["head_dim"] is None:
         del config["head_dim"]
+    config |= variant.get("config", {})
+    if "rope_parameters" in config:  # in its place
+        del config["rope_theta"], config["rope_scaling"]
     return config
 
 

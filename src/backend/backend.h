@@ -26,9 +26,9 @@ enum matrix_use {
 /** The phases of a token; docs/architecture.md says what each needs and leaves behind. */
 enum phase_kind {
     PHASE_EMBED,   /**< x = embedding row */
-    PHASE_QKV,     /**< q, k, v = W * rms_norm(x) */
-    PHASE_ATTN,    /**< RoPE on q and k, append k and v to the cache, attention */
-    PHASE_OUT,     /**< x += W * attention output */
+    PHASE_QKV,     /**< q, k, v = W * rms_norm(x) (+ biases) */
+    PHASE_ATTN,    /**< (norms and) RoPE on q and k, append k and v to the cache, attention */
+    PHASE_OUT,     /**< x += W * attention output (+ bias) */
     PHASE_GATE_UP, /**< hidden = silu(Wg * rms_norm(x)) * (Wu * rms_norm(x)) */
     PHASE_DOWN,    /**< x += W * hidden */
     PHASE_HEAD     /**< logits = W * rms_norm(x) */
@@ -39,7 +39,10 @@ struct phase {
     enum phase_kind kind;
     uint32_t layer;
     struct backend_matrix *w[3]; /**< q, k, v | out | gate, up | down | embedding or head */
-    const float *norm;           /**< RMSNorm weights [hidden_size], owned by the plan */
+    const float *norm;           /**< RMSNorm weights [hidden_size], owned by the plan's owner */
+    const float *bias[3];        /**< as w: q, k, v | out; [rows of w] each */
+    const float *head_norm[2]; /**< ATTN: RMSNorm weights [head_dim] of every head of q and of k */
+    uint32_t window; /**< ATTN: a token sees itself and the window - 1 before it; 0: everything */
 };
 
 /** A model as the backend sees it: embed, then five phases per layer, then the head. */
@@ -53,6 +56,7 @@ struct plan {
     uint32_t n_vocab;
     float rms_norm_eps;
     const float *inv_freq; /**< RoPE frequencies [head_dim / 2] */
+    float rope_factor;     /**< multiplies RoPE's cosines and sines: 1, but for YaRN */
     struct phase *phases;  /**< [2 + 5 * n_layers] */
     size_t n_phases;
     uint32_t max_batch; /**< most tokens of one pass */

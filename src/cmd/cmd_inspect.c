@@ -102,6 +102,36 @@ static void print_made(const json_t *made) {
     }
 }
 
+static const char *scaling_name(const struct model_config *c) {
+    switch (c->rope_scaling.kind) {
+    case ROPE_SCALING_NONE: break;
+    case ROPE_SCALING_LINEAR: return "linear";
+    case ROPE_SCALING_LLAMA3: return "llama3";
+    case ROPE_SCALING_YARN: return "yarn";
+    }
+    return NULL;
+}
+
+static uint32_t count_window_layers(const struct model_config *c) {
+    uint32_t n = 0;
+    for (uint32_t l = 0; l < c->n_layers; l++) n += model_config_window(c, l) > 0;
+    return n;
+}
+
+static void print_attention(const struct model_config *c) {
+    const char *scaling = scaling_name(c);
+    printf("attention      %u heads of %u, %u for keys and values; RoPE theta %g", c->n_heads,
+           c->head_dim, c->n_kv_heads, (double)c->rope_theta);
+    if (scaling) printf(", %s scaling by %g", scaling, c->rope_scaling.factor);
+    putchar('\n');
+    const char *pad = "               ";
+    if (c->qkv_bias) printf("%sbiases of q, k%s\n", pad, c->o_bias ? ", v and o" : " and v");
+    if (c->qk_norm) printf("%snorms of the heads of q and k\n", pad);
+    if (c->sliding_window)
+        printf("%ssliding window of %u in %u of the layers\n", pad, c->sliding_window,
+               count_window_layers(c));
+}
+
 static void print_facts(const struct inspection *in) {
     const struct model_config *c = &in->source->config;
     char size[32];
@@ -118,8 +148,7 @@ static void print_facts(const struct inspection *in) {
     }
     printf("\narchitecture   %s, %u layers, hidden size %u, MLP %u\n", c->architecture, c->n_layers,
            c->hidden_size, c->intermediate_size);
-    printf("attention      %u heads of %u, %u for keys and values; RoPE theta %g\n", c->n_heads,
-           c->head_dim, c->n_kv_heads, (double)c->rope_theta);
+    print_attention(c);
     printf("vocabulary     %u tokens%s; context %u\n", c->n_vocab,
            c->tie_word_embeddings ? ", the head shares the embedding" : "",
            c->max_position_embeddings);
@@ -152,15 +181,23 @@ static json_t *config_json(const struct model_config *c) {
     json_t *eos = json_array();
     for (uint32_t i = 0; i < c->n_eos; i++)
         json_array_append_new(eos, json_integer(c->eos_token_ids[i]));
+    json_t *scaling = json_null();
+    if (scaling_name(c))
+        scaling =
+            json_pack("{s:s, s:f}", "type", scaling_name(c), "factor", c->rope_scaling.factor);
     return json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:b, s:i, s:o}", "architecture",
-        c->architecture, "hidden_size", (json_int_t)c->hidden_size, "intermediate_size",
-        (json_int_t)c->intermediate_size, "n_layers", (json_int_t)c->n_layers, "n_heads",
-        (json_int_t)c->n_heads, "n_kv_heads", (json_int_t)c->n_kv_heads, "head_dim",
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:b, s:i, s:o, s:o, s:b, s:b, "
+        "s:b, s:I, s:I}",
+        "architecture", c->architecture, "hidden_size", (json_int_t)c->hidden_size,
+        "intermediate_size", (json_int_t)c->intermediate_size, "n_layers", (json_int_t)c->n_layers,
+        "n_heads", (json_int_t)c->n_heads, "n_kv_heads", (json_int_t)c->n_kv_heads, "head_dim",
         (json_int_t)c->head_dim, "n_vocab", (json_int_t)c->n_vocab, "max_position_embeddings",
         (json_int_t)c->max_position_embeddings, "rms_norm_eps", (double)c->rms_norm_eps,
         "rope_theta", (double)c->rope_theta, "tie_word_embeddings", (int)c->tie_word_embeddings,
-        "bos_token_id", (int)c->bos_token_id, "eos_token_ids", eos);
+        "bos_token_id", (int)c->bos_token_id, "eos_token_ids", eos, "rope_scaling", scaling,
+        "qkv_bias", (int)c->qkv_bias, "o_bias", (int)c->o_bias, "qk_norm", (int)c->qk_norm,
+        "sliding_window", (json_int_t)c->sliding_window, "n_window_layers",
+        (json_int_t)count_window_layers(c));
 }
 
 /* The caller's metadata and the format's, but for the two that are told elsewhere. */

@@ -125,6 +125,36 @@ static pdvm_status write_tensor(struct unpacking *u, const struct tensor_info *t
     return status;
 }
 
+/* Reads a tensor; or, where Hugging Face has it in one matrix with others, all of them. */
+static pdvm_status read_tensor(struct unpacking *u, const struct tensor_info *t,
+                               const struct tensor_info *whole, float **out, pdvm_error *err) {
+    if (whole->rows == t->rows) {
+        PD_TRY(encoding_read_floats(u->source, t, u->threads, out, err));
+        source_release(u->source, t);
+        return PDVM_OK;
+    }
+    float *all;
+    PD_TRY(
+        pd_calloc(&all, (size_t)whole->rows * (size_t)whole->cols, sizeof *all, whole->name, err));
+    struct tensor_info part = *t;
+    for (int64_t row = 0; row < whole->rows; row += part.rows) {
+        float *w;
+        if (row > 0)
+            tensors_describe(&u->source->config, (enum tensor_role)(part.role + 1), t->layer,
+                             &part);
+        pdvm_status status = encoding_read_floats(u->source, &part, u->threads, &w, err);
+        if (status != PDVM_OK) {
+            free(all);
+            return status;
+        }
+        memcpy(all + row * whole->cols, w, (size_t)part.rows * (size_t)part.cols * sizeof *w);
+        free(w);
+        source_release(u->source, &part);
+    }
+    *out = all;
+    return PDVM_OK;
+}
+
 static pdvm_status write_tensors(struct unpacking *u, pdvm_error *err) {
     size_t count = tensors_count(&u->source->config);
     double total = 0;
@@ -136,17 +166,20 @@ static pdvm_status write_tensors(struct unpacking *u, pdvm_error *err) {
     /* What transformers looks for in the metadata. */
     PD_TRY(safetensors_writer_metadata(u->writer, "format", "pt", err));
     for (size_t i = 0; i < count; i++) {
-        struct tensor_info t;
+        struct tensor_info t, whole;
         float *w;
+        int64_t first_row = 0;
         tensors_at(&u->source->config, i, &t);
+        whole = t;
+        tensors_fused(&u->source->config, t.role, t.layer, &whole, &first_row);
+        if (first_row > 0) continue; /* written with the first of its matrix */
         PD_TRY(pd_progress(&u->options->notify, "unpacking", (double)u->result->n_weights / total,
                            err));
-        PD_TRY(encoding_read_floats(u->source, &t, u->threads, &w, err));
-        source_release(u->source, &t);
-        pdvm_status status = write_tensor(u, &t, w, err);
+        PD_TRY(read_tensor(u, &t, &whole, &w, err));
+        pdvm_status status = write_tensor(u, &whole, w, err);
         free(w);
         PD_TRY(status);
-        u->result->n_weights += t.rows * t.cols;
+        u->result->n_weights += whole.rows * whole.cols;
     }
     return pd_progress(&u->options->notify, "unpacking", 1, err);
 }

@@ -26,7 +26,7 @@ struct pdvm_model {
     size_t n_matrices;
     struct mdcsr embedding; /* looked up row by row, so it stays in canonical form */
     struct backend_matrix *lookup;
-    float *norms; /* [2 * n_layers + 1, hidden_size] */
+    float **vectors; /* [tensors_count] norms and biases by tensors_index; NULL for matrices */
     float *inv_freq;
     pthread_mutex_t pass; /* held while the backend runs: it has one set of activations */
     pdvm_model_info info;
@@ -65,7 +65,7 @@ struct safetensors;
 /** pdvm_session_load from an open file. */
 pdvm_status session_load_from(pdvm_session *s, const struct safetensors *st, pdvm_error *err);
 
-/** Builds the plan over the model's matrices and norms: see plan.c for the order of both. */
+/** Builds the plan over the model's matrices and vectors: see plan.c for the order of the former. */
 pdvm_status plan_build(struct pdvm_model *m, pdvm_error *err);
 
 /** Frees what plan_build allocated. */

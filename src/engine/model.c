@@ -24,11 +24,10 @@ static pdvm_status open_tokenizer(pdvm_model *m, pdvm_error *err) {
     return status == PDVM_OK ? status : pd_prefix(err, status, "%s", m->source->path);
 }
 
-static pdvm_status load_norm(pdvm_model *m, const struct tensor_info *t, pdvm_error *err) {
-    size_t i = t->role == TENSOR_FINAL_NORM
-                   ? 2 * (size_t)m->config.n_layers
-                   : 2 * (size_t)t->layer + (t->role == TENSOR_POST_NORM ? 1 : 0);
-    return source_read_rows(m->source, t, 0, 1, m->norms + i * m->config.hidden_size, err);
+static pdvm_status load_vector(pdvm_model *m, size_t i, const struct tensor_info *t,
+                               pdvm_error *err) {
+    PD_TRY(pd_calloc(&m->vectors[i], (size_t)t->cols, sizeof *m->vectors[i], t->name, err));
+    return source_read_rows(m->source, t, 0, 1, m->vectors[i], err);
 }
 
 /* Adds a matrix's weights to the model's totals. */
@@ -62,8 +61,7 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
     size_t n_tensors = tensors_count(c);
     PD_TRY(
         pd_calloc(&m->matrices, 7 * (size_t)c->n_layers + 1, sizeof *m->matrices, "weights", err));
-    PD_TRY(pd_calloc(&m->norms, (2 * (size_t)c->n_layers + 1) * c->hidden_size, sizeof *m->norms,
-                     "norms", err));
+    PD_TRY(pd_calloc(&m->vectors, n_tensors, sizeof *m->vectors, "weights", err));
     struct tensor_info t;
     double total = 0, done = 0;
     for (size_t i = 0; i < n_tensors; i++) {
@@ -75,7 +73,7 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
         tensors_at(c, i, &t);
         done += (double)t.rows * (double)t.cols;
         if (!t.is_matrix) {
-            PD_TRY(load_norm(m, &t, err));
+            PD_TRY(load_vector(m, i, &t, err));
         } else if (t.role == TENSOR_EMBED) {
             PD_TRY(load_embedding(m, &t, err));
         } else {
@@ -164,7 +162,8 @@ void pdvm_model_close(pdvm_model *m) {
     }
     plan_free(&m->plan);
     free(m->matrices);
-    free(m->norms);
+    for (size_t i = 0; m->vectors && i < tensors_count(&m->config); i++) free(m->vectors[i]);
+    free(m->vectors);
     free(m->inv_freq);
     mdcsr_free(&m->embedding);
     pd_threads_free(m->threads);

@@ -1,8 +1,8 @@
 /* Building the plan: embed, five phases per layer, head. */
 #include "base/alloc.h"
 #include "engine/engine.h"
+#include "model/rope.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 /* Matrices are kept in the order q, k, v, o, gate, up, down per layer, then the head. */
@@ -10,12 +10,17 @@ static struct backend_matrix *layer_matrix(const struct pdvm_model *m, uint32_t 
     return m->matrices[7 * (size_t)layer + (size_t)i];
 }
 
+/* A norm or a bias; NULL if models of this kind have none. */
+static const float *vector(const struct pdvm_model *m, enum tensor_role role, uint32_t layer) {
+    if (!tensors_has(&m->config, role)) return NULL;
+    return m->vectors[tensors_index(&m->config, role, layer)];
+}
+
 pdvm_status plan_build(struct pdvm_model *m, pdvm_error *err) {
     const struct model_config *c = &m->config;
     struct plan *plan = &m->plan;
     PD_TRY(pd_calloc(&m->inv_freq, c->head_dim / 2, sizeof *m->inv_freq, "RoPE", err));
-    for (uint32_t i = 0; i < c->head_dim / 2; i++)
-        m->inv_freq[i] = 1.0f / powf(c->rope_theta, (float)(2 * i) / (float)c->head_dim);
+    rope_frequencies(c, m->inv_freq);
     *plan = (struct plan){
         .hidden_size = c->hidden_size,
         .intermediate_size = c->intermediate_size,
@@ -26,6 +31,7 @@ pdvm_status plan_build(struct pdvm_model *m, pdvm_error *err) {
         .n_vocab = c->n_vocab,
         .rms_norm_eps = c->rms_norm_eps,
         .inv_freq = m->inv_freq,
+        .rope_factor = rope_attention_factor(c),
         .n_phases = plan_phase(c->n_layers) + 1,
         .max_batch = ENGINE_MAX_BATCH,
     };
@@ -33,22 +39,30 @@ pdvm_status plan_build(struct pdvm_model *m, pdvm_error *err) {
     struct phase *p = plan->phases;
     *p++ = (struct phase){.kind = PHASE_EMBED, .w = {m->lookup}};
     for (uint32_t l = 0; l < c->n_layers; l++) {
-        const float *norm = m->norms + 2 * (size_t)l * c->hidden_size;
         *p++ = (struct phase){
             .kind = PHASE_QKV,
             .layer = l,
-            .norm = norm,
-            .w = {layer_matrix(m, l, 0), layer_matrix(m, l, 1), layer_matrix(m, l, 2)}};
-        *p++ = (struct phase){.kind = PHASE_ATTN, .layer = l};
-        *p++ = (struct phase){.kind = PHASE_OUT, .layer = l, .w = {layer_matrix(m, l, 3)}};
+            .norm = vector(m, TENSOR_INPUT_NORM, l),
+            .w = {layer_matrix(m, l, 0), layer_matrix(m, l, 1), layer_matrix(m, l, 2)},
+            .bias = {vector(m, TENSOR_Q_BIAS, l), vector(m, TENSOR_K_BIAS, l),
+                     vector(m, TENSOR_V_BIAS, l)}};
+        *p++ =
+            (struct phase){.kind = PHASE_ATTN,
+                           .layer = l,
+                           .head_norm = {vector(m, TENSOR_Q_NORM, l), vector(m, TENSOR_K_NORM, l)},
+                           .window = model_config_window(c, l)};
+        *p++ = (struct phase){.kind = PHASE_OUT,
+                              .layer = l,
+                              .w = {layer_matrix(m, l, 3)},
+                              .bias = {vector(m, TENSOR_O_BIAS, l)}};
         *p++ = (struct phase){.kind = PHASE_GATE_UP,
                               .layer = l,
-                              .norm = norm + c->hidden_size,
+                              .norm = vector(m, TENSOR_POST_NORM, l),
                               .w = {layer_matrix(m, l, 4), layer_matrix(m, l, 5)}};
         *p++ = (struct phase){.kind = PHASE_DOWN, .layer = l, .w = {layer_matrix(m, l, 6)}};
     }
     *p = (struct phase){.kind = PHASE_HEAD,
-                        .norm = m->norms + 2 * (size_t)c->n_layers * c->hidden_size,
+                        .norm = vector(m, TENSOR_FINAL_NORM, 0),
                         .w = {m->matrices[m->n_matrices - 1]}};
     return m->backend->ops->prepare(m->backend, plan, err);
 }

@@ -1,7 +1,9 @@
 #include "model/config.h"
 
 #include "io/json.h"
+#include "model/rope.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
@@ -16,8 +18,86 @@ static pdvm_status unsupported(const char *path, const char *field, const char *
                    value, only);
 }
 
-static pdvm_status check_architecture(const char *path, const json_t *root,
-                                      struct model_config *out, pdvm_error *err) {
+/* What transformers' configuration classes say about fields that config.json leaves out. */
+struct architecture {
+    const char *type; /* model_type, and our name for it */
+    const char *class_name;
+    int64_t max_position_embeddings;
+    int64_t n_kv_heads; /* 0: as many as heads */
+    int64_t head_dim;   /* 0: hidden_size / num_attention_heads */
+    double rms_norm_eps;
+    int64_t sliding_window; /* 0: none */
+    int64_t bos, eos;       /* -1: none */
+    bool qkv_bias;          /* whatever config.json says */
+    bool attention_bias;    /* has the field, for q, k, v and o */
+    bool qk_norm;
+    bool window_fields; /* use_sliding_window, max_window_layers and layer_types decide */
+    bool windowed;      /* otherwise: sliding_window holds for all layers */
+};
+
+static const struct architecture architectures[] = {
+    {.type = "llama",
+     .class_name = "LlamaForCausalLM",
+     .max_position_embeddings = 2048,
+     .rms_norm_eps = 1e-6,
+     .bos = 1,
+     .eos = 2,
+     .attention_bias = true},
+    {.type = "mistral",
+     .class_name = "MistralForCausalLM",
+     .max_position_embeddings = 131072,
+     .n_kv_heads = 8,
+     .rms_norm_eps = 1e-6,
+     .sliding_window = 4096,
+     .bos = 1,
+     .eos = 2,
+     .windowed = true},
+    {.type = "qwen2",
+     .class_name = "Qwen2ForCausalLM",
+     .max_position_embeddings = 32768,
+     .n_kv_heads = 32,
+     .rms_norm_eps = 1e-6,
+     .sliding_window = 4096,
+     .bos = -1,
+     .eos = -1,
+     .qkv_bias = true,
+     .window_fields = true},
+    {.type = "qwen3",
+     .class_name = "Qwen3ForCausalLM",
+     .max_position_embeddings = 32768,
+     .n_kv_heads = 32,
+     .head_dim = 128,
+     .rms_norm_eps = 1e-6,
+     .sliding_window = 4096,
+     .bos = -1,
+     .eos = -1,
+     .attention_bias = true,
+     .qk_norm = true,
+     .window_fields = true},
+    {.type = "phi3",
+     .class_name = "Phi3ForCausalLM",
+     .max_position_embeddings = 4096,
+     .rms_norm_eps = 1e-5,
+     .bos = 1,
+     .eos = 32000,
+     .windowed = true},
+};
+#define N_ARCHITECTURES (sizeof architectures / sizeof *architectures)
+#define CLASSES                                                                                    \
+    "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Phi3ForCausalLM"
+#define TYPES "llama, mistral, qwen2, qwen3, phi3"
+
+static const struct architecture *find_architecture(const char *class_name, const char *type) {
+    for (size_t i = 0; i < N_ARCHITECTURES; i++) {
+        const struct architecture *a = &architectures[i];
+        if (strcmp(class_name ? class_name : type, class_name ? a->class_name : a->type) == 0)
+            return a;
+    }
+    return NULL;
+}
+
+static pdvm_status read_architecture(const char *path, const json_t *root,
+                                     const struct architecture **out, pdvm_error *err) {
     json_t *list = NULL;
     const char *type = NULL;
     PD_TRY(pd_json_array(path, root, "architectures", false, &list, err));
@@ -25,29 +105,44 @@ static pdvm_status check_architecture(const char *path, const json_t *root,
     if (!list && !type)
         return pd_fail(err, PDVM_ERR_FORMAT,
                        "%s: fields \"architectures\" and \"model_type\" are both missing", path);
+    if (list && json_array_size(list) == 0)
+        return pd_fail(err, PDVM_ERR_FORMAT, "%s: field \"architectures\" is empty", path);
+    *out = NULL;
     for (size_t i = 0; i < json_array_size(list); i++) {
         const char *name = json_string_value(json_array_get(list, i));
         if (!name)
             return pd_fail(err, PDVM_ERR_FORMAT, "%s: field \"architectures\" must hold strings",
                            path);
-        if (strcmp(name, "LlamaForCausalLM") != 0)
-            return unsupported(path, "architectures", name, "LlamaForCausalLM", err);
+        const struct architecture *found = find_architecture(name, NULL);
+        if (!found) return unsupported(path, "architectures", name, CLASSES, err);
+        if (*out && found != *out)
+            return unsupported(path, "architectures", name, (*out)->class_name, err);
+        *out = found;
     }
-    if (list && json_array_size(list) == 0)
-        return pd_fail(err, PDVM_ERR_FORMAT, "%s: field \"architectures\" is empty", path);
-    if (type && strcmp(type, "llama") != 0)
-        return unsupported(path, "model_type", type, "llama", err);
-    strcpy(out->architecture, "llama");
+    if (!type) return PDVM_OK;
+    const struct architecture *found = find_architecture(NULL, type);
+    if (!found) return unsupported(path, "model_type", type, TYPES, err);
+    if (*out && found != *out)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED,
+                       "%s: field \"model_type\" is %s, but \"architectures\" is %s", path, type,
+                       (*out)->class_name);
+    *out = found;
     return PDVM_OK;
 }
 
 /* Fields that change the results in ways that the engine does not know. */
 static pdvm_status check_extras(const char *path, const json_t *root, pdvm_error *err) {
-    static const char *const biases[] = {"attention_bias", "mlp_bias"};
-    for (size_t i = 0; i < sizeof biases / sizeof *biases; i++) {
-        bool on = false;
-        PD_TRY(pd_json_bool(path, root, biases[i], false, &on, err));
-        if (on) return unsupported(path, biases[i], "true", "false", err);
+    bool on = false;
+    PD_TRY(pd_json_bool(path, root, "mlp_bias", false, &on, err));
+    if (on) return unsupported(path, "mlp_bias", "true", "false", err);
+    static const char *const experts[] = {"num_experts", "num_local_experts", "n_routed_experts"};
+    for (size_t i = 0; i < sizeof experts / sizeof *experts; i++) {
+        int64_t n = 0;
+        PD_TRY(pd_json_int(path, root, experts[i], false, 0, INT32_MAX, &n, err));
+        if (n > 0)
+            return pd_fail(err, PDVM_ERR_UNSUPPORTED,
+                           "%s: field \"%s\" is %" PRId64 ": mixtures of experts are not supported",
+                           path, experts[i], n);
     }
     const char *activation = "silu";
     PD_TRY(pd_json_string(path, root, "hidden_act", false, &activation, err));
@@ -73,6 +168,91 @@ static pdvm_status check_extras(const char *path, const json_t *root, pdvm_error
     return PDVM_OK;
 }
 
+static pdvm_status read_biases(const char *path, const json_t *root, const struct architecture *a,
+                               struct model_config *out, pdvm_error *err) {
+    bool on = false;
+    PD_TRY(pd_json_bool(path, root, "attention_bias", false, &on, err));
+    /* Qwen2 has its biases whatever the field says; transformers does not read it there. */
+    if (on && !a->attention_bias && !a->qkv_bias)
+        return unsupported(path, "attention_bias", "true", "false", err);
+    out->qkv_bias = a->qkv_bias || (on && a->attention_bias);
+    out->o_bias = on && a->attention_bias;
+    out->qk_norm = a->qk_norm;
+    return PDVM_OK;
+}
+
+/* ---- sliding windows ------------------------------------------------------------------- */
+
+static pdvm_status set_window(const char *path, struct model_config *out, uint32_t layer, bool on,
+                              pdvm_error *err) {
+    if (!on) return PDVM_OK;
+    if (layer >= MODEL_MAX_WINDOW_LAYERS)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED,
+                       "%s: field \"sliding_window\": layer %u has a window, but only the first %d "
+                       "can have one",
+                       path, layer, MODEL_MAX_WINDOW_LAYERS);
+    out->window_layers[layer / 64] |= (uint64_t)1 << layer % 64;
+    return PDVM_OK;
+}
+
+/* One name per layer. Where nothing in transformers reads it, it must not say anything else. */
+static pdvm_status read_layer_types(const char *path, const json_t *list,
+                                    const struct architecture *a, int64_t first,
+                                    struct model_config *out, pdvm_error *err) {
+    if (list && json_array_size(list) != out->n_layers)
+        return pd_fail(err, PDVM_ERR_FORMAT,
+                       "%s: field \"layer_types\" has %zu elements for %u layers", path,
+                       json_array_size(list), out->n_layers);
+    for (uint32_t l = 0; l < out->n_layers; l++) {
+        bool window = out->sliding_window > 0 && l >= first;
+        const char *type = json_string_value(json_array_get(list, l));
+        if (list && !type)
+            return pd_fail(err, PDVM_ERR_FORMAT, "%s: field \"layer_types\" must hold strings",
+                           path);
+        if (type && strcmp(type, "full_attention") != 0 && strcmp(type, "sliding_attention") != 0)
+            return unsupported(path, "layer_types", type, "full_attention, sliding_attention", err);
+        if (type) {
+            bool sliding = strcmp(type, "sliding_attention") == 0;
+            if (a->window_fields && sliding && out->sliding_window == 0)
+                return pd_fail(err, PDVM_ERR_FORMAT,
+                               "%s: field \"layer_types\": layer %u is %s, but there is no "
+                               "\"sliding_window\"",
+                               path, l, type);
+            if (!a->window_fields && sliding != window)
+                return pd_fail(err, PDVM_ERR_UNSUPPORTED,
+                               "%s: field \"layer_types\": layer %u is %s, which is not supported "
+                               "for %s",
+                               path, l, type, a->type);
+            window = sliding;
+        }
+        PD_TRY(set_window(path, out, l, window, err));
+    }
+    return PDVM_OK;
+}
+
+static pdvm_status read_windows(const char *path, const json_t *root, const struct architecture *a,
+                                struct model_config *out, pdvm_error *err) {
+    bool use = a->windowed;
+    int64_t window = json_object_get(root, "sliding_window") ? 0 : a->sliding_window;
+    int64_t first = a->window_fields ? 28 : 0;
+    json_t *types = NULL;
+    PD_TRY(pd_json_int(path, root, "sliding_window", false, 1, INT32_MAX, &window, err));
+    PD_TRY(pd_json_array(path, root, "layer_types", false, &types, err));
+    if (a->window_fields) {
+        PD_TRY(pd_json_bool(path, root, "use_sliding_window", false, &use, err));
+        PD_TRY(pd_json_int(path, root, "max_window_layers", false, 0, INT32_MAX, &first, err));
+    }
+    out->sliding_window = use ? (uint32_t)window : 0;
+    PD_TRY(read_layer_types(path, types, a, first, out, err));
+    /* One form of "none". */
+    bool any = false;
+    for (size_t i = 0; i < MODEL_MAX_WINDOW_LAYERS / 64; i++) any |= out->window_layers[i] != 0;
+    if (!any) out->sliding_window = 0;
+    return PDVM_OK;
+}
+
+/* ---- numbers --------------------------------------------------------------------------- */
+
 /* A positive number that is one in float too. */
 static pdvm_status read_float(const char *path, const json_t *object, const char *field,
                               double *value, pdvm_error *err) {
@@ -84,58 +264,6 @@ static pdvm_status read_float(const char *path, const json_t *object, const char
     return PDVM_OK;
 }
 
-/*
- * rope_scaling (older) and rope_parameters (newer transformers) name the kind of RoPE by rope_type
- * or, before that, type.
- */
-static pdvm_status check_rope_kind(const char *path, const char *field, json_t *rope,
-                                   pdvm_error *err) {
-    static const char *const names[] = {"rope_type", "type"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const char *kind = "default";
-        pdvm_status status = pd_json_string(path, rope, names[i], false, &kind, err);
-        if (status != PDVM_OK) return pd_prefix(err, status, "%s", field);
-        if (strcmp(kind, "default") != 0)
-            return pd_fail(err, PDVM_ERR_UNSUPPORTED,
-                           "%s: field \"%s\": RoPE scaling of type \"%.100s\" is not supported",
-                           path, field, kind);
-    }
-    const char *key;
-    json_t *value;
-    json_object_foreach(rope, key, value) {
-        if (json_is_object(value))
-            return pd_fail(err, PDVM_ERR_UNSUPPORTED,
-                           "%s: field \"%s\": RoPE of its own for \"%.100s\" is not supported",
-                           path, field, key);
-    }
-    double rotary = 1;
-    PD_TRY(pd_json_number(path, rope, "partial_rotary_factor", false, &rotary, err));
-    if (rotary != 1) return unsupported(path, "partial_rotary_factor", "not 1", "1", err);
-    return PDVM_OK;
-}
-
-static pdvm_status read_rope(const char *path, const json_t *root, struct model_config *out,
-                             pdvm_error *err) {
-    json_t *scaling = NULL, *parameters = NULL;
-    double theta = 10000;
-    PD_TRY(pd_json_object(path, root, "rope_scaling", false, &scaling, err));
-    if (scaling) PD_TRY(check_rope_kind(path, "rope_scaling", scaling, err));
-    PD_TRY(read_float(path, root, "rope_theta", &theta, err));
-    PD_TRY(pd_json_object(path, root, "rope_parameters", false, &parameters, err));
-    if (parameters) {
-        double outer = theta;
-        PD_TRY(check_rope_kind(path, "rope_parameters", parameters, err));
-        pdvm_status status = read_float(path, parameters, "rope_theta", &theta, err);
-        if (status != PDVM_OK) return pd_prefix(err, status, "rope_parameters");
-        if (theta != outer && pd_json_member(root, "rope_theta"))
-            return pd_fail(err, PDVM_ERR_FORMAT,
-                           "%s: field \"rope_theta\" is %g, but %g in \"rope_parameters\"", path,
-                           outer, theta);
-    }
-    out->rope_theta = (float)theta;
-    return PDVM_OK;
-}
-
 static pdvm_status read_size(const char *path, const json_t *root, const char *field, bool required,
                              int64_t max, uint32_t *out, pdvm_error *err) {
     int64_t value = *out;
@@ -144,30 +272,33 @@ static pdvm_status read_size(const char *path, const json_t *root, const char *f
     return PDVM_OK;
 }
 
-static pdvm_status read_sizes(const char *path, const json_t *root, struct model_config *out,
-                              pdvm_error *err) {
+static pdvm_status read_sizes(const char *path, const json_t *root, const struct architecture *a,
+                              struct model_config *out, pdvm_error *err) {
     PD_TRY(read_size(path, root, "hidden_size", true, MAX_WIDTH, &out->hidden_size, err));
     PD_TRY(
         read_size(path, root, "intermediate_size", true, MAX_WIDTH, &out->intermediate_size, err));
     PD_TRY(read_size(path, root, "num_hidden_layers", true, MAX_LAYERS, &out->n_layers, err));
     PD_TRY(read_size(path, root, "num_attention_heads", true, MAX_WIDTH, &out->n_heads, err));
     PD_TRY(read_size(path, root, "vocab_size", true, MAX_WIDTH, &out->n_vocab, err));
-    out->max_position_embeddings = 2048;
+    out->max_position_embeddings = (uint32_t)a->max_position_embeddings;
     PD_TRY(read_size(path, root, "max_position_embeddings", false, MAX_WIDTH,
                      &out->max_position_embeddings, err));
+    /* null is as many as heads, whatever the default for an absent field. */
     out->n_kv_heads = out->n_heads;
+    if (a->n_kv_heads && !json_object_get(root, "num_key_value_heads"))
+        out->n_kv_heads = (uint32_t)a->n_kv_heads;
     PD_TRY(read_size(path, root, "num_key_value_heads", false, MAX_WIDTH, &out->n_kv_heads, err));
     if (out->n_heads % out->n_kv_heads != 0)
         return pd_fail(err, PDVM_ERR_FORMAT,
                        "%s: field \"num_key_value_heads\" is %u, which does not divide "
                        "\"num_attention_heads\", %u",
                        path, out->n_kv_heads, out->n_heads);
-    if (!pd_json_member(root, "head_dim") && out->hidden_size % out->n_heads != 0)
+    if (!pd_json_member(root, "head_dim") && !a->head_dim && out->hidden_size % out->n_heads != 0)
         return pd_fail(err, PDVM_ERR_FORMAT,
                        "%s: field \"num_attention_heads\" is %u, which does not divide "
                        "\"hidden_size\", %u, and there is no \"head_dim\"",
                        path, out->n_heads, out->hidden_size);
-    out->head_dim = out->hidden_size / out->n_heads;
+    out->head_dim = a->head_dim ? (uint32_t)a->head_dim : out->hidden_size / out->n_heads;
     PD_TRY(read_size(path, root, "head_dim", false, MAX_WIDTH, &out->head_dim, err));
     if (out->head_dim % 2 != 0)
         return pd_fail(err, PDVM_ERR_FORMAT, "%s: field \"head_dim\" is %u; RoPE needs it even",
@@ -224,19 +355,23 @@ static pdvm_status read_eos(const char *path, const json_t *root, struct model_c
 
 static pdvm_status read_config(const char *path, const json_t *root, struct model_config *out,
                                pdvm_error *err) {
-    PD_TRY(check_architecture(path, root, out, err));
+    const struct architecture *a = NULL;
+    PD_TRY(read_architecture(path, root, &a, err));
+    strcpy(out->architecture, a->type);
     PD_TRY(check_extras(path, root, err));
-    PD_TRY(read_sizes(path, root, out, err));
-    PD_TRY(read_rope(path, root, out, err));
-    double eps = 1e-6;
+    PD_TRY(read_sizes(path, root, a, out, err));
+    PD_TRY(read_biases(path, root, a, out, err));
+    PD_TRY(read_windows(path, root, a, out, err));
+    PD_TRY(rope_parse(path, root, out, err));
+    double eps = a->rms_norm_eps;
     PD_TRY(read_float(path, root, "rms_norm_eps", &eps, err));
     out->rms_norm_eps = (float)eps;
     PD_TRY(pd_json_bool(path, root, "tie_word_embeddings", false, &out->tie_word_embeddings, err));
-    /* Absent ids are transformers' defaults, 1 and 2, where the vocabulary has them. */
-    PD_TRY(read_bos(path, root, out->n_vocab > 1 ? 1 : -1, out, err));
-    if (!json_object_get(root, "eos_token_id") && out->n_vocab > 2)
-        return add_eos(path, 2, out, err);
-    return read_eos(path, root, out, err);
+    /* Absent ids are transformers' defaults where the vocabulary has them. */
+    PD_TRY(read_bos(path, root, a->bos < (int64_t)out->n_vocab ? a->bos : -1, out, err));
+    if (json_object_get(root, "eos_token_id")) return read_eos(path, root, out, err);
+    return a->eos >= 0 && a->eos < (int64_t)out->n_vocab ? add_eos(path, a->eos, out, err)
+                                                         : PDVM_OK;
 }
 
 pdvm_status model_config_parse(const char *path, const char *json, size_t size,

@@ -32,6 +32,7 @@ static const struct {
 struct found_tensor {
     const struct safetensors *shard;
     const struct safetensors_tensor *tensor;
+    int64_t first_row; /* of a matrix that is part of a fused one */
 };
 
 struct source_hf {
@@ -70,24 +71,34 @@ static pdvm_status hf_read_rows(struct model_source *s, const struct tensor_info
                        " asked for, but it has %" PRId64,
                        s->path, t->name, begin, n, t->rows);
     const struct found_tensor *found = &hf->tensors[tensors_index(&s->config, t->role, t->layer)];
-    return safetensors_to_float(found->shard, found->tensor, begin * t->cols, n * t->cols, out,
-                                err);
+    return safetensors_to_float(found->shard, found->tensor, (found->first_row + begin) * t->cols,
+                                n * t->cols, out, err);
+}
+
+/* The bytes of a tensor, or of its rows in a fused one. */
+static const uint8_t *bytes_of(const struct model_source *s, const struct tensor_info *t,
+                               size_t *size) {
+    const struct source_hf *hf = (const struct source_hf *)s;
+    const struct found_tensor *found = &hf->tensors[tensors_index(&s->config, t->role, t->layer)];
+    size_t row = (size_t)t->cols * safetensors_dtype_size(found->tensor->dtype);
+    *size = (size_t)t->rows * row;
+    return found->tensor->data + (size_t)found->first_row * row;
 }
 
 static void hf_stored(struct model_source *s, const struct tensor_info *t, const char **coding,
                       uint64_t *bytes) {
     const struct source_hf *hf = (const struct source_hf *)s;
-    const struct safetensors_tensor *found =
-        hf->tensors[tensors_index(&s->config, t->role, t->layer)].tensor;
-    *coding = safetensors_dtype_name(found->dtype);
-    *bytes = found->size;
+    size_t size;
+    bytes_of(s, t, &size);
+    *coding = safetensors_dtype_name(
+        hf->tensors[tensors_index(&s->config, t->role, t->layer)].tensor->dtype);
+    *bytes = size;
 }
 
 static void hf_release(struct model_source *s, const struct tensor_info *t) {
-    const struct source_hf *hf = (const struct source_hf *)s;
-    const struct safetensors_tensor *found =
-        hf->tensors[tensors_index(&s->config, t->role, t->layer)].tensor;
-    pd_map_release(found->data, found->size);
+    size_t size;
+    const uint8_t *data = bytes_of(s, t, &size);
+    pd_map_release(data, size);
 }
 
 static void hf_close(struct model_source *s) {
@@ -301,8 +312,28 @@ static pdvm_status check_shape(const struct found_tensor *found, const struct te
                    safetensors_path(found->shard), info->name, shape, expected);
 }
 
-static pdvm_status find_tensor(const struct source_hf *hf, const struct tensor_info *info,
+static bool has_tensor(const struct source_hf *hf, const char *name) {
+    for (size_t i = 0; i < hf->n_shards; i++)
+        if (safetensors_find(hf->shards[i], name)) return true;
+    return false;
+}
+
+static pdvm_status find_tensor(const struct source_hf *hf, const struct tensor_info *part,
                                struct found_tensor *out, pdvm_error *err) {
+    struct tensor_info whole, *info = &whole;
+    int64_t first_row = 0;
+    bool fused = tensors_fused(&hf->base.config, part->role, part->layer, &whole, &first_row);
+    /* A checkpoint that has been taken apart has the parts; which to believe if it has both? */
+    if (fused && has_tensor(hf, part->name)) {
+        if (has_tensor(hf, whole.name))
+            return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%s\" is in \"%s\" too",
+                           hf->base.path, part->name, whole.name);
+        fused = false;
+    }
+    if (!fused) {
+        whole = *part;
+        first_row = 0;
+    }
     for (size_t i = 0; i < hf->n_shards; i++) {
         const struct safetensors_tensor *t = safetensors_find(hf->shards[i], info->name);
         if (!t) continue;
@@ -310,7 +341,7 @@ static pdvm_status find_tensor(const struct source_hf *hf, const struct tensor_i
             return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%s\" is in %s too",
                            safetensors_path(hf->shards[i]), info->name,
                            safetensors_path(out->shard));
-        *out = (struct found_tensor){hf->shards[i], t};
+        *out = (struct found_tensor){hf->shards[i], t, first_row};
     }
     if (!out->tensor)
         return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%s\" is missing%s", hf->base.path,
@@ -332,7 +363,7 @@ static pdvm_status find_tensors(struct source_hf *hf, pdvm_error *err) {
     size_t n = tensors_count(config);
     struct tensor_info info;
     /* The last layer first: an absurd number of layers must not cost an absurd table. */
-    struct found_tensor last = {NULL, NULL};
+    struct found_tensor last = {NULL, NULL, 0};
     tensors_describe(config, TENSOR_DOWN, config->n_layers - 1, &info);
     PD_TRY(find_tensor(hf, &info, &last, err));
     PD_TRY(pd_calloc(&hf->tensors, n, sizeof *hf->tensors, "the table of tensors", err));
@@ -361,19 +392,30 @@ static bool layer_of(const char *name, uint32_t *layer) {
 static pdvm_status check_unused(const struct source_hf *hf, const struct safetensors *st,
                                 const char *name, pdvm_error *err) {
     if (ends_with(name, ".rotary_emb.inv_freq")) return PDVM_OK;
-    if (ends_with(name, ".bias"))
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: tensor \"%.200s\": biases are not supported",
-                       safetensors_path(st), name);
-    uint32_t layer;
-    if (!layer_of(name, &layer) || layer >= hf->base.config.n_layers) return PDVM_OK;
-    for (int role = TENSOR_INPUT_NORM; role <= TENSOR_DOWN; role++) {
-        struct tensor_info info;
-        tensors_describe(&hf->base.config, (enum tensor_role)role, layer, &info);
+    const struct model_config *config = &hf->base.config;
+    struct tensor_info info;
+    int64_t row;
+    uint32_t layer = 0;
+    bool in_layer = layer_of(name, &layer) && layer < config->n_layers;
+    for (int role = TENSOR_INPUT_NORM; in_layer && role <= TENSOR_DOWN; role++) {
+        if (!tensors_has(config, (enum tensor_role)role)) continue;
+        tensors_describe(config, (enum tensor_role)role, layer, &info);
         if (strcmp(name, info.name) == 0) return PDVM_OK;
+        if (tensors_fused(config, (enum tensor_role)role, layer, &info, &row) &&
+            strcmp(name, info.name) == 0)
+            return PDVM_OK;
     }
-    return pd_fail(err, PDVM_ERR_UNSUPPORTED,
-                   "%s: tensor \"%.200s\" is part of a layer, but not of a plain Llama layer",
-                   safetensors_path(st), name);
+    if (ends_with(name, ".bias"))
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED,
+                       "%s: tensor \"%.200s\": a bias that " SOURCE_CONFIG
+                       " does not ask for is not supported",
+                       safetensors_path(st), name);
+    if (!in_layer) return PDVM_OK;
+    return pd_fail(
+        err, PDVM_ERR_UNSUPPORTED,
+        "%s: tensor \"%.200s\" is part of a layer, but not of a %s layer as " SOURCE_CONFIG
+        " describes it",
+        safetensors_path(st), name, config->architecture);
 }
 
 /*

@@ -157,7 +157,7 @@ static bool is_expected(const struct model_config *config, const char *name, boo
         layer = (uint32_t)n;
     }
     for (int role = 0; role < TENSOR_N_ROLES; role++) {
-        if (role == TENSOR_HEAD && config->tie_word_embeddings) continue;
+        if (!tensors_has(config, (enum tensor_role)role)) continue;
         tensors_describe(config, (enum tensor_role)role, layer, &t);
         if (t.is_matrix == is_matrix && strcmp(name, t.name) == 0) return true;
     }

@@ -1,8 +1,7 @@
 #include "model/tensors.h"
 
 #include <stdio.h>
-
-#define LAYER_ROLES ((size_t)(TENSOR_DOWN - TENSOR_INPUT_NORM + 1))
+#include <string.h>
 
 static const struct {
     const char *short_name;
@@ -13,7 +12,13 @@ static const struct {
     [TENSOR_Q] = {"q", "self_attn.q_proj.weight"},
     [TENSOR_K] = {"k", "self_attn.k_proj.weight"},
     [TENSOR_V] = {"v", "self_attn.v_proj.weight"},
+    [TENSOR_Q_BIAS] = {"q_bias", "self_attn.q_proj.bias"},
+    [TENSOR_K_BIAS] = {"k_bias", "self_attn.k_proj.bias"},
+    [TENSOR_V_BIAS] = {"v_bias", "self_attn.v_proj.bias"},
+    [TENSOR_Q_NORM] = {"q_norm", "self_attn.q_norm.weight"},
+    [TENSOR_K_NORM] = {"k_norm", "self_attn.k_norm.weight"},
     [TENSOR_O] = {"o", "self_attn.o_proj.weight"},
+    [TENSOR_O_BIAS] = {"o_bias", "self_attn.o_proj.bias"},
     [TENSOR_POST_NORM] = {"post_norm", "post_attention_layernorm.weight"},
     [TENSOR_GATE] = {"gate", "mlp.gate_proj.weight"},
     [TENSOR_UP] = {"up", "mlp.up_proj.weight"},
@@ -26,31 +31,59 @@ static bool in_layer(enum tensor_role role) {
     return role >= TENSOR_INPUT_NORM && role <= TENSOR_DOWN;
 }
 
+bool tensors_has(const struct model_config *config, enum tensor_role role) {
+    switch (role) {
+    case TENSOR_Q_BIAS:
+    case TENSOR_K_BIAS:
+    case TENSOR_V_BIAS: return config->qkv_bias;
+    case TENSOR_O_BIAS: return config->o_bias;
+    case TENSOR_Q_NORM:
+    case TENSOR_K_NORM: return config->qk_norm;
+    case TENSOR_HEAD: return !config->tie_word_embeddings;
+    default: return (unsigned)role < TENSOR_N_ROLES;
+    }
+}
+
+/* Tensors of a layer before `role`; with the one after TENSOR_DOWN, all of them. */
+static size_t layer_roles_before(const struct model_config *config, int role) {
+    size_t n = 0;
+    for (int r = TENSOR_INPUT_NORM; r < role; r++) n += tensors_has(config, (enum tensor_role)r);
+    return n;
+}
+
+static size_t layer_roles(const struct model_config *config) {
+    return layer_roles_before(config, TENSOR_DOWN + 1);
+}
+
 size_t tensors_count(const struct model_config *config) {
-    return 2 + LAYER_ROLES * config->n_layers + (config->tie_word_embeddings ? 0 : 1);
+    return 2 + layer_roles(config) * config->n_layers + (config->tie_word_embeddings ? 0 : 1);
 }
 
 size_t tensors_index(const struct model_config *config, enum tensor_role role, uint32_t layer) {
-    size_t after_layers = 1 + LAYER_ROLES * config->n_layers;
+    size_t per_layer = layer_roles(config);
+    size_t after_layers = 1 + per_layer * config->n_layers;
     if (role == TENSOR_EMBED) return 0;
     if (role == TENSOR_FINAL_NORM) return after_layers;
     if (role == TENSOR_HEAD) return config->tie_word_embeddings ? 0 : after_layers + 1;
-    return 1 + LAYER_ROLES * layer + (size_t)(role - TENSOR_INPUT_NORM);
+    return 1 + per_layer * layer + layer_roles_before(config, (int)role);
 }
 
 void tensors_at(const struct model_config *config, size_t i, struct tensor_info *out) {
-    size_t after_layers = 1 + LAYER_ROLES * config->n_layers;
-    enum tensor_role role = TENSOR_EMBED;
+    size_t per_layer = layer_roles(config);
+    size_t after_layers = 1 + per_layer * config->n_layers;
+    int role = TENSOR_EMBED;
     uint32_t layer = 0;
     if (i == after_layers) {
         role = TENSOR_FINAL_NORM;
     } else if (i > after_layers) {
         role = TENSOR_HEAD;
     } else if (i > 0) {
-        role = (enum tensor_role)(TENSOR_INPUT_NORM + (i - 1) % LAYER_ROLES);
-        layer = (uint32_t)((i - 1) / LAYER_ROLES);
+        size_t left = (i - 1) % per_layer;
+        layer = (uint32_t)((i - 1) / per_layer);
+        for (role = TENSOR_INPUT_NORM; role < TENSOR_DOWN; role++)
+            if (tensors_has(config, (enum tensor_role)role) && left-- == 0) break;
     }
-    tensors_describe(config, role, layer, out);
+    tensors_describe(config, (enum tensor_role)role, layer, out);
 }
 
 void tensors_describe(const struct model_config *config, enum tensor_role role, uint32_t layer,
@@ -61,6 +94,7 @@ void tensors_describe(const struct model_config *config, enum tensor_role role, 
     out->role = role;
     out->layer = in_layer(role) ? layer : 0;
     out->is_matrix = true;
+    out->rows = 1;
     out->cols = hidden;
     if (in_layer(role))
         snprintf(out->name, sizeof out->name, "model.layers.%u.%s", layer, roles[role].name);
@@ -82,14 +116,50 @@ void tensors_describe(const struct model_config *config, enum tensor_role role, 
         out->rows = hidden;
         out->cols = config->intermediate_size;
         break;
+    case TENSOR_Q_BIAS:
+        out->cols = q_size;
+        out->is_matrix = false;
+        break;
+    case TENSOR_K_BIAS:
+    case TENSOR_V_BIAS:
+        out->cols = kv_size;
+        out->is_matrix = false;
+        break;
+    case TENSOR_Q_NORM:
+    case TENSOR_K_NORM:
+        out->cols = config->head_dim;
+        out->is_matrix = false;
+        break;
+    case TENSOR_O_BIAS:
     case TENSOR_INPUT_NORM:
     case TENSOR_POST_NORM:
     case TENSOR_FINAL_NORM:
-    case TENSOR_N_ROLES:
-        out->rows = 1;
-        out->is_matrix = false;
-        break;
+    case TENSOR_N_ROLES: out->is_matrix = false; break;
     }
+}
+
+bool tensors_fused(const struct model_config *config, enum tensor_role role, uint32_t layer,
+                   struct tensor_info *whole, int64_t *first_row) {
+    if (strcmp(config->architecture, "phi3") != 0) return false;
+    static const struct {
+        enum tensor_role first, last;
+        const char *name;
+    } fused[] = {{TENSOR_Q, TENSOR_V, "self_attn.qkv_proj.weight"},
+                 {TENSOR_GATE, TENSOR_UP, "mlp.gate_up_proj.weight"}};
+    for (size_t i = 0; i < sizeof fused / sizeof *fused; i++) {
+        if (role < fused[i].first || role > fused[i].last) continue;
+        int64_t rows = 0;
+        for (int r = fused[i].first; r <= (int)fused[i].last; r++) {
+            if (r == (int)role) *first_row = rows;
+            tensors_describe(config, (enum tensor_role)r, layer, whole);
+            rows += whole->rows;
+        }
+        whole->role = fused[i].first;
+        whole->rows = rows;
+        snprintf(whole->name, sizeof whole->name, "model.layers.%u.%s", layer, fused[i].name);
+        return true;
+    }
+    return false;
 }
 
 const char *tensor_role_name(enum tensor_role role) {

@@ -1,4 +1,4 @@
-/** The matrices and vectors of a Llama-family model: names and shapes, in the order of a token. */
+/** The matrices and vectors of a Llama-like model: names and shapes, in the order of a token. */
 #ifndef PDVM_MODEL_TENSORS_H
 #define PDVM_MODEL_TENSORS_H
 
@@ -11,7 +11,13 @@ enum tensor_role {
     TENSOR_Q,          /**< self_attn.q_proj.weight [n_heads * head_dim, hidden_size] */
     TENSOR_K,          /**< self_attn.k_proj.weight [n_kv_heads * head_dim, hidden_size] */
     TENSOR_V,          /**< self_attn.v_proj.weight, as k */
+    TENSOR_Q_BIAS,     /**< self_attn.q_proj.bias [n_heads * head_dim]; with qkv_bias */
+    TENSOR_K_BIAS,     /**< self_attn.k_proj.bias [n_kv_heads * head_dim]; with qkv_bias */
+    TENSOR_V_BIAS,     /**< self_attn.v_proj.bias, as k's */
+    TENSOR_Q_NORM,     /**< self_attn.q_norm.weight [head_dim]; with qk_norm */
+    TENSOR_K_NORM,     /**< self_attn.k_norm.weight, as q's */
     TENSOR_O,          /**< self_attn.o_proj.weight [hidden_size, n_heads * head_dim] */
+    TENSOR_O_BIAS,     /**< self_attn.o_proj.bias [hidden_size]; with o_bias */
     TENSOR_POST_NORM,  /**< post_attention_layernorm.weight [hidden_size] */
     TENSOR_GATE,       /**< mlp.gate_proj.weight [intermediate_size, hidden_size] */
     TENSOR_UP,         /**< mlp.up_proj.weight, as gate */
@@ -26,10 +32,13 @@ struct tensor_info {
     enum tensor_role role;
     uint32_t layer; /**< 0 for tensors outside the layers */
     char name[96];  /**< Hugging Face name */
-    int64_t rows;   /**< 1 for norms */
+    int64_t rows;   /**< 1 for vectors: norms and biases */
     int64_t cols;
     bool is_matrix;
 };
+
+/** Whether a model of this configuration has tensors of the role. */
+bool tensors_has(const struct model_config *config, enum tensor_role role);
 
 /** Number of tensors of a model (tied head left out). */
 size_t tensors_count(const struct model_config *config);
@@ -37,12 +46,23 @@ size_t tensors_count(const struct model_config *config);
 /** The i-th tensor in the order embed, layers 0..n-1 (roles in enum order), final norm, head. */
 void tensors_at(const struct model_config *config, size_t i, struct tensor_info *out);
 
-/** The i with which tensors_at gives this tensor; a tied head has the embedding's. */
+/**
+ * The i with which tensors_at gives this tensor; a tied head has the embedding's. The model must
+ * have the role.
+ */
 size_t tensors_index(const struct model_config *config, enum tensor_role role, uint32_t layer);
 
 /** Name and shape of one tensor. `layer` is ignored outside the layers. */
 void tensors_describe(const struct model_config *config, enum tensor_role role, uint32_t layer,
                       struct tensor_info *out);
+
+/**
+ * Phi-3 checkpoints hold q, k and v in one matrix and gate and up in another. Describes the matrix
+ * that holds this one (with `role` of its first part) and the row at which this one begins. False
+ * for other architectures and roles.
+ */
+bool tensors_fused(const struct model_config *config, enum tensor_role role, uint32_t layer,
+                   struct tensor_info *whole, int64_t *first_row);
 
 /** Short name for tables: "q", "down", "embed". */
 const char *tensor_role_name(enum tensor_role role);

@@ -2,10 +2,32 @@
 // safe to size a model by.
 
 #include "model/config.h"
+#include "model/rope.h"
 #include "model/tensors.h"
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
+
+static void check_rope(const struct model_config *c) {
+    const struct rope_scaling *s = &c->rope_scaling;
+    if (s->kind != ROPE_SCALING_NONE && !(s->factor > 0)) abort();
+    if (s->kind == ROPE_SCALING_LLAMA3 && !(s->high_freq_factor > s->low_freq_factor)) abort();
+    if (!(rope_attention_factor(c) > 0) || !isfinite(rope_attention_factor(c))) abort();
+    if (c->head_dim > 4096 || c->rope_theta < 1e-30f) return;
+    float inv_freq[2048];
+    rope_frequencies(c, inv_freq);
+    for (uint32_t i = 0; i < c->head_dim / 2; i++)
+        if (!(inv_freq[i] >= 0) || !isfinite(inv_freq[i])) abort();
+}
+
+static void check_windows(const struct model_config *c) {
+    uint32_t n = 0;
+    for (uint32_t l = 0; l < c->n_layers; l++) n += model_config_window(c, l) > 0;
+    if ((n > 0) != (c->sliding_window > 0)) abort();
+    for (uint32_t l = c->n_layers; l < MODEL_MAX_WINDOW_LAYERS; l++)
+        if (model_config_window(c, l)) abort();
+}
 
 static void check(const struct model_config *c) {
     if (c->n_heads == 0 || c->n_kv_heads == 0 || c->n_heads % c->n_kv_heads != 0) abort();
@@ -15,12 +37,19 @@ static void check(const struct model_config *c) {
     for (uint32_t i = 0; i < c->n_eos; i++)
         if (c->eos_token_ids[i] < 0 || (uint32_t)c->eos_token_ids[i] >= c->n_vocab) abort();
     if (c->bos_token_id < -1 || c->bos_token_id >= (int64_t)c->n_vocab) abort();
+    check_rope(c);
+    check_windows(c);
     size_t n = tensors_count(c);
     for (size_t i = 0; i < n; i += n / 16 + 1) {
         struct tensor_info info;
         tensors_at(c, i, &info);
         if (info.rows <= 0 || info.cols <= 0 || info.rows > INT64_MAX / 4 / info.cols) abort();
         if (tensors_index(c, info.role, info.layer) != i) abort();
+        struct tensor_info whole;
+        int64_t row;
+        if (tensors_fused(c, info.role, info.layer, &whole, &row) &&
+            (row < 0 || row > whole.rows - info.rows || whole.cols != info.cols))
+            abort();
     }
 }
 

@@ -18,6 +18,7 @@ struct reference {
     double *values;
     uint32_t capacity;
     double *x;
+    double *frequencies; // [head_dim / 2]
 };
 
 static float *read_tensor(struct reference *r, const struct tensor_info *t,
@@ -37,6 +38,35 @@ static float *read_tensor(struct reference *r, const struct tensor_info *t,
     return w;
 }
 
+// The frequency of pair i, scaled as the papers and model cards have it: in float64, and not in
+// the steps of the product.
+static double frequency(const struct model_config *c, uint32_t i) {
+    const struct rope_scaling *s = &c->rope_scaling;
+    double d = c->head_dim, f = pow(c->rope_theta, -2.0 * i / d), keep = 0;
+    double length = s->original_max_position_embeddings, turns = length * f / (2 * M_PI);
+    switch (s->kind) {
+    case ROPE_SCALING_NONE: return f;
+    case ROPE_SCALING_LINEAR: break;
+    case ROPE_SCALING_LLAMA3:
+        keep = (turns - s->low_freq_factor) / (s->high_freq_factor - s->low_freq_factor);
+        break;
+    case ROPE_SCALING_YARN: {
+        // The pair whose frequency turns `beta` times over the original length.
+        double per_pair = 2 * log(c->rope_theta) / d;
+        double low = log(length / (2 * M_PI * s->beta_fast)) / per_pair;
+        double high = log(length / (2 * M_PI * s->beta_slow)) / per_pair;
+        low = s->truncate ? floor(low) : low;
+        high = s->truncate ? ceil(high) : high;
+        low = low < 0 ? 0 : low;
+        high = high > d - 1 ? d - 1 : high;
+        keep = 1 - (i - low) / (high - low);
+        break;
+    }
+    }
+    keep = keep < 0 ? 0 : keep > 1 ? 1 : keep;
+    return f * keep + f / s->factor * (1 - keep);
+}
+
 struct reference *reference_open(const char *path, enum mdcsr_values values, uint32_t n_ctx,
                                  uint32_t n_sink) {
     pdvm_error err;
@@ -49,6 +79,8 @@ struct reference *reference_open(const char *path, enum mdcsr_values values, uin
     size_t n = tensors_count(&r->c);
     r->weights = calloc(n, sizeof *r->weights);
     r->x = calloc(r->c.hidden_size, sizeof *r->x);
+    r->frequencies = calloc(r->c.head_dim / 2, sizeof *r->frequencies);
+    for (uint32_t i = 0; i < r->c.head_dim / 2; i++) r->frequencies[i] = frequency(&r->c, i);
     for (size_t i = 0; i < n; i++) {
         struct tensor_info t;
         tensors_at(&r->c, i, &t);
@@ -63,6 +95,7 @@ void reference_free(struct reference *r) {
     free(r->keys);
     free(r->values);
     free(r->x);
+    free(r->frequencies);
     source_close(r->source);
     free(r);
 }
@@ -101,19 +134,26 @@ static void rms_norm(const double *x, const float *w, size_t n, double eps, doub
     for (size_t i = 0; i < n; i++) out[i] = x[i] / sqrt(squares / (double)n + eps) * w[i];
 }
 
-static void rope(const struct model_config *c, double position, const double *in, double *out) {
+static void rope(const struct reference *r, double position, const double *in, double *out) {
+    const struct model_config *c = &r->c;
     uint32_t half = c->head_dim / 2;
+    double factor =
+        c->rope_scaling.kind == ROPE_SCALING_YARN ? c->rope_scaling.attention_factor : 1;
     for (uint32_t i = 0; i < half; i++) {
-        double angle = position * pow(c->rope_theta, -2.0 * i / c->head_dim);
-        out[i] = in[i] * cos(angle) - in[i + half] * sin(angle);
-        out[i + half] = in[i + half] * cos(angle) + in[i] * sin(angle);
+        double angle = position * r->frequencies[i];
+        out[i] = factor * (in[i] * cos(angle) - in[i + half] * sin(angle));
+        out[i + half] = factor * (in[i + half] * cos(angle) + in[i] * sin(angle));
     }
 }
 
-// A rolling cache numbers what it still holds from 0: sinks first, then the window.
-static bool visible(const struct reference *r, uint32_t token, uint32_t now, double *position) {
+// A rolling cache numbers what it still holds from 0: sinks first, then the rest. A sliding window
+// counts these numbers.
+static bool visible(const struct reference *r, uint32_t layer, uint32_t token, uint32_t now,
+                    double *position) {
     uint32_t dropped = r->n_ctx && now + 1 > r->n_ctx ? now + 1 - r->n_ctx : 0;
+    uint32_t window = model_config_window(&r->c, layer);
     *position = token < r->n_sink ? token : (double)token - dropped;
+    if (window && !(*position > (double)now - dropped - window)) return false;
     return dropped == 0 || token < r->n_sink || token >= r->n_sink + dropped;
 }
 
@@ -125,13 +165,13 @@ static void attention(const struct reference *r, uint32_t layer, const double *q
     for (uint32_t head = 0; head < c->n_heads; head++) {
         uint32_t kv_head = head / (c->n_heads / c->n_kv_heads);
         double query[512], key[512], position, max = -INFINITY, sum = 0;
-        visible(r, now, now, &position);
-        rope(c, position, q + (size_t)head * d, query);
+        visible(r, layer, now, now, &position);
+        rope(r, position, q + (size_t)head * d, query);
         for (uint32_t t = 0; t <= now; t++) {
             p[t] = -INFINITY;
-            if (!visible(r, t, now, &position)) continue;
+            if (!visible(r, layer, t, now, &position)) continue;
             size_t at = ((size_t)layer * r->capacity + t) * kv + (size_t)kv_head * d;
-            rope(c, position, r->keys + at, key);
+            rope(r, position, r->keys + at, key);
             p[t] = 0;
             for (uint32_t i = 0; i < d; i++) p[t] += query[i] * key[i];
             p[t] /= sqrt(d);
@@ -146,6 +186,22 @@ static void attention(const struct reference *r, uint32_t layer, const double *q
         }
     }
     free(p);
+}
+
+static void add_bias(const struct reference *r, enum tensor_role role, uint32_t layer, size_t n,
+                     double *out) {
+    if (!tensors_has(&r->c, role)) return;
+    const float *bias = weight(r, role, layer);
+    for (size_t i = 0; i < n; i++) out[i] += bias[i];
+}
+
+static void norm_heads(const struct reference *r, enum tensor_role role, uint32_t layer,
+                       uint32_t n_heads, double *x) {
+    if (!tensors_has(&r->c, role)) return;
+    for (uint32_t head = 0; head < n_heads; head++) {
+        double *row = x + (size_t)head * r->c.head_dim;
+        rms_norm(row, weight(r, role, layer), r->c.head_dim, r->c.rms_norm_eps, row);
+    }
 }
 
 static void grow(struct reference *r) {
@@ -181,8 +237,14 @@ void reference_step(struct reference *r, int32_t token, double *logits) {
         product(weight(r, TENSOR_Q, l), q_rows, h, n, q);
         product(weight(r, TENSOR_K, l), kv, h, n, r->keys + at);
         product(weight(r, TENSOR_V, l), kv, h, n, r->values + at);
+        add_bias(r, TENSOR_Q_BIAS, l, q_rows, q);
+        add_bias(r, TENSOR_K_BIAS, l, kv, r->keys + at);
+        add_bias(r, TENSOR_V_BIAS, l, kv, r->values + at);
+        norm_heads(r, TENSOR_Q_NORM, l, c->n_heads, q);
+        norm_heads(r, TENSOR_K_NORM, l, c->n_kv_heads, r->keys + at);
         attention(r, l, q, a);
         product(weight(r, TENSOR_O, l), h, q_rows, a, o);
+        add_bias(r, TENSOR_O_BIAS, l, h, o);
         for (size_t i = 0; i < h; i++) x[i] += o[i];
         rms_norm(x, weight(r, TENSOR_POST_NORM, l), h, c->rms_norm_eps, n);
         product(weight(r, TENSOR_GATE, l), m, h, n, gate);

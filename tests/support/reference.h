@@ -1,5 +1,5 @@
 /**
- * A Llama forward pass in float64, written for clarity and nothing else: what the engine's results
+ * A forward pass in float64, written for clarity and nothing else: what the engine's results
  * are compared with. Keeps all keys and values of a text.
  */
 #ifndef PDVM_TESTS_REFERENCE_H

@@ -1,5 +1,6 @@
 /*
- * RoPE (Su et al. 2021) and attention with online softmax (Milakov and Gimelshein 2018).
+ * RoPE (Su et al. 2021) and attention with online softmax (Milakov and Gimelshein 2018), over all
+ * of the cache or a sliding window (Beltagy et al. 2020).
  *
  * Work items are (kv head, piece of the cache). The worker that owns the piece in which a new key
  * and value belong also rotates and appends them, so no barrier is needed between the append and
@@ -33,7 +34,20 @@ static const float *rope_of(const struct cpu_backend *b, uint32_t token) {
     return b->rope + (size_t)token * b->plan->head_dim;
 }
 
-void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, int worker, int n_workers) {
+/* Norm, if the model has one, and rotation of one head; out may be the input. */
+static void prepare_head(const struct cpu_backend *b, const float *in, const float *norm,
+                         uint32_t token, float *out) {
+    uint32_t d = b->plan->head_dim;
+    const float *cos = rope_of(b, token);
+    if (norm) {
+        b->kernels->rms_norm(in, norm, d, b->plan->rms_norm_eps, out);
+        in = out;
+    }
+    rotate(in, cos, cos + d / 2, d, out);
+}
+
+void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
+                   int worker, int n_workers) {
     const struct plan *plan = b->plan;
     uint32_t d = plan->head_dim, heads = plan->n_heads + plan->n_kv_heads;
     size_t n = (size_t)batch->n_tokens * heads;
@@ -41,15 +55,83 @@ void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, int worker,
     size_t end = n * (size_t)(worker + 1) / (size_t)n_workers;
     for (size_t i = begin; i < end; i++) {
         uint32_t t = (uint32_t)(i / heads), head = (uint32_t)(i % heads);
-        const float *cos = rope_of(b, t);
-        float *row = head < plan->n_heads
-                         ? b->q + ((size_t)t * plan->n_heads + head) * d
-                         : b->k + ((size_t)t * plan->n_kv_heads + head - plan->n_heads) * d;
-        rotate(row, cos, cos + d / 2, d, row);
+        bool key = head >= plan->n_heads;
+        float *row = key ? b->k + ((size_t)t * plan->n_kv_heads + head - plan->n_heads) * d
+                         : b->q + ((size_t)t * plan->n_heads + head) * d;
+        prepare_head(b, row, phase->head_norm[key], t, row);
     }
 }
 
-/* Attention of one query over slots [begin, end). */
+/* ---- what a token sees ----------------------------------------------------------------- */
+
+/* Slots in ascending order: one range, or two where a window in a ring wraps around. */
+struct spans {
+    uint32_t begin[2];
+    uint32_t end[2];
+    int n;
+};
+
+/*
+ * Without a window, everything. A window counts positions as they appear to the query: after a
+ * rolling cache has dropped some, the sinks lie just in front of the ring, and are the first to
+ * fall out of the window.
+ */
+static struct spans visible_slots(const struct batch *batch, uint32_t window, uint32_t token) {
+    uint32_t visible = batch->n_visible + token;
+    uint32_t hidden = window > 0 && visible > window ? visible - window : 0;
+    struct spans s = {.begin = {hidden}, .end = {visible}, .n = 1};
+    if (hidden <= batch->n_sink || batch->n_dropped == 0) return s;
+    /* In the ring, the new token's slot is the end of the window. */
+    uint32_t end = batch->slot + 1;
+    if (end - batch->n_sink >= window) {
+        s.begin[0] = end - window;
+        s.end[0] = end;
+        return s;
+    }
+    s.n = 2;
+    s.begin[0] = batch->n_sink;
+    s.end[0] = end;
+    s.begin[1] = visible - (window - (end - batch->n_sink));
+    s.end[1] = visible;
+    return s;
+}
+
+static uint32_t piece_of(uint32_t slot) {
+    return slot / ATTN_PIECE;
+}
+
+/* The part of a range that lies in a piece; false if there is none. */
+static bool cut(const struct spans *s, int i, uint32_t piece, uint32_t *begin, uint32_t *end) {
+    uint32_t first = piece * ATTN_PIECE;
+    *begin = s->begin[i] > first ? s->begin[i] : first;
+    *end = s->end[i] < first + ATTN_PIECE ? s->end[i] : first + ATTN_PIECE;
+    return *begin < *end;
+}
+
+static bool in_piece(const struct spans *s, uint32_t piece) {
+    uint32_t begin, end;
+    for (int i = 0; i < s->n; i++)
+        if (cut(s, i, piece, &begin, &end)) return true;
+    return false;
+}
+
+/* Whether all of it lies in one piece, which then writes the result. */
+static bool in_one_piece(const struct spans *s) {
+    return piece_of(s->begin[0]) == piece_of(s->end[s->n - 1] - 1);
+}
+
+/* The pieces [*begin, *end) that a pass reads, those of the new rows among them. */
+static void pass_pieces(const struct batch *batch, uint32_t window, uint32_t *begin,
+                        uint32_t *end) {
+    struct spans first = visible_slots(batch, window, 0);
+    struct spans last = visible_slots(batch, window, batch->n_tokens - 1);
+    *begin = piece_of(first.begin[0]);
+    *end = piece_of(last.end[last.n - 1] - 1) + 1;
+}
+
+/* ---- attention ------------------------------------------------------------------------- */
+
+/* Attention of one query over slots [begin, end), on top of what `out` holds. */
 static void attend(const struct cpu_backend *b, const struct batch *batch, uint32_t layer,
                    uint32_t kv_head, uint32_t begin, uint32_t end, const float *q,
                    const float *q_sink, struct partial *out) {
@@ -57,9 +139,6 @@ static void attend(const struct cpu_backend *b, const struct batch *batch, uint3
     const struct kv_shape *s = &kv->shape;
     uint32_t d = s->head_dim;
     const float scale = 1.0f / sqrtf((float)d);
-    memset(out->acc, 0, d * sizeof *out->acc);
-    out->max = -INFINITY;
-    out->sum = 0;
     for (uint32_t slot = begin; slot < end;) {
         size_t chunk = slot / KV_CHUNK;
         uint32_t first = slot % KV_CHUNK;
@@ -108,21 +187,25 @@ static float *partial_of(const struct cpu_backend *b, uint32_t piece, uint32_t t
 }
 
 /* Joins the pieces of a kv head's group for all tokens, always in the order of the pieces. */
-static void merge(struct cpu_backend *b, const struct batch *batch, uint32_t kv_head) {
+static void merge(struct cpu_backend *b, const struct batch *batch, uint32_t window,
+                  uint32_t kv_head) {
     const struct plan *plan = b->plan;
     uint32_t d = plan->head_dim, group = plan->n_heads / plan->n_kv_heads;
     for (uint32_t t = 0; t < batch->n_tokens; t++) {
-        uint32_t pieces = (batch->n_visible + t + ATTN_PIECE - 1) / ATTN_PIECE;
-        if (pieces == 1) continue; /* its only piece wrote the result */
+        struct spans spans = visible_slots(batch, window, t);
+        if (in_one_piece(&spans)) continue; /* it wrote the result */
+        uint32_t first = piece_of(spans.begin[0]), end = piece_of(spans.end[spans.n - 1] - 1) + 1;
         for (uint32_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
             float *out = attn_of(b, t, head);
             float max = -INFINITY, sum = 0;
-            for (uint32_t p = 0; p < pieces; p++) {
+            for (uint32_t p = first; p < end; p++) {
+                if (!in_piece(&spans, p)) continue;
                 float m = partial_of(b, p, t, head)[0];
                 if (!(m <= max)) max = m;
             }
             memset(out, 0, d * sizeof *out);
-            for (uint32_t p = 0; p < pieces; p++) {
+            for (uint32_t p = first; p < end; p++) {
+                if (!in_piece(&spans, p)) continue;
                 const float *partial = partial_of(b, p, t, head);
                 float weight = expf(partial[0] - max);
                 sum += partial[1] * weight;
@@ -143,7 +226,7 @@ static void append(struct cpu_backend *b, const struct batch *batch, const struc
         size_t i = ((size_t)t * plan->n_kv_heads + kv_head) * d;
         const float *k = b->k + i;
         if (!step->prepared) {
-            rotate(k, rope_of(b, t), rope_of(b, t) + d / 2, d, w->k);
+            prepare_head(b, k, step->phase->head_norm[1], t, w->k);
             k = w->k;
         }
         cpu_kv_store(batch->kv, step->phase->layer, false, kv_head, slot, k);
@@ -156,23 +239,27 @@ static void attend_piece(struct cpu_backend *b, const struct batch *batch,
                          uint32_t piece) {
     const struct plan *plan = b->plan;
     uint32_t d = plan->head_dim, group = plan->n_heads / plan->n_kv_heads;
-    uint32_t begin = piece * ATTN_PIECE;
-    append(b, batch, step, w, kv_head, begin, begin + ATTN_PIECE);
+    append(b, batch, step, w, kv_head, piece * ATTN_PIECE, (piece + 1) * ATTN_PIECE);
     for (uint32_t t = 0; t < batch->n_tokens; t++) {
-        uint32_t visible = batch->n_visible + t;
-        if (begin >= visible) continue;
-        uint32_t end = visible - begin < ATTN_PIECE ? visible : begin + ATTN_PIECE;
+        struct spans spans = visible_slots(batch, step->phase->window, t);
+        if (!in_piece(&spans, piece)) continue;
         for (uint32_t g = 0; g < group; g++) {
             uint32_t head = kv_head * group + g;
             const float *q = b->q + ((size_t)t * plan->n_heads + head) * d;
             if (!step->prepared) {
-                rotate(q, rope_of(b, t), rope_of(b, t) + d / 2, d, w->q);
+                prepare_head(b, q, step->phase->head_norm[0], t, w->q);
                 q = w->q;
             }
             if (batch->n_dropped) rotate(q, b->rope_sink, b->rope_sink + d / 2, d, w->q_sink);
-            struct partial result = {.acc = w->acc};
-            attend(b, batch, step->phase->layer, kv_head, begin, end, q, w->q_sink, &result);
-            if (visible <= ATTN_PIECE) {
+            struct partial result = {.max = -INFINITY, .acc = w->acc};
+            memset(w->acc, 0, d * sizeof *w->acc);
+            for (int i = 0; i < spans.n; i++) {
+                uint32_t begin, end;
+                if (cut(&spans, i, piece, &begin, &end))
+                    attend(b, batch, step->phase->layer, kv_head, begin, end, q, w->q_sink,
+                           &result);
+            }
+            if (in_one_piece(&spans)) {
                 float *out = attn_of(b, t, head);
                 for (uint32_t c = 0; c < d; c++) out[c] = result.acc[c] / result.sum;
             } else {
@@ -187,18 +274,20 @@ static void attend_piece(struct cpu_backend *b, const struct batch *batch,
 
 void cpu_attn_step(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
                    int worker, int n_workers) {
-    uint32_t pieces = cpu_attn_pieces(batch);
+    uint32_t window = step->phase->window, first, last;
+    pass_pieces(batch, window, &first, &last);
+    uint32_t pieces = last - first;
     size_t n = (size_t)b->plan->n_kv_heads * pieces;
     size_t begin = n * (size_t)worker / (size_t)n_workers;
     size_t end = n * (size_t)(worker + 1) / (size_t)n_workers;
     for (size_t i = begin; i < end; i++) {
-        uint32_t kv_head = (uint32_t)(i / pieces);
-        attend_piece(b, batch, step, &b->workers[worker], kv_head, (uint32_t)(i % pieces));
+        uint32_t kv_head = (uint32_t)(i / pieces), piece = first + (uint32_t)(i % pieces);
+        attend_piece(b, batch, step, &b->workers[worker], kv_head, piece);
         if (pieces == 1) continue;
         unsigned arrived =
             atomic_fetch_add_explicit(&b->merge[kv_head], 1, memory_order_acq_rel) + 1;
         if (arrived < pieces) continue;
-        merge(b, batch, kv_head);
+        merge(b, batch, window, kv_head);
         atomic_store_explicit(&b->merge[kv_head], 0, memory_order_relaxed);
     }
 }

@@ -275,11 +275,12 @@ static void run_layers(struct cpu_backend *b, const struct batch *batch) {
     }
 }
 
-static void fill_rope(float *out, const float *inv_freq, uint32_t head_dim, double position) {
-    for (uint32_t i = 0; i < head_dim / 2; i++) {
-        double angle = position * (double)inv_freq[i];
-        out[i] = (float)cos(angle);
-        out[head_dim / 2 + i] = (float)sin(angle);
+static void fill_rope(float *out, const struct plan *plan, double position, float factor) {
+    uint32_t half = plan->head_dim / 2;
+    for (uint32_t i = 0; i < half; i++) {
+        double angle = position * (double)plan->inv_freq[i];
+        out[i] = (float)cos(angle) * factor;
+        out[half + i] = (float)sin(angle) * factor;
     }
 }
 
@@ -295,10 +296,10 @@ static pdvm_status cpu_run(struct backend *base, const struct batch *batch, pdvm
                        "attention of a long context", err));
     }
     for (uint32_t t = 0; t < batch->n_tokens; t++)
-        fill_rope(b->rope + (size_t)t * plan->head_dim, plan->inv_freq, plan->head_dim,
-                  (double)batch->position + t);
-    if (batch->n_dropped)
-        fill_rope(b->rope_sink, plan->inv_freq, plan->head_dim, -(double)batch->n_dropped);
+        fill_rope(b->rope + (size_t)t * plan->head_dim, plan, (double)batch->position + t,
+                  plan->rope_factor);
+    /* Turns queries that have been rotated, and multiplied by the factor, before. */
+    if (batch->n_dropped) fill_rope(b->rope_sink, plan, -(double)batch->n_dropped, 1);
     if (batch->x)
         for (uint32_t t = 0; t < batch->n_tokens; t++)
             memcpy(b->x + t * width, batch->x + (size_t)t * plan->hidden_size,

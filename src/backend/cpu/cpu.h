@@ -214,7 +214,7 @@ enum cpu_step_kind {
     STEP_EMBED,
     STEP_NORM, /* unfused only: rms_norm of x into the shared activations */
     STEP_QKV,
-    STEP_ROPE, /* unfused only: rotate q and k in place */
+    STEP_ROPE, /* unfused only: (norm and) rotate q and k in place */
     STEP_ATTN,
     STEP_OUT,
     STEP_GATE_UP,
@@ -234,11 +234,12 @@ void cpu_step_run(struct cpu_backend *b, const struct batch *batch, const struct
                   int worker, int n_workers);
 
 /** STEP_ROPE and STEP_ATTN. */
-void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, int worker, int n_workers);
+void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
+                   int worker, int n_workers);
 void cpu_attn_step(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
                    int worker, int n_workers);
 
-/** Pieces that attention is split into for the pass's last token. */
+/** Pieces that the slots visible to the pass's last token lie in, sliding windows left aside. */
 static inline uint32_t cpu_attn_pieces(const struct batch *batch) {
     return (batch->n_visible + batch->n_tokens - 1 + ATTN_PIECE - 1) / ATTN_PIECE;
 }

@@ -73,6 +73,11 @@ static void norm_step(struct cpu_backend *b, const struct batch *batch, const st
                     b->normed + t * width, &b->acts[t]);
 }
 
+static void add_bias(const float *bias, int64_t n, uint32_t n_tokens, float *out, int64_t stride) {
+    for (uint32_t t = 0; t < n_tokens; t++)
+        for (int64_t r = 0; r < n; r++) out[t * stride + r] += bias[r];
+}
+
 static void qkv(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
                 int worker, int n_workers) {
     const struct plan *plan = b->plan;
@@ -90,14 +95,17 @@ static void qkv(struct cpu_backend *b, const struct batch *batch, const struct c
         int64_t n_tiles = phase->w[i]->packed->n_tiles;
         int64_t tile0 = begin > base ? begin - base : 0;
         int64_t tile1 = end - base < n_tiles ? end - base : n_tiles;
-        if (tile0 < tile1)
-            product(b, phase->w[i], tile0, tile1, act, batch->n_tokens, outs[i] + tile0 * TILE_ROWS,
-                    i == 0 ? q_rows : kv_rows);
+        int64_t row = tile0 * TILE_ROWS, rows = i == 0 ? q_rows : kv_rows;
         base += n_tiles;
+        if (tile0 >= tile1) continue;
+        product(b, phase->w[i], tile0, tile1, act, batch->n_tokens, outs[i] + row, rows);
+        if (!phase->bias[i]) continue;
+        int64_t n = (tile1 * TILE_ROWS < rows ? tile1 * TILE_ROWS : rows) - row;
+        add_bias(phase->bias[i] + row, n, batch->n_tokens, outs[i] + row, rows);
     }
 }
 
-/* x += W * in, for the output and the down projection. */
+/* x += W * in (+ bias), for the output and the down projection. */
 static void add_projection(struct cpu_backend *b, const struct batch *batch,
                            const struct phase *phase, const float *in, size_t in_stride, int64_t n,
                            int worker, int n_workers) {
@@ -114,6 +122,7 @@ static void add_projection(struct cpu_backend *b, const struct batch *batch,
         int64_t row = tile * TILE_ROWS;
         int64_t rows = (last * TILE_ROWS < m->rows ? last * TILE_ROWS : m->rows) - row;
         product(b, phase->w[0], tile, last, act, batch->n_tokens, out, stride);
+        if (phase->bias[0]) add_bias(phase->bias[0] + row, rows, batch->n_tokens, out, stride);
         for (uint32_t t = 0; t < batch->n_tokens; t++)
             for (int64_t r = 0; r < rows; r++)
                 b->x[t * width + (size_t)(row + r)] += out[t * stride + r];
@@ -172,7 +181,7 @@ void cpu_step_run(struct cpu_backend *b, const struct batch *batch, const struct
     case STEP_EMBED: embed(b, batch, phase, worker, n_workers); break;
     case STEP_NORM: norm_step(b, batch, phase, worker, n_workers); break;
     case STEP_QKV: qkv(b, batch, step, worker, n_workers); break;
-    case STEP_ROPE: cpu_rope_step(b, batch, worker, n_workers); break;
+    case STEP_ROPE: cpu_rope_step(b, batch, phase, worker, n_workers); break;
     case STEP_ATTN: cpu_attn_step(b, batch, step, worker, n_workers); break;
     case STEP_OUT: {
         size_t n = (size_t)plan->n_heads * plan->head_dim;
