@@ -112,20 +112,20 @@ static void assert_same_logits(const char *a, const char *b) {
 }
 
 static const struct {
-    const char *name, *architecture, *pre;
+    const char *name, *pre;
 } golden[] = {
-    {"tests/golden/tiny-gqa", "llama", "gpt-2"},
-    {"tests/golden/tiny-odd", "llama", "gpt-2"},
-    {"tests/golden/tiny-pruned", "llama", "gpt-2"},
-    {"tests/golden/tiny-sharded", "llama", "llama-bpe"},
+    {"tests/golden/tiny-gqa", "gpt-2"},    {"tests/golden/tiny-odd", "gpt-2"},
+    {"tests/golden/tiny-pruned", "gpt-2"}, {"tests/golden/tiny-sharded", "llama-bpe"},
+    {"tests/golden/tiny-llama3", "gpt-2"}, {"tests/golden/tiny-linear", "gpt-2"},
+    {"tests/golden/tiny-yarn", "gpt-2"},   {"tests/golden/tiny-mistral", "gpt-2"},
+    {"tests/golden/tiny-qwen3", "gpt-2"},  {"tests/golden/tiny-phi3", "gpt-2"},
 };
 #define N_GOLDEN (sizeof golden / sizeof *golden)
 
 static void logits_equal_the_directory_bit_for_bit(void **state) {
     for (size_t i = 0; i < N_GOLDEN; i++) {
         char *from = support_source_path(golden[i].name);
-        struct gguf_options options = {.architecture = golden[i].architecture,
-                                       .pre = golden[i].pre};
+        struct gguf_options options = {.pre = golden[i].pre};
         char *path = gguf_from_hf(from, *state, "m", &options);
         struct model_source *a = open_good(from), *b = open_good(path);
         assert_string_equal(b->kind, "GGUF file");
@@ -142,6 +142,32 @@ static void logits_equal_the_directory_bit_for_bit(void **state) {
         free(path);
         free(from);
     }
+}
+
+// GGUF has no key for Qwen2's windows, which begin at a certain layer: without them.
+static void logits_of_qwen2_equal_the_directory(void **state) {
+    static const char *const files[] = {"config.json", "model.safetensors"};
+    for (int i = 0; i < 2; i++) {
+        char name[64];
+        size_t size;
+        snprintf(name, sizeof name, "tests/golden/tiny-qwen2/%s", files[i]);
+        char *path = support_source_path(name), *data = support_read_file(path, &size);
+        char *window = i == 0 ? strstr(data, "\"use_sliding_window\": true") : NULL;
+        if (window) memcpy(window, "\"use_sliding_window\":false", 26);
+        free(support_write_file(*state, files[i], data, size));
+        free(data);
+        free(path);
+    }
+    char *path = gguf_from_hf(*state, *state, "m", &(struct gguf_options){0});
+    struct model_source *a = open_good(*state), *b = open_good(path);
+    assert_string_equal(b->config.architecture, "qwen2");
+    assert_true(b->config.qkv_bias);
+    assert_memory_equal(&b->config, &a->config, sizeof a->config);
+    assert_same_weights(a, b);
+    source_close(a);
+    source_close(b);
+    assert_same_logits(*state, path);
+    free(path);
 }
 
 static void tokens_equal_those_of_the_directory(void **state) {
@@ -504,6 +530,31 @@ static void absurd_number_of_layers_is_a_missing_tensor(void **state) {
     free(path);
 }
 
+static void rope_factors_of_another_kind_are_refused(void **state) {
+    static const float factors[8] = {1, 1, 1.5f, 2, 4, 8, 9, 8}, ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+    struct gguf_writer w = {0};
+    write_keys(&w, "llama", 32, NULL);
+    write_tensors(&w, GGUF_F32, 32);
+    gguf_write_floats(&w, "rope_freqs.weight", GGUF_F32, 0, 8, factors);
+    char *path = gguf_writer_save(&w, *state, "m.gguf");
+    assert_open_fails(path, PDVM_ERR_UNSUPPORTED, "rope_freqs.weight");
+    free(path);
+    write_keys(&w, "llama", 32, NULL);
+    write_tensors(&w, GGUF_F32, 32);
+    gguf_write_floats(&w, "rope_freqs.weight", GGUF_F32, 0, 7, factors);
+    path = gguf_writer_save(&w, *state, "m.gguf");
+    assert_open_fails(path, PDVM_ERR_FORMAT, "must be F32 [8]");
+    free(path);
+    write_keys(&w, "llama", 32, NULL);
+    write_tensors(&w, GGUF_F32, 32);
+    gguf_write_floats(&w, "rope_freqs.weight", GGUF_F32, 0, 8, ones);
+    path = gguf_writer_save(&w, *state, "m.gguf");
+    struct model_source *s = open_good(path);
+    assert_int_equal(s->config.rope_scaling.kind, ROPE_SCALING_NONE);
+    source_close(s);
+    free(path);
+}
+
 // ---- texts --------------------------------------------------------------------------------
 
 static void assert_file(struct model_source *s, const char *name, const char *text) {
@@ -609,6 +660,9 @@ static void bad_tokenizers_are_named(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(logits_equal_the_directory_bit_for_bit, make_dir,
+                                        remove_dir),
+        cmocka_unit_test_setup_teardown(logits_of_qwen2_equal_the_directory, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(rope_factors_of_another_kind_are_refused, make_dir,
                                         remove_dir),
         cmocka_unit_test_setup_teardown(tokens_equal_those_of_the_directory, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(split_models_read_as_one, make_dir, remove_dir),

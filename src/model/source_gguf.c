@@ -23,6 +23,7 @@ static const struct tensor_name {
     {"model.norm.weight", "output_norm.weight"},
     {"lm_head.weight", "output.weight"},
     {"input_layernorm.weight", "attn_norm.weight"},
+    {"self_attn.qkv_proj.weight", "attn_qkv.weight"},
     {"self_attn.q_proj.weight", "attn_q.weight"},
     {"self_attn.k_proj.weight", "attn_k.weight"},
     {"self_attn.v_proj.weight", "attn_v.weight"},
@@ -34,6 +35,7 @@ static const struct tensor_name {
     {"self_attn.q_norm.weight", "attn_q_norm.weight"},
     {"self_attn.k_norm.weight", "attn_k_norm.weight"},
     {"post_attention_layernorm.weight", "ffn_norm.weight"},
+    {"mlp.gate_up_proj.weight", "ffn_up.weight"},
     {"mlp.gate_proj.weight", "ffn_gate.weight"},
     {"mlp.up_proj.weight", "ffn_up.weight"},
     {"mlp.down_proj.weight", "ffn_down.weight"},
@@ -51,7 +53,6 @@ struct source_gguf {
     struct gguf_set set;
     struct gguf_texts texts;
     bool permutes;        /* q and k are permuted, as in files of architecture "llama" */
-    bool fused;           /* q, k and v are one tensor, and so are gate and up */
     struct place *places; /* in the order of tensors_at */
     bool *used;           /* [set.n_entries] */
 };
@@ -194,38 +195,10 @@ static const struct model_source_ops gguf_ops = {
 
 /* ---- finding the tensors --------------------------------------------------------------------- */
 
-/* The tensor that holds q, k and v, or gate and up, where they are one; NULL for others. */
-static const char *fused_name(const struct source_gguf *g, const struct tensor_info *info,
-                              int64_t *first_row, int64_t *rows) {
-    const struct model_config *c = &g->base.config;
-    int64_t q = (int64_t)c->n_heads * c->head_dim, kv = (int64_t)c->n_kv_heads * c->head_dim;
-    const char *base = base_of(info->name);
-    *first_row = 0;
-    *rows = info->rows;
-    if (!g->fused || !ends_with(base, "_proj.weight")) return NULL;
-    switch (info->role) {
-    case TENSOR_Q: *rows = q + 2 * kv; return "attn_qkv.weight";
-    case TENSOR_K:
-        *first_row = q;
-        *rows = q + 2 * kv;
-        return "attn_qkv.weight";
-    case TENSOR_V:
-        *first_row = q + kv;
-        *rows = q + 2 * kv;
-        return "attn_qkv.weight";
-    case TENSOR_GATE: *rows = 2 * (int64_t)c->intermediate_size; return "ffn_up.weight";
-    case TENSOR_UP:
-        *first_row = c->intermediate_size;
-        *rows = 2 * (int64_t)c->intermediate_size;
-        return "ffn_up.weight";
-    default: return NULL;
-    }
-}
-
 static pdvm_status check_shape(const struct gguf_entry *e, const struct tensor_info *info,
-                               int64_t rows, pdvm_error *err) {
+                               pdvm_error *err) {
     const struct gguf_tensor *t = e->tensor;
-    bool ok = t->dims[0] == info->cols && (t->n_dims < 2 ? 1 : t->dims[1]) == rows;
+    bool ok = t->dims[0] == info->cols && (t->n_dims < 2 ? 1 : t->dims[1]) == info->rows;
     for (int i = 2; i < t->n_dims; i++) ok &= t->dims[i] == 1;
     if (ok) return PDVM_OK;
     char shape[GGUF_MAX_DIMS * 22 + 1] = "";
@@ -234,17 +207,20 @@ static pdvm_status check_shape(const struct gguf_entry *e, const struct tensor_i
     return pd_fail(err, PDVM_ERR_FORMAT,
                    "%s: tensor \"%s\" has dimensions [%s], but the metadata asks for [%" PRId64
                    ", %" PRId64 "]",
-                   gguf_path(e->file), t->name, shape, info->cols, rows);
+                   gguf_path(e->file), t->name, shape, info->cols, info->rows);
 }
 
-static pdvm_status find_tensor(struct source_gguf *g, const struct tensor_info *info,
+static pdvm_status find_tensor(struct source_gguf *g, const struct tensor_info *part,
                                struct place *out, pdvm_error *err) {
-    int64_t rows;
-    char name[160] = "";
-    const char *base = fused_name(g, info, &out->first_row, &rows), *plain = base_of(info->name);
-    for (size_t i = 0; !base && i < sizeof names / sizeof *names; i++)
+    struct tensor_info whole;
+    char name[160];
+    bool fused = tensors_fused(&g->base.config, part->role, part->layer, &whole, &out->first_row);
+    const struct tensor_info *info = fused ? &whole : part;
+    const char *plain = base_of(info->name), *base = plain;
+    if (!fused) out->first_row = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcmp(names[i].name, plain) == 0) base = names[i].gguf;
-    gguf_name(info, base ? base : plain, name, sizeof name);
+    gguf_name(info, base, name, sizeof name);
     const struct gguf_entry *e = gguf_set_find(&g->set, name);
     if (!e)
         return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%s\" is missing", g->base.path, name);
@@ -254,7 +230,7 @@ static pdvm_status find_tensor(struct source_gguf *g, const struct tensor_info *
                        "%s: tensor \"%s\" is of type %s, which is not supported (only F32, F16, "
                        "BF16, F64, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K)",
                        gguf_path(e->file), name, type->name);
-    PD_TRY(check_shape(e, info, rows, err));
+    PD_TRY(check_shape(e, info, err));
     out->tensor = e->tensor;
     out->permuted = g->permutes && (starts_with(plain, "self_attn.q_proj.") ||
                                     starts_with(plain, "self_attn.k_proj."));
@@ -336,7 +312,6 @@ static pdvm_status read_config(struct source_gguf *g, pdvm_error *err) {
     if (status != PDVM_OK) return pd_prefix(err, status, "%s", g->base.path);
     PD_TRY(gguf_get_string(g->set.files[0], "general.architecture", true, &arch, &len, err));
     g->permutes = len == 5 && memcmp(arch, "llama", 5) == 0;
-    g->fused = len == 4 && memcmp(arch, "phi3", 4) == 0;
     return PDVM_OK;
 }
 

@@ -36,7 +36,7 @@ refused 2 "copy.gguf" "$PDVM" convert copy.gguf -o copy.gguf
 cmp copy.gguf "$model" || fail "the source was changed"
 
 # What is broken is named.
-head -c 1000 "$model" >cut.gguf
+head -c 150000 "$model" >cut.gguf
 refused 1 "cut.gguf" "$PDVM" run cut.gguf -p x
 err_has "is it cut short?"
 printf 'GGUF\1\0\0\0\0\0\0\0\0\0\0\0' >old.gguf

@@ -293,8 +293,40 @@ static void permute(float *w, uint32_t n_head, size_t n, size_t cols) {
     free(copy);
 }
 
+static const char *architecture_of(const struct model_config *c) {
+    return strcmp(c->architecture, "mistral") == 0 ? "llama" : c->architecture;
+}
+
+// Phi-3's q, k and v, and its gate and up, are one tensor; the first part writes all.
+static bool write_fused(struct gguf_writer *w, struct model_source *s, const struct tensor_info *t,
+                        uint32_t type) {
+    static const enum tensor_role parts[2][3] = {{TENSOR_Q, TENSOR_K, TENSOR_V},
+                                                 {TENSOR_GATE, TENSOR_UP, TENSOR_N_ROLES}};
+    const bool mlp = t->role == TENSOR_GATE || t->role == TENSOR_UP;
+    const bool qkv = t->role == TENSOR_Q || t->role == TENSOR_K || t->role == TENSOR_V;
+    if (strcmp(s->config.architecture, "phi3") != 0 || (!mlp && !qkv)) return false;
+    if (t->role != TENSOR_GATE && t->role != TENSOR_Q) return true;
+    char name[64];
+    float *x = NULL;
+    int64_t rows = 0;
+    pdvm_error err = {0};
+    for (int i = 0; i < 3 && parts[mlp][i] != TENSOR_N_ROLES; i++) {
+        struct tensor_info part;
+        tensors_describe(&s->config, parts[mlp][i], t->layer, &part);
+        x = realloc(x, (size_t)((rows + part.rows) * t->cols) * sizeof *x);
+        if (!x) support_fail("out of memory");
+        assert_ok(source_read_rows(s, &part, 0, part.rows, x + rows * t->cols, &err), &err);
+        rows += part.rows;
+    }
+    snprintf(name, sizeof name, "blk.%u.%s", t->layer, mlp ? "ffn_up.weight" : "attn_qkv.weight");
+    gguf_write_floats(w, name, type, (uint64_t)rows, (uint64_t)t->cols, x);
+    free(x);
+    return true;
+}
+
 static void write_tensor(struct gguf_writer *w, struct model_source *s, const struct tensor_info *t,
                          const struct gguf_options *o) {
+    if (write_fused(w, s, t, o->type)) return;
     char name[160];
     pdvm_error err = {0};
     const struct model_config *c = &s->config;
@@ -303,13 +335,44 @@ static void write_tensor(struct gguf_writer *w, struct model_source *s, const st
     float *x = malloc((size_t)(t->rows * t->cols) * sizeof *x);
     if (!x) support_fail("out of memory");
     assert_ok(source_read_rows(s, t, 0, t->rows, x, &err), &err);
-    bool llama = !o->architecture || strcmp(o->architecture, "llama") == 0;
+    bool llama = strcmp(architecture_of(c), "llama") == 0;
     size_t n = (size_t)(t->is_matrix ? t->rows : t->cols),
            cols = t->is_matrix ? (size_t)t->cols : 1;
     if (llama && strstr(name, ".attn_q.")) permute(x, c->n_heads, n, cols);
     if (llama && strstr(name, ".attn_k.")) permute(x, c->n_kv_heads, n, cols);
     gguf_write_floats(w, name, o->type, t->is_matrix ? (uint64_t)t->rows : 0, (uint64_t)t->cols, x);
     free(x);
+}
+
+// The factors that convert_hf_to_gguf.py computes for Llama 3's scaling.
+static void write_factors(struct gguf_writer *w, const struct model_config *c) {
+    const struct rope_scaling *r = &c->rope_scaling;
+    double original = r->original_max_position_embeddings;
+    float factors[512];
+    for (uint32_t i = 0; i < c->head_dim / 2; i++) {
+        double frequency = pow(c->rope_theta, -2.0 * i / c->head_dim);
+        double wavelength = 2 * acos(-1) / frequency;
+        double smooth = (original / wavelength - r->low_freq_factor) /
+                        (r->high_freq_factor - r->low_freq_factor);
+        double factor = 1 / ((1 - smooth) / r->factor + smooth);
+        if (wavelength < original / r->high_freq_factor) factor = 1;
+        if (wavelength > original / r->low_freq_factor) factor = r->factor;
+        factors[i] = (float)factor;
+    }
+    gguf_write_floats(w, "rope_freqs.weight", GGUF_F32, 0, c->head_dim / 2, factors);
+}
+
+static void write_rope(struct gguf_writer *w, const struct model_config *c, const char *arch) {
+    const struct rope_scaling *r = &c->rope_scaling;
+    char name[96];
+    if (r->kind == ROPE_SCALING_LLAMA3) write_factors(w, c);
+    if (r->kind != ROPE_SCALING_LINEAR && r->kind != ROPE_SCALING_YARN) return;
+    snprintf(name, sizeof name, "%s.rope.scaling.type", arch);
+    gguf_write_string(w, name, r->kind == ROPE_SCALING_YARN ? "yarn" : "linear");
+    snprintf(name, sizeof name, "%s.rope.scaling.factor", arch);
+    gguf_write_f32(w, name, (float)r->factor);
+    snprintf(name, sizeof name, "%s.rope.scaling.original_context_length", arch);
+    if (r->kind == ROPE_SCALING_YARN) gguf_write_u32(w, name, r->original_max_position_embeddings);
 }
 
 static void write_config(struct gguf_writer *w, const struct model_config *c, const char *arch) {
@@ -333,6 +396,10 @@ static void write_config(struct gguf_writer *w, const struct model_config *c, co
     gguf_write_f32(w, name, c->rope_theta);
     snprintf(name, sizeof name, "%s.attention.layer_norm_rms_epsilon", arch);
     gguf_write_f32(w, name, c->rms_norm_eps);
+    write_rope(w, c, arch);
+    snprintf(name, sizeof name, "%s.attention.sliding_window", arch);
+    if (c->sliding_window > 0 && strncmp(arch, "qwen", 4) != 0)
+        gguf_write_u32(w, name, c->sliding_window);
     if (c->bos_token_id >= 0)
         gguf_write_u32(w, "tokenizer.ggml.bos_token_id", (uint32_t)c->bos_token_id);
     if (c->n_eos > 0)
@@ -394,7 +461,7 @@ static char *write_file(struct model_source *s, const char *dir, const char *nam
     char file[160];
     unsigned count = o->n_files > 1 ? o->n_files : 1;
     if (number == 0) {
-        write_config(&w, &s->config, o->architecture ? o->architecture : "llama");
+        write_config(&w, &s->config, architecture_of(&s->config));
         if (o->pre) write_tokenizer(&w, s, o->pre);
     }
     size_t n = tensors_count(&s->config);

@@ -57,11 +57,10 @@ char *gguf_writer_save(struct gguf_writer *w, const char *dir, const char *name)
 
 /** How gguf_from_hf writes a model. */
 struct gguf_options {
-    const char *architecture; /**< NULL: "llama" */
-    uint32_t type;            /**< of matrices: a type that gguf_encode knows */
-    const char *pre;          /**< tokenizer.ggml.pre, and the keys of tokenizer.json; NULL: none */
-    unsigned n_files;         /**< 0 or 1: one file; more: a split model */
-    const char *skip;         /**< name of a GGUF tensor to leave out */
+    uint32_t type;    /**< of matrices: a type that gguf_encode knows */
+    const char *pre;  /**< tokenizer.ggml.pre, and the keys of tokenizer.json; NULL: none */
+    unsigned n_files; /**< 0 or 1: one file; more: a split model */
+    const char *skip; /**< name of a GGUF tensor to leave out */
 };
 
 /**
