@@ -356,9 +356,8 @@ static pdvm_status write_bpe(struct writer *w, pdvm_error *err) {
 
 /* A way to put a piece together. */
 struct merge {
-    uint32_t piece;
-    uint32_t left, right;         /* ids */
-    uint32_t left_len, right_len; /* characters */
+    float score;          /* of the piece */
+    uint32_t left, right; /* ids of the halves */
 };
 
 struct merge_list {
@@ -394,64 +393,36 @@ static const struct token *find_piece(const struct token **sorted, size_t n, con
     return NULL;
 }
 
-static size_t count_characters(const char *s, size_t len) {
-    size_t n = 0;
-    for (size_t i = 0; i < len; i++) n += (s[i] & 0xc0) != 0x80;
-    return n;
-}
-
 static pdvm_status add_merges(const struct writer *w, const struct token **sorted, size_t n,
                               size_t id, struct merge_list *list, pdvm_error *err) {
     const struct token *t = &w->tokens[id];
-    size_t length = count_characters(t->text, t->len);
     for (size_t i = 1; i < t->len; i++) {
         if ((t->text[i] & 0xc0) == 0x80) continue;
         const struct token *left = find_piece(sorted, n, t->text, i);
         const struct token *right = left ? find_piece(sorted, n, t->text + i, t->len - i) : NULL;
         if (!right) continue;
-        size_t left_length = count_characters(t->text, i);
         PD_TRY(pd_grow(&list->items, &list->capacity, list->n + 1, sizeof *list->items,
                        "the merges", err));
-        list->items[list->n++] = (struct merge){
-            .piece = (uint32_t)id,
-            .left = (uint32_t)(left - w->tokens),
-            .right = (uint32_t)(right - w->tokens),
-            .left_len = (uint32_t)left_length,
-            .right_len = (uint32_t)(length - left_length),
-        };
+        list->items[list->n++] =
+            (struct merge){t->score, (uint32_t)(left - w->tokens), (uint32_t)(right - w->tokens)};
     }
     return PDVM_OK;
 }
 
-/* qsort has no place for the tokens: their scores are looked up beforehand. */
-struct ranked_merge {
-    float score;
-    struct merge merge;
-};
-
-/* Best score first, then the longest halves, as in transformers' convert_slow_tokenizer. */
+/* The best first, then in the order of the halves' ids, as tokenizer.json files have them. */
 static int compare_merges(const void *a, const void *b) {
-    const struct ranked_merge *x = a, *y = b;
+    const struct merge *x = a, *y = b;
     if (x->score != y->score) return x->score > y->score ? -1 : 1;
-    if (x->merge.left_len != y->merge.left_len)
-        return x->merge.left_len > y->merge.left_len ? -1 : 1;
-    if (x->merge.right_len != y->merge.right_len)
-        return x->merge.right_len > y->merge.right_len ? -1 : 1;
-    if (x->merge.piece != y->merge.piece) return x->merge.piece < y->merge.piece ? -1 : 1;
-    return 0;
+    if (x->left != y->left) return x->left < y->left ? -1 : 1;
+    return x->right < y->right ? -1 : x->right > y->right;
 }
 
-static pdvm_status write_sorted_merges(struct writer *w, const struct merge_list *list,
-                                       pdvm_error *err) {
-    struct ranked_merge *ranked;
-    PD_TRY(pd_calloc(&ranked, list->n, sizeof *ranked, "the merges", err));
-    for (size_t i = 0; i < list->n; i++)
-        ranked[i] = (struct ranked_merge){w->tokens[list->items[i].piece].score, list->items[i]};
-    if (list->n > 0) qsort(ranked, list->n, sizeof *ranked, compare_merges);
+static void write_sorted_merges(struct writer *w, const struct merge_list *list) {
+    if (list->n > 0) qsort(list->items, list->n, sizeof *list->items, compare_merges);
     begin_list(w, "\"merges\": [");
     for (size_t i = 0; i < list->n && w->status == PDVM_OK; i++) {
-        const struct token *left = &w->tokens[ranked[i].merge.left];
-        const struct token *right = &w->tokens[ranked[i].merge.right];
+        const struct token *left = &w->tokens[list->items[i].left];
+        const struct token *right = &w->tokens[list->items[i].right];
         next(w);
         raw(w, "[");
         quoted(w, left->text, left->len);
@@ -460,8 +431,6 @@ static pdvm_status write_sorted_merges(struct writer *w, const struct merge_list
         raw(w, "]");
     }
     raw(w, "]\n");
-    free(ranked);
-    return PDVM_OK;
 }
 
 static pdvm_status write_scored_merges(struct writer *w, pdvm_error *err) {
@@ -478,7 +447,7 @@ static pdvm_status write_scored_merges(struct writer *w, pdvm_error *err) {
         bool merged = t->type == TOKEN_NORMAL || t->type == TOKEN_USER_DEFINED;
         if (merged && t->len <= MAX_MERGED_PIECE) status = add_merges(w, sorted, n, i, &list, err);
     }
-    if (status == PDVM_OK) status = write_sorted_merges(w, &list, err);
+    if (status == PDVM_OK) write_sorted_merges(w, &list);
     free(list.items);
     free(sorted);
     return status;
