@@ -254,38 +254,57 @@ ALWAYS_INLINE __m512 next_values(const uint8_t **p, enum cpu_kind kind, bool den
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
+ALWAYS_INLINE void float_products_of_tile(const struct cpu_matrix *m, int64_t tile,
+                                          enum cpu_kind kind, bool dense, uint32_t nt,
+                                          const struct cpu_act *act, float result[][TILE_ROWS]) {
+    const uint64_t *masks = dense ? NULL : m->masks + tile * m->n_blocks * TILE_ROWS;
+    const float *scales = m->scales ? m->scales + tile * m->n_groups * TILE_ROWS : NULL;
+    const uint8_t *p = m->values + m->offsets[tile];
+    __m512 acc[TILE_ROWS][4];
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (uint32_t t = 0; t < nt; t++) acc[r][t] = _mm512_setzero_ps();
+    for (int64_t block = 0; block < m->n_blocks; block++) {
+        _mm_prefetch((const char *)p + PREFETCH_BYTES, _MM_HINT_T0);
+#pragma GCC unroll 4
+        for (int r = 0; r < TILE_ROWS; r++) {
+            uint64_t mask = dense ? 0 : masks[block * TILE_ROWS + r];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                float scale = 1;
+                if (kind == CPU_LUT8) {
+                    int64_t g = m->group ? (block * BLOCK_COLS + 16 * i) / m->group : 0;
+                    scale = scales[g * TILE_ROWS + r];
+                }
+                __m512 w =
+                    next_values(&p, kind, dense, (__mmask16)(mask >> (16 * i)), m->table, scale);
+#pragma GCC unroll 4
+                for (uint32_t t = 0; t < nt; t++) {
+                    const float *x = act[t].x + block * BLOCK_COLS + 16 * i;
+                    acc[r][t] = _mm512_add_ps(acc[r][t], _mm512_mul_ps(w, _mm512_loadu_ps(x)));
+                }
+            }
+        }
+    }
+    for (int r = 0; r < TILE_ROWS; r++)
+        for (uint32_t t = 0; t < nt; t++) result[t][r] = sum16(acc[r][t]);
+}
+
 ALWAYS_INLINE void product_float(const struct cpu_matrix *m, enum cpu_kind kind, bool dense,
                                  int64_t tile0, int64_t tile1, const struct cpu_act *act,
                                  uint32_t n, float *out, int64_t stride) {
     for (int64_t tile = tile0; tile < tile1; tile++) {
-        const uint64_t *masks = dense ? NULL : m->masks + tile * m->n_blocks * TILE_ROWS;
-        const float *scales = m->scales ? m->scales + tile * m->n_groups * TILE_ROWS : NULL;
-        for (uint32_t t = 0; t < n; t++) {
-            const uint8_t *p = m->values + m->offsets[tile];
-            __m512 acc[TILE_ROWS];
-            for (int r = 0; r < TILE_ROWS; r++) acc[r] = _mm512_setzero_ps();
-            for (int64_t block = 0; block < m->n_blocks; block++) {
-                const float *x = act[t].x + block * BLOCK_COLS;
-                _mm_prefetch((const char *)p + PREFETCH_BYTES, _MM_HINT_T0);
-#pragma GCC unroll 4
-                for (int r = 0; r < TILE_ROWS; r++) {
-                    uint64_t mask = dense ? 0 : masks[block * TILE_ROWS + r];
-#pragma GCC unroll 4
-                    for (int i = 0; i < 4; i++) {
-                        float scale = 1;
-                        if (kind == CPU_LUT8) {
-                            int64_t g = m->group ? (block * BLOCK_COLS + 16 * i) / m->group : 0;
-                            scale = scales[g * TILE_ROWS + r];
-                        }
-                        __m512 w = next_values(&p, kind, dense, (__mmask16)(mask >> (16 * i)),
-                                               m->table, scale);
-                        __m512 xv = _mm512_loadu_ps(x + 16 * i);
-                        acc[r] = _mm512_add_ps(acc[r], _mm512_mul_ps(w, xv));
-                    }
-                }
-            }
-            for (int r = 0; r < TILE_ROWS && tile * TILE_ROWS + r < m->rows; r++)
-                out[t * stride + (tile - tile0) * TILE_ROWS + r] = sum16(acc[r]);
+        int64_t left = m->rows - tile * TILE_ROWS;
+        size_t size = (size_t)(left < TILE_ROWS ? left : TILE_ROWS) * sizeof *out;
+        float *dst = out + (tile - tile0) * TILE_ROWS;
+        float result[4][TILE_ROWS];
+        uint32_t t = 0;
+        for (; t + 4 <= n; t += 4) {
+            float_products_of_tile(m, tile, kind, dense, 4, act + t, result);
+            for (uint32_t i = 0; i < 4; i++) memcpy(dst + (t + i) * stride, result[i], size);
+        }
+        for (; t < n; t++) {
+            float_products_of_tile(m, tile, kind, dense, 1, act + t, result);
+            memcpy(dst + t * stride, result[0], size);
         }
     }
 }
