@@ -471,7 +471,7 @@ static bool to_int(const struct gguf_value *v, int64_t *out) {
     if (v->is_array) return false;
     uint64_t u = load(v->data, v->size <= 8 ? v->size : 0);
     switch (v->type) {
-    case GGUF_VALUE_I8: *out = (int8_t)u; return true;
+    case GGUF_VALUE_I8: *out = (int64_t)u - (u > INT8_MAX ? 256 : 0); return true;
     case GGUF_VALUE_I16: *out = (int16_t)u; return true;
     case GGUF_VALUE_I32: *out = (int32_t)u; return true;
     case GGUF_VALUE_I64: *out = (int64_t)u; return true;

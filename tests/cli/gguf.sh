@@ -38,6 +38,6 @@ cmp copy.gguf "$model" || fail "the source was changed"
 # What is broken is named.
 head -c 150000 "$model" >cut.gguf
 refused 1 "cut.gguf" "$PDVM" run cut.gguf -p x
-err_has "is it cut short?"
+err_has "cut short?"
 printf 'GGUF\1\0\0\0\0\0\0\0\0\0\0\0' >old.gguf
 refused 1 "old.gguf: GGUF version 1 is not supported" "$PDVM" inspect old.gguf

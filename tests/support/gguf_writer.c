@@ -44,63 +44,63 @@ static void pad(struct gguf_bytes *b, size_t alignment) {
 
 // ---- entries ------------------------------------------------------------------------------
 
-static struct gguf_bytes *key(struct gguf_writer *w, const char *name, uint32_t type) {
+static struct gguf_bytes *new_key(struct gguf_writer *w, const char *key, uint32_t type) {
     w->n_keys++;
-    add_string(&w->keys, name);
+    add_string(&w->keys, key);
     add_u32(&w->keys, type);
     return &w->keys;
 }
 
-static struct gguf_bytes *array(struct gguf_writer *w, const char *name, uint32_t type, size_t n) {
-    struct gguf_bytes *b = key(w, name, 9);
+static struct gguf_bytes *array(struct gguf_writer *w, const char *key, uint32_t type, size_t n) {
+    struct gguf_bytes *b = new_key(w, key, 9);
     add_u32(b, type);
     add_u64(b, n);
     return b;
 }
 
-void gguf_write_raw(struct gguf_writer *w, const char *name, const void *bytes, size_t size) {
+void gguf_write_raw(struct gguf_writer *w, const char *key, const void *bytes, size_t size) {
     w->n_keys++;
-    add_string(&w->keys, name);
+    add_string(&w->keys, key);
     add(&w->keys, bytes, size);
 }
 
-void gguf_write_u16(struct gguf_writer *w, const char *name, uint16_t value) {
-    add(key(w, name, 2), (uint8_t[]){(uint8_t)value, (uint8_t)(value >> 8)}, 2);
+void gguf_write_u16(struct gguf_writer *w, const char *key, uint16_t value) {
+    add(new_key(w, key, 2), (uint8_t[]){(uint8_t)value, (uint8_t)(value >> 8)}, 2);
 }
 
-void gguf_write_u32(struct gguf_writer *w, const char *name, uint32_t value) {
-    add_u32(key(w, name, 4), value);
+void gguf_write_u32(struct gguf_writer *w, const char *key, uint32_t value) {
+    add_u32(new_key(w, key, 4), value);
 }
 
-void gguf_write_i32(struct gguf_writer *w, const char *name, int32_t value) {
-    add_u32(key(w, name, 5), (uint32_t)value);
+void gguf_write_i32(struct gguf_writer *w, const char *key, int32_t value) {
+    add_u32(new_key(w, key, 5), (uint32_t)value);
 }
 
-void gguf_write_f32(struct gguf_writer *w, const char *name, float value) {
-    add_u32(key(w, name, 6), pd_float_bits(value));
+void gguf_write_f32(struct gguf_writer *w, const char *key, float value) {
+    add_u32(new_key(w, key, 6), pd_float_bits(value));
 }
 
-void gguf_write_bool(struct gguf_writer *w, const char *name, bool value) {
-    add(key(w, name, 7), (uint8_t[]){value}, 1);
+void gguf_write_bool(struct gguf_writer *w, const char *key, bool value) {
+    add(new_key(w, key, 7), (uint8_t[]){value}, 1);
 }
 
-void gguf_write_string(struct gguf_writer *w, const char *name, const char *value) {
-    add_string(key(w, name, 8), value);
+void gguf_write_string(struct gguf_writer *w, const char *key, const char *value) {
+    add_string(new_key(w, key, 8), value);
 }
 
-void gguf_write_strings(struct gguf_writer *w, const char *name, const char *const *values,
+void gguf_write_strings(struct gguf_writer *w, const char *key, const char *const *values,
                         size_t n) {
-    struct gguf_bytes *b = array(w, name, 8, n);
+    struct gguf_bytes *b = array(w, key, 8, n);
     for (size_t i = 0; i < n; i++) add_string(b, values[i]);
 }
 
-void gguf_write_i32s(struct gguf_writer *w, const char *name, const int32_t *values, size_t n) {
-    struct gguf_bytes *b = array(w, name, 5, n);
+void gguf_write_i32s(struct gguf_writer *w, const char *key, const int32_t *values, size_t n) {
+    struct gguf_bytes *b = array(w, key, 5, n);
     for (size_t i = 0; i < n; i++) add_u32(b, (uint32_t)values[i]);
 }
 
-void gguf_write_f32s(struct gguf_writer *w, const char *name, const float *values, size_t n) {
-    struct gguf_bytes *b = array(w, name, 6, n);
+void gguf_write_f32s(struct gguf_writer *w, const char *key, const float *values, size_t n) {
+    struct gguf_bytes *b = array(w, key, 6, n);
     for (size_t i = 0; i < n; i++) add_u32(b, pd_float_bits(values[i]));
 }
 
@@ -263,11 +263,12 @@ static const char *const names[][2] = {
 
 static void gguf_name(const char *name, char *out, size_t size) {
     char block[32] = "";
-    unsigned layer;
-    int n = 0;
-    if (sscanf(name, "model.layers.%u.%n", &layer, &n) == 1 && n > 0) {
-        snprintf(block, sizeof block, "blk.%u.", layer);
-        name += n;
+    static const char layers[] = "model.layers.";
+    if (strncmp(name, layers, sizeof layers - 1) == 0) {
+        char *end;
+        unsigned long layer = strtoul(name + sizeof layers - 1, &end, 10);
+        snprintf(block, sizeof block, "blk.%lu.", layer);
+        name = end + 1;
     }
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         size_t len = strlen(names[i][0]);
