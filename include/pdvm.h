@@ -171,7 +171,9 @@ PDVM_API pdvm_status pdvm_tokenize(const pdvm_model *model, const char *text, si
                                    pdvm_error *err);
 
 /**
- * Turns tokens into bytes. One token's bytes need not be whole UTF-8 characters. `*len` is the
+ * Turns tokens into bytes. One token's bytes need not be whole UTF-8 characters. If the first is
+ * the token that begins a text (PDVM_TOKENIZE_ADD_SPECIAL adds it), the space is left out that
+ * SentencePiece-like tokenizers put before a text; other tokens may go on with one. `*len` is the
  * length of the whole text; PDVM_ERR_RANGE if that is more than `capacity`, or for a token
  * outside the vocabulary. The text is not terminated by a zero byte.
  */

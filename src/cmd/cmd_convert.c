@@ -127,7 +127,7 @@ static int convert(const struct arguments *a) {
     }
     if (status == PDVM_OK && !result.has_tokenizer && !a->quiet)
         terminal_log(name, PDVM_LOG_WARN,
-                     "the source has no tokenizer.json: the model will not run on text");
+                     "the source has no tokenizer: the model will not run on text");
     settings_free(&o.plan);
     convert_result_free(&result);
     return code;

@@ -45,16 +45,13 @@ static void close_vocabulary(struct vocabulary *v) {
 }
 
 static pdvm_status open_vocabulary(const char *path, struct vocabulary *v, pdvm_error *err) {
-    const char *json;
-    size_t size;
     *v = (struct vocabulary){0};
     PD_TRY(source_open(path, &v->source, err));
-    source_file(v->source, SOURCE_TOKENIZER, &json, &size);
-    if (!json)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", path,
-                       SOURCE_TOKENIZER);
-    pdvm_status status = tokenizer_open(SOURCE_TOKENIZER, json, size, &v->tokenizer, err);
-    return status == PDVM_OK ? status : pd_prefix(err, status, "%s", path);
+    PD_TRY(source_open_tokenizer(v->source, &v->tokenizer, err));
+    if (!v->tokenizer)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s or %s", path,
+                       SOURCE_TOKENIZER, SOURCE_TOKENIZER_MODEL);
+    return PDVM_OK;
 }
 
 /* ---- text to tokens -------------------------------------------------------------------- */
@@ -160,25 +157,18 @@ static pdvm_status parse_ids(const char *text, struct token_list *out, pdvm_erro
     return PDVM_OK;
 }
 
-/* Appends the bytes of all tokens to *text. */
+/* The text of all tokens, which are taken for a whole text. */
 static pdvm_status decode_ids(const struct settings *o, const struct vocabulary *v,
                               const struct token_list *ids, char **text, size_t *size,
                               pdvm_error *err) {
-    size_t capacity = 0;
     uint32_t n_vocab = v->source->config.n_vocab;
-    PD_TRY(pd_grow(text, &capacity, 1, 1, "the text", err));
     for (size_t i = 0; i < ids->n; i++) {
-        size_t n = 0;
         if ((uint32_t)ids->ids[i] >= n_vocab)
             return pd_fail(err, PDVM_ERR_RANGE, "token %d is outside the vocabulary of %u",
-                           (int)ids->ids[i], n_vocab);
-        const char *bytes = tokenizer_bytes(v->tokenizer, ids->ids[i], o->show_special, &n);
-        if (!bytes) continue;
-        PD_TRY(pd_grow(text, &capacity, *size + n + 1, 1, "the text", err));
-        memcpy(*text + *size, bytes, n);
-        *size += n;
+                           ids->ids[i], n_vocab);
     }
-    return PDVM_OK;
+    unsigned flags = TOKENIZER_DECODE_START | (o->show_special ? TOKENIZER_DECODE_SPECIAL : 0u);
+    return tokenizer_decode(v->tokenizer, ids->ids, ids->n, flags, text, size, err);
 }
 
 static int decode(const struct settings *o, const struct vocabulary *v) {

@@ -12,8 +12,8 @@
 #include <sys/stat.h>
 
 /* What goes into the file beside the weights. */
-static const char *const side_files[] = {SOURCE_CONFIG, SOURCE_TOKENIZER, SOURCE_TOKENIZER_CONFIG,
-                                         SOURCE_GENERATION_CONFIG};
+static const char *const side_files[] = {SOURCE_CONFIG, SOURCE_TOKENIZER, SOURCE_TOKENIZER_MODEL,
+                                         SOURCE_TOKENIZER_CONFIG, SOURCE_GENERATION_CONFIG};
 #define N_SIDE_FILES (sizeof side_files / sizeof *side_files)
 
 struct conversion {
@@ -228,7 +228,8 @@ static pdvm_status write_all(struct conversion *c, pdvm_error *err) {
         if (!data) continue;
         PD_TRY(container_write_file(c->writer, side_files[i], data, size, err));
         c->result->source_bytes += size;
-        c->result->has_tokenizer |= strcmp(side_files[i], SOURCE_TOKENIZER) == 0;
+        c->result->has_tokenizer |= strcmp(side_files[i], SOURCE_TOKENIZER) == 0 ||
+                                    strcmp(side_files[i], SOURCE_TOKENIZER_MODEL) == 0;
     }
     for (size_t i = 0; i < n; i++) PD_TRY(do_tensor(c, i, err));
     PD_TRY(write_metadata(c, err));

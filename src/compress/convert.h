@@ -24,7 +24,7 @@ struct convert_result {
     struct report report;
     uint64_t source_bytes; /**< the weights and side files of the source that were used */
     uint64_t file_bytes;   /**< of the file written */
-    bool has_tokenizer;    /**< the source has a tokenizer.json */
+    bool has_tokenizer;    /**< the source has a tokenizer.json or tokenizer.model */
 };
 
 /** All options unset: keep the zeros, int8, all threads. */

@@ -12,16 +12,11 @@ pdvm_model_options pdvm_model_options_default(void) {
 }
 
 static pdvm_status open_tokenizer(pdvm_model *m, pdvm_error *err) {
-    const char *json;
-    size_t size;
-    source_file(m->source, SOURCE_TOKENIZER, &json, &size);
-    if (!json) {
-        pd_log(&m->notify, PDVM_LOG_WARN, "%s: no %s, only token ids can be used", m->source->path,
-               SOURCE_TOKENIZER);
-        return PDVM_OK;
-    }
-    pdvm_status status = tokenizer_open(SOURCE_TOKENIZER, json, size, &m->tokenizer, err);
-    return status == PDVM_OK ? status : pd_prefix(err, status, "%s", m->source->path);
+    PD_TRY(source_open_tokenizer(m->source, &m->tokenizer, err));
+    if (!m->tokenizer)
+        pd_log(&m->notify, PDVM_LOG_WARN, "%s: no %s or %s, only token ids can be used",
+               m->source->path, SOURCE_TOKENIZER, SOURCE_TOKENIZER_MODEL);
+    return PDVM_OK;
 }
 
 static pdvm_status load_vector(pdvm_model *m, size_t i, const struct tensor_info *t,
@@ -192,6 +187,8 @@ static pdvm_status need_tokenizer(const pdvm_model *m, pdvm_error *err) {
 pdvm_status pdvm_tokenize(const pdvm_model *model, const char *text, size_t len, unsigned flags,
                           int32_t *tokens, size_t capacity, size_t *n, pdvm_error *err) {
     struct token_list list = {0};
+    if (!model || !n || (!text && len > 0) || (!tokens && capacity > 0))
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_tokenize: an argument is NULL");
     *n = 0;
     PD_TRY(need_tokenizer(model, err));
     pdvm_status status = tokenizer_encode(model->tokenizer, text, len, flags, &list, err);
@@ -209,19 +206,22 @@ pdvm_status pdvm_tokenize(const pdvm_model *model, const char *text, size_t len,
 
 pdvm_status pdvm_detokenize(const pdvm_model *model, const int32_t *tokens, size_t n, char *text,
                             size_t capacity, size_t *len, pdvm_error *err) {
+    if (!model || !len || (!tokens && n > 0) || (!text && capacity > 0))
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_detokenize: an argument is NULL");
     *len = 0;
     PD_TRY(need_tokenizer(model, err));
     for (size_t i = 0; i < n; i++) {
-        size_t size = 0;
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= model->config.n_vocab)
             return pd_fail(err, PDVM_ERR_RANGE, "token %d is outside the vocabulary of %u",
                            (int)tokens[i], model->config.n_vocab);
-        /* Ids between the tokenizer's size and the embedding's (padding) have no text. */
-        const char *bytes = tokenizer_bytes(model->tokenizer, tokens[i], false, &size);
-        if (!bytes) continue;
-        if (*len + size <= capacity) memcpy(text + *len, bytes, size);
-        *len += size;
     }
+    /* One piece after the other, as they are generated, must give the text of all. */
+    unsigned flags =
+        n > 0 && tokenizer_begins_text(model->tokenizer, tokens[0]) ? TOKENIZER_DECODE_START : 0;
+    char *whole;
+    PD_TRY(tokenizer_decode(model->tokenizer, tokens, n, flags, &whole, len, err));
+    if (*len > 0) memcpy(text, whole, *len < capacity ? *len : capacity);
+    free(whole);
     if (*len > capacity)
         return pd_fail(err, PDVM_ERR_RANGE, "the text has %zu bytes, there is room for %zu", *len,
                        capacity);

@@ -1,6 +1,7 @@
 #include "model/source.h"
 
 #include "base/file.h"
+#include "model/tokenizer.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -97,4 +98,22 @@ void source_stored(struct model_source *s, const struct tensor_info *t, const ch
 
 void source_release(struct model_source *s, const struct tensor_info *t) {
     s->ops->release(s, t);
+}
+
+pdvm_status source_open_tokenizer(struct model_source *s, struct tokenizer **out, pdvm_error *err) {
+    const char *data, *config;
+    size_t size, config_size;
+    pdvm_status status = PDVM_OK;
+    *out = NULL;
+    source_file(s, SOURCE_TOKENIZER, &data, &size);
+    if (data) {
+        status = tokenizer_open(SOURCE_TOKENIZER, data, size, out, err);
+    } else {
+        source_file(s, SOURCE_TOKENIZER_MODEL, &data, &size);
+        source_file(s, SOURCE_TOKENIZER_CONFIG, &config, &config_size);
+        if (data)
+            status = tokenizer_open_sentencepiece(SOURCE_TOKENIZER_MODEL, data, size, config,
+                                                  config_size, out, err);
+    }
+    return status == PDVM_OK ? status : pd_prefix(err, status, "%s", s->path);
 }

@@ -9,13 +9,16 @@
 #include "model/config.h"
 #include "model/tensors.h"
 
-/** Names of the JSON files that travel with a model, without directory; see source_file. */
+/** Names of the files that travel with a model, without directory; see source_file. */
 #define SOURCE_CONFIG "config.json"
 #define SOURCE_TOKENIZER "tokenizer.json"
+/** A SentencePiece model, which stands in where there is no tokenizer.json. */
+#define SOURCE_TOKENIZER_MODEL "tokenizer.model"
 #define SOURCE_TOKENIZER_CONFIG "tokenizer_config.json"
 #define SOURCE_GENERATION_CONFIG "generation_config.json"
 
 struct model_source;
+struct tokenizer;
 
 /** What a source does; `self` is the implementation's state. */
 struct model_source_ops {
@@ -66,6 +69,12 @@ void source_file(struct model_source *s, const char *name, const char **data, si
 void source_stored(struct model_source *s, const struct tensor_info *t, const char **coding,
                    uint64_t *bytes);
 void source_release(struct model_source *s, const struct tensor_info *t);
+
+/**
+ * Opens the source's tokenizer: SOURCE_TOKENIZER or, without it, SOURCE_TOKENIZER_MODEL. *out is
+ * NULL if it has neither. Freed with tokenizer_free; errors name the source and the file.
+ */
+pdvm_status source_open_tokenizer(struct model_source *s, struct tokenizer **out, pdvm_error *err);
 
 /** Implementations, called by source_open. */
 pdvm_status source_open_hf(const char *path, struct model_source **out, pdvm_error *err);

@@ -22,9 +22,8 @@ static const struct {
     const char *name;
     size_t max;
 } side_files[] = {
-    {SOURCE_CONFIG, (size_t)16 << 20},
-    {SOURCE_TOKENIZER, (size_t)256 << 20},
-    {SOURCE_TOKENIZER_CONFIG, (size_t)16 << 20},
+    {SOURCE_CONFIG, (size_t)16 << 20},           {SOURCE_TOKENIZER, (size_t)256 << 20},
+    {SOURCE_TOKENIZER_MODEL, (size_t)64 << 20},  {SOURCE_TOKENIZER_CONFIG, (size_t)16 << 20},
     {SOURCE_GENERATION_CONFIG, (size_t)1 << 20},
 };
 #define N_SIDE_FILES (sizeof side_files / sizeof *side_files)
@@ -134,6 +133,8 @@ static pdvm_status read_side_file(struct source_hf *hf, size_t i, pdvm_error *er
     char *path;
     PD_TRY(exists(hf->base.path, side_files[i].name, &there, err));
     if (!there) return PDVM_OK;
+    // The one before, tokenizer.json, makes it superfluous.
+    if (strcmp(side_files[i].name, SOURCE_TOKENIZER_MODEL) == 0 && hf->files[i - 1]) return PDVM_OK;
     PD_TRY(pd_path_join(hf->base.path, side_files[i].name, &path, err));
     pdvm_status status =
         pd_read_file(path, side_files[i].max, &hf->files[i], &hf->file_sizes[i], err);

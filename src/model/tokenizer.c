@@ -85,6 +85,7 @@ pdvm_status tokenizer_open(const char *path, const char *json, size_t size, stru
         t->unk_id = -1;
         status = tokenizer_load_model(t, path, root, err);
         if (status == PDVM_OK) status = tokenizer_load_steps(t, path, root, err);
+        if (status == PDVM_OK) status = tokenizer_load_bytes(t, path, err);
         if (status == PDVM_OK) status = tokenizer_load_added(t, path, root, err);
     }
     json_decref(root);
@@ -96,8 +97,18 @@ pdvm_status tokenizer_open(const char *path, const char *json, size_t size, stru
     return PDVM_OK;
 }
 
+static void free_normals(struct tokenizer_normal *normals, int n) {
+    for (int i = 0; i < n; i++) {
+        tokenizer_regex_free(normals[i].regex);
+        free(normals[i].from);
+        free(normals[i].to);
+    }
+}
+
 void tokenizer_free(struct tokenizer *t) {
     if (!t) return;
+    free_normals(t->normals, t->n_normals);
+    free_normals(t->decoder.replace, t->decoder.n_replace);
     for (int i = 0; i < t->n_steps; i++) {
         tokenizer_regex_free(t->steps[i].regex);
         free(t->steps[i].string);
@@ -152,11 +163,9 @@ static pdvm_status on_normalised_part(struct tokenizer_run *run, int64_t id, con
 
 static pdvm_status on_part(struct tokenizer_run *run, int64_t id, const char *s, size_t n) {
     if (id >= 0) return tokenizer_emit(run, (int32_t)id);
-    if (run->t->nfc && !tokenizer_is_nfc_quick(s, n)) {
-        PD_TRY(tokenizer_nfc(s, n, &run->normalised, run->err));
-        s = run->normalised.data;
-        n = run->normalised.n;
-    }
+    bool first = s == run->text;
+    PD_TRY(tokenizer_normalise(run->t, run->matcher, s, n, run->normalised, &s, &n, run->err));
+    run->start = first ? s : NULL;
     return tokenizer_added_split(run, &run->t->added[1], s, n, on_normalised_part);
 }
 
@@ -185,14 +194,17 @@ pdvm_status tokenizer_encode(const struct tokenizer *t, const char *text, size_t
     if (bad < len)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "the text is not valid UTF-8 at byte %zu (0x%02x)",
                        bad, (unsigned)(uint8_t)text[bad]);
-    struct tokenizer_run run = {
-        .t = t, .out = out, .err = err, .parse_special = flags & PDVM_TOKENIZE_PARSE_SPECIAL};
+    struct tokenizer_run run = {.t = t,
+                                .out = out,
+                                .err = err,
+                                .text = text,
+                                .parse_special = flags & PDVM_TOKENIZE_PARSE_SPECIAL};
     size_t old_n = out->n;
     pdvm_status status = encode(&run, text, len, flags);
     if (status != PDVM_OK) out->n = old_n;
     tokenizer_matcher_free(run.matcher);
     tokenizer_bpe_clear(&run.bpe);
-    free(run.normalised.data);
+    for (int i = 0; i < 2; i++) free(run.normalised[i].data);
     free(run.prefixed.data);
     return status;
 }

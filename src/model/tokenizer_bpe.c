@@ -1,5 +1,6 @@
 #include "base/alloc.h"
 #include "base/hash.h"
+#include "base/utf8.h"
 #include "model/tokenizer_internal.h"
 
 #include <stdlib.h>
@@ -83,6 +84,77 @@ void tokenizer_bpe_clear(struct tokenizer_bpe *b) {
     free(b->symbols);
     free(b->heap);
     free(b->cache);
+}
+
+static bool starts_with_metaspace(const char *s, size_t n) {
+    return n >= 3 && memcmp(s, TOKENIZER_METASPACE, 3) == 0;
+}
+
+static bool ends_with_metaspace(const char *s, size_t n) {
+    return n >= 3 && memcmp(s + n - 3, TOKENIZER_METASPACE, 3) == 0;
+}
+
+bool tokenizer_bpe_can_cut(const struct tokenizer *t) {
+    if (t->byte_level || t->ignore_merges ||
+        tokenizer_find_vocab(t, TOKENIZER_METASPACE, 3, "", 0) < 0)
+        return false;
+    // A character that is left out brings its neighbours together.
+    for (int byte = 0; t->unk_id < 0 && byte < 0xf5; byte++)
+        if (t->byte_ids[byte] < 0 && byte != 0xc0 && byte != 0xc1) return false;
+    const char *text = t->text.data;
+    // An unknown character merges like the piece that it becomes.
+    if (t->unk_id >= 0 &&
+        ends_with_metaspace(text + t->pieces[t->unk_id].content, t->pieces[t->unk_id].content_len))
+        return false;
+    for (size_t i = 0; i <= t->merges.mask; i++) {
+        uint64_t key = t->merges.slots[i].key;
+        if (key == TOKENIZER_NO_PAIR) continue;
+        const struct tokenizer_piece *left = &t->pieces[key >> 32];
+        const struct tokenizer_piece *right = &t->pieces[(uint32_t)key];
+        if (starts_with_metaspace(text + right->content, right->content_len) &&
+            !ends_with_metaspace(text + left->content, left->content_len))
+            return false;
+    }
+    return true;
+}
+
+/*
+ * The symbols of characters. One without a piece becomes its bytes, if all of them have pieces, or
+ * the unknown token, or is left out. As in the reference an unknown token waits for the next
+ * character that has a piece: bytes of others go before it.
+ */
+static pdvm_status start_characters(struct tokenizer_run *run, const char *word, size_t n,
+                                    uint32_t *count) {
+    const struct tokenizer *t = run->t;
+    struct tokenizer_bpe *b = &run->bpe;
+    PD_TRY(pd_grow(&b->symbols, &b->symbols_capacity, n, sizeof *b->symbols, "a word", run->err));
+    uint32_t k = 0;
+    bool waiting = false;
+    for (size_t i = 0; i < n;) {
+        uint32_t c;
+        int length = pd_utf8_decode(word + i, n - i, &c);
+        size_t size = length > 0 ? (size_t)length : 1;
+        int32_t id = c < 0x80 ? t->ascii_ids[c] : tokenizer_find_vocab(t, word + i, size, "", 0);
+        if (id >= 0) {
+            if (waiting) b->symbols[k++].id = (uint32_t)t->unk_id;
+            waiting = false;
+            b->symbols[k++].id = (uint32_t)id;
+        } else {
+            bool all = t->byte_fallback;
+            for (size_t j = 0; all && j < size; j++) all = t->byte_ids[(uint8_t)word[i + j]] >= 0;
+            if (all) {
+                for (size_t j = 0; j < size; j++)
+                    b->symbols[k++].id = (uint32_t)t->byte_ids[(uint8_t)word[i + j]];
+            } else if (t->unk_id >= 0) {
+                if (waiting && !t->fuse_unk) b->symbols[k++].id = (uint32_t)t->unk_id;
+                waiting = true;
+            }
+        }
+        i += size;
+    }
+    if (waiting) b->symbols[k++].id = (uint32_t)t->unk_id;
+    *count = k;
+    return PDVM_OK;
 }
 
 /* The symbols of single bytes. A byte without a piece is the unknown token, or left out. */
@@ -205,10 +277,11 @@ static pdvm_status merge_by_heap(struct tokenizer_run *run, uint32_t *count) {
 }
 
 static pdvm_status emit_merged(struct tokenizer_run *run, const char *word, size_t n) {
-    if (n == 1 && run->t->byte_ids[(uint8_t)word[0]] >= 0)
+    if (n == 1 && run->t->byte_level && run->t->byte_ids[(uint8_t)word[0]] >= 0)
         return tokenizer_emit(run, run->t->byte_ids[(uint8_t)word[0]]);
     uint32_t count;
-    PD_TRY(start_symbols(run, word, n, &count));
+    PD_TRY(run->t->byte_level ? start_symbols(run, word, n, &count)
+                              : start_characters(run, word, n, &count));
     if (count > SCAN_MAX) {
         PD_TRY(merge_by_heap(run, &count));
     } else {
@@ -219,10 +292,11 @@ static pdvm_status emit_merged(struct tokenizer_run *run, const char *word, size
     return PDVM_OK;
 }
 
-pdvm_status tokenizer_bpe_word(struct tokenizer_run *run, const char *word, size_t n) {
+static pdvm_status encode_word(struct tokenizer_run *run, const char *word, size_t n) {
     struct token_list *out = run->out;
     if (run->t->ignore_merges) {
-        int32_t id = tokenizer_index_find(run->t, true, word, n, "", 0);
+        int32_t id = run->t->byte_level ? tokenizer_index_find(run->t, true, word, n, "", 0)
+                                        : tokenizer_find_vocab(run->t, word, n, "", 0);
         if (id >= 0) return tokenizer_emit(run, id);
     }
     if (!run->bpe.cache || n == 1 || n > CACHED_BYTES) return emit_merged(run, word, n);
@@ -240,4 +314,21 @@ pdvm_status tokenizer_bpe_word(struct tokenizer_run *run, const char *word, size
     slot->len = (uint32_t)n;
     memcpy(slot->word, word, n);
     return PDVM_OK;
+}
+
+pdvm_status tokenizer_bpe_word(struct tokenizer_run *run, const char *word, size_t n) {
+    if (!run->t->can_cut) return encode_word(run, word, n);
+    const char *end = word + n, *p = word;
+    while ((p = memchr(p, TOKENIZER_METASPACE[0], (size_t)(end - p)))) {
+        if (!starts_with_metaspace(p, (size_t)(end - p))) {
+            p++;
+            continue;
+        }
+        if (p > word && !ends_with_metaspace(word, (size_t)(p - word))) {
+            PD_TRY(encode_word(run, word, (size_t)(p - word)));
+            word = p;
+        }
+        p += 3;
+    }
+    return encode_word(run, word, (size_t)(end - word));
 }

@@ -1,5 +1,4 @@
 #include "base/alloc.h"
-#include "base/utf8.h"
 #include "io/json.h"
 #include "model/tokenizer_internal.h"
 
@@ -27,44 +26,16 @@ static pdvm_status check_id(const char *path, const char *field, const char *nam
     return PDVM_OK;
 }
 
-/* The bytes of a byte-level string; false if some character stands for no byte. */
-static bool byte_level_decode(const char *s, size_t len, char *bytes, size_t *n) {
-    *n = 0;
-    for (size_t i = 0; i < len;) {
-        uint32_t c;
-        int length = pd_utf8_decode(s + i, len - i, &c);
-        int byte = length > 0 ? tokenizer_char_byte(c) : -1;
-        if (byte < 0) return false;
-        bytes[(*n)++] = (char)byte;
-        i += (size_t)length;
-    }
-    return true;
-}
-
-/* Fills piece `id` with content `s`; `decode`: it is written in the byte alphabet. */
-static pdvm_status set_piece(struct tokenizer *t, uint32_t id, const char *s, size_t len,
-                             bool decode, bool *is_byte_level, pdvm_error *err) {
+pdvm_status tokenizer_set_piece(struct tokenizer *t, uint32_t id, const char *s, size_t len,
+                                pdvm_error *err) {
     struct tokenizer_piece *p = &t->pieces[id];
     size_t at = t->text.n;
-    // Room for the content and its bytes, of which there are never more.
-    if (len > UINT32_MAX / 4 || at > UINT32_MAX - 2 * len - 1)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "the pieces have more than 4 GiB of text");
-    PD_TRY(pd_grow(&t->text.data, &t->text.capacity, at + 2 * len + 1, 1, "the vocabulary", err));
-    memcpy(t->text.data + at, s, len);
+    // tokenizer_load_bytes adds at most as much once more.
+    if (len > UINT32_MAX / 4 || at > UINT32_MAX / 2 - len)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "the pieces have more than 2 GiB of text");
+    PD_TRY(tokenizer_buffer_add(&t->text, s, len, err));
     p->content = p->bytes = (uint32_t)at;
     p->content_len = p->bytes_len = (uint32_t)len;
-    t->text.n = at + len;
-    *is_byte_level = false;
-    size_t n;
-    char *bytes = t->text.data + at + len;
-    if (decode && byte_level_decode(s, len, bytes, &n)) {
-        *is_byte_level = true;
-        if (n != len || memcmp(bytes, s, len) != 0) {
-            p->bytes = (uint32_t)(at + len);
-            p->bytes_len = (uint32_t)n;
-            t->text.n += n;
-        }
-    }
     return PDVM_OK;
 }
 
@@ -72,7 +43,6 @@ static pdvm_status load_vocab(struct tokenizer *t, const char *path, const json_
                               uint32_t largest, pdvm_error *err) {
     const char *name;
     json_t *value;
-    for (int i = 0; i < 256; i++) t->byte_ids[i] = -1;
     json_object_foreach((json_t *)vocab, name, value) {
         size_t len = strlen(name);
         uint32_t id;
@@ -81,44 +51,59 @@ static pdvm_status load_vocab(struct tokenizer *t, const char *path, const json_
             return pd_fail(err, PDVM_ERR_FORMAT,
                            "%s: model.vocab: id %u belongs to \"%.*s\" and to another piece", path,
                            (unsigned)id, tokenizer_quote_len(name, len), name);
-        bool byte_level;
-        PD_TRY(set_piece(t, id, name, len, true, &byte_level, err));
+        PD_TRY(tokenizer_set_piece(t, id, name, len, err));
         t->pieces[id].flags = TOKENIZER_VOCAB;
         PD_TRY(tokenizer_index_add(t, false, id, err));
-        const struct tokenizer_piece *p = &t->pieces[id];
-        if (byte_level && p->bytes_len == 1)
-            t->byte_ids[(uint8_t)t->text.data[p->bytes]] = (int32_t)id;
-        if (byte_level && t->ignore_merges) PD_TRY(tokenizer_index_add(t, true, id, err));
     }
     return PDVM_OK;
 }
 
-static int32_t find_vocab(const struct tokenizer *t, const char *a, size_t a_len, const char *b,
-                          size_t b_len) {
+int32_t tokenizer_find_vocab(const struct tokenizer *t, const char *a, size_t a_len, const char *b,
+                             size_t b_len) {
     int32_t id = tokenizer_index_find(t, false, a, a_len, b, b_len);
     return id >= 0 && (t->pieces[id].flags & TOKENIZER_VOCAB) ? id : -1;
 }
 
-/* The two halves of a merge: "a b" or ["a", "b"]. */
-static bool merge_halves(const json_t *value, const char **a, size_t *a_len, const char **b,
-                         size_t *b_len) {
+struct halves {
+    const char *a, *b;
+    size_t a_len, b_len;
+};
+
+static bool are_pieces(const struct tokenizer *t, const struct halves *h) {
+    return tokenizer_find_vocab(t, h->a, h->a_len, "", 0) >= 0 &&
+           tokenizer_find_vocab(t, h->b, h->b_len, "", 0) >= 0 &&
+           tokenizer_find_vocab(t, h->a, h->a_len, h->b, h->b_len) >= 0;
+}
+
+/*
+ * The two halves of a merge: "a b" or ["a", "b"]. Where pieces contain spaces, the first kind is
+ * taken apart at the one space that leaves three pieces.
+ */
+static bool merge_halves(const struct tokenizer *t, const json_t *value, struct halves *out) {
     if (json_is_string(value)) {
-        *a = json_string_value(value);
-        size_t len = json_string_length(value);
-        const char *space = memchr(*a, ' ', len);
-        if (!space) return false;
-        *a_len = (size_t)(space - *a);
-        *b = space + 1;
-        *b_len = len - *a_len - 1;
-        return memchr(*b, ' ', *b_len) == NULL;
+        const char *s = json_string_value(value), *end = s + json_string_length(value);
+        int n_spaces = 0, n_found = 0;
+        struct halves h = {.a = s}, found = {0};
+        for (const char *p = s; (p = memchr(p, ' ', (size_t)(end - p))); p++) {
+            // Longer runs would take quadratic time.
+            if (++n_spaces > 64) return false;
+            h.a_len = (size_t)(p - s);
+            h.b = p + 1;
+            h.b_len = (size_t)(end - h.b);
+            if (are_pieces(t, &h)) {
+                found = h;
+                n_found++;
+            }
+        }
+        // The caller says which half of a plain merge is missing.
+        *out = n_spaces == 1 ? h : found;
+        return n_spaces == 1 || n_found == 1;
     }
     if (!json_is_array(value) || json_array_size(value) != 2) return false;
     const json_t *first = json_array_get(value, 0), *second = json_array_get(value, 1);
     if (!json_is_string(first) || !json_is_string(second)) return false;
-    *a = json_string_value(first);
-    *a_len = json_string_length(first);
-    *b = json_string_value(second);
-    *b_len = json_string_length(second);
+    *out = (struct halves){json_string_value(first), json_string_value(second),
+                           json_string_length(first), json_string_length(second)};
     return true;
 }
 
@@ -129,21 +114,21 @@ static pdvm_status load_merges(struct tokenizer *t, const char *path, const json
     uint32_t rank = 0;
     for (size_t i = 0; i < n; i++) {
         const json_t *value = json_array_get(merges, i);
-        const char *a, *b;
-        size_t a_len, b_len;
+        struct halves h;
         // The first line of a merges.txt; the reference skips it wherever it stands.
         if (json_is_string(value) && strncmp(json_string_value(value), "#version", 8) == 0)
             continue;
-        if (!merge_halves(value, &a, &a_len, &b, &b_len))
+        if (!merge_halves(t, value, &h))
             return pd_fail(err, PDVM_ERR_FORMAT,
                            "%s: model.merges[%zu] is neither \"a b\" nor [\"a\", \"b\"]", path, i);
-        int32_t left = find_vocab(t, a, a_len, "", 0), right = find_vocab(t, b, b_len, "", 0);
-        int32_t id = find_vocab(t, a, a_len, b, b_len);
+        int32_t left = tokenizer_find_vocab(t, h.a, h.a_len, "", 0);
+        int32_t right = tokenizer_find_vocab(t, h.b, h.b_len, "", 0);
+        int32_t id = tokenizer_find_vocab(t, h.a, h.a_len, h.b, h.b_len);
         if (left < 0 || right < 0 || id < 0)
             return pd_fail(err, PDVM_ERR_FORMAT,
                            "%s: model.merges[%zu]: \"%.*s\" + \"%.*s\": %s not in model.vocab",
-                           path, i, tokenizer_quote_len(a, a_len), a, tokenizer_quote_len(b, b_len),
-                           b,
+                           path, i, tokenizer_quote_len(h.a, h.a_len), h.a,
+                           tokenizer_quote_len(h.b, h.b_len), h.b,
                            left < 0    ? "the first half is"
                            : right < 0 ? "the second half is"
                                        : "the result is");
@@ -165,13 +150,7 @@ static pdvm_status check_options(struct tokenizer *t, const char *path, const js
                            "without one",
                            path, AFFIXES[i], affix);
     }
-    bool byte_fallback = false;
-    PD_TRY(pd_json_bool(path, model, "byte_fallback", false, &byte_fallback, err));
-    if (byte_fallback)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED,
-                       "%s: model.byte_fallback is true (a SentencePiece-like tokenizer); this "
-                       "version only knows byte-level BPE",
-                       path);
+    PD_TRY(pd_json_bool(path, model, "byte_fallback", false, &t->byte_fallback, err));
     double dropout = 0;
     PD_TRY(pd_json_number(path, model, "dropout", false, &dropout, err));
     if (dropout != 0)
@@ -180,21 +159,6 @@ static pdvm_status check_options(struct tokenizer *t, const char *path, const js
                        dropout);
     PD_TRY(pd_json_bool(path, model, "fuse_unk", false, &t->fuse_unk, err));
     return pd_json_bool(path, model, "ignore_merges", false, &t->ignore_merges, err);
-}
-
-static pdvm_status load_unknown(struct tokenizer *t, const char *path, const json_t *model,
-                                pdvm_error *err) {
-    const char *unk = NULL;
-    PD_TRY(pd_json_string(path, model, "unk_token", false, &unk, err));
-    if (!unk) return PDVM_OK;
-    t->unk_id = find_vocab(t, unk, strlen(unk), "", 0);
-    // It only matters if some byte of UTF-8 has no piece of its own.
-    for (int byte = 0; t->unk_id < 0 && byte < 0xf5; byte++) {
-        if (t->byte_ids[byte] < 0 && byte != 0xc0 && byte != 0xc1)
-            return pd_fail(err, PDVM_ERR_FORMAT,
-                           "%s: model.unk_token \"%.60s\" is not in model.vocab", path, unk);
-    }
-    return PDVM_OK;
 }
 
 /* One past the largest id of the vocabulary and the added tokens. */
@@ -219,9 +183,8 @@ static pdvm_status count_ids(const char *path, const json_t *vocab, const json_t
     return PDVM_OK;
 }
 
-/* Gives the added tokens their pieces; the sets that search for them come later. */
-static pdvm_status load_added_pieces(struct tokenizer *t, const char *path, const json_t *added,
-                                     pdvm_error *err) {
+pdvm_status tokenizer_load_added_pieces(struct tokenizer *t, const char *path, const json_t *added,
+                                        pdvm_error *err) {
     for (size_t i = 0; i < json_array_size(added); i++) {
         json_t *item = json_array_get(added, i);
         const char *content = json_string_value(json_object_get(item, "content"));
@@ -239,9 +202,7 @@ static pdvm_status load_added_pieces(struct tokenizer *t, const char *path, cons
             return pd_fail(err, PDVM_ERR_FORMAT,
                            "%s: added_tokens[%zu]: \"%.*s\" or its id %u occurs twice", path, i,
                            tokenizer_quote_len(content, len), content, (unsigned)id);
-        // An added token stands for its content as it is, even where that looks byte-level.
-        bool byte_level;
-        PD_TRY(set_piece(t, id, content, len, false, &byte_level, err));
+        PD_TRY(tokenizer_set_piece(t, id, content, len, err));
         if (known < 0) PD_TRY(tokenizer_index_add(t, false, id, err));
         t->pieces[id].flags |= TOKENIZER_ADDED | (special ? TOKENIZER_SPECIAL : 0u);
     }
@@ -261,8 +222,7 @@ pdvm_status tokenizer_load_model(struct tokenizer *t, const char *path, const js
     PD_TRY(pd_json_string(path, model, "type", false, &type, err));
     if (strcmp(type, "BPE") != 0)
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,
-                       "%s: model is of type \"%.60s\"; this version only knows byte-level BPE",
-                       path, type);
+                       "%s: model is of type \"%.60s\"; this version only knows BPE", path, type);
     PD_TRY(check_options(t, path, model, err));
     PD_TRY(pd_json_object(path, model, "vocab", true, &vocab, err));
     PD_TRY(pd_json_array(path, model, "merges", true, &merges, err));
@@ -274,11 +234,40 @@ pdvm_status tokenizer_load_model(struct tokenizer *t, const char *path, const js
     PD_TRY(count_ids(path, vocab, added, largest, &t->n_pieces, err));
     PD_TRY(pd_calloc(&t->pieces, t->n_pieces, sizeof *t->pieces, "the vocabulary", err));
     PD_TRY(tokenizer_index_init(&t->by_content, n_pieces, err));
-    if (t->ignore_merges) PD_TRY(tokenizer_index_init(&t->by_bytes, json_object_size(vocab), err));
+    t->n_vocab = json_object_size(vocab);
     PD_TRY(load_vocab(t, path, vocab, largest, err));
     PD_TRY(load_merges(t, path, merges, err));
-    PD_TRY(load_unknown(t, path, model, err));
-    return load_added_pieces(t, path, added, err);
+    // That it is in the vocabulary matters only if it can come up: tokenizer_load_bytes looks.
+    const char *unk = NULL;
+    PD_TRY(pd_json_string(path, model, "unk_token", false, &unk, err));
+    if (unk) t->unk_id = tokenizer_find_vocab(t, unk, strlen(unk), "", 0);
+    t->unk_missing = unk && t->unk_id < 0;
+    return tokenizer_load_added_pieces(t, path, added, err);
+}
+
+/* Appends the pattern of an added token that is looked for after normalising. */
+static pdvm_status add_normalised(struct tokenizer *t, struct tokenizer_added *a,
+                                  struct tokenizer_buffer *text, pdvm_error *err) {
+    const struct tokenizer_piece *p = &t->pieces[a->id];
+    const char *content = t->text.data + p->content, *normal = "";
+    struct tokenizer_buffer work[2] = {{0}};
+    struct tokenizer_matcher *matcher;
+    size_t n = 0;
+    PD_TRY(tokenizer_matcher_create(p->content_len, &matcher, err));
+    pdvm_status status =
+        tokenizer_normalise(t, matcher, content, p->content_len, work, &normal, &n, err);
+    if (status == PDVM_OK && (n == 0 || n > 4 * TOKENIZER_MAX_ADDED))
+        status = pd_fail(err, PDVM_ERR_UNSUPPORTED, "\"%.*s\" has %zu bytes when normalised",
+                         tokenizer_quote_len(content, p->content_len), content, n);
+    size_t at = text->n;
+    if (status == PDVM_OK) status = tokenizer_buffer_add(text, normal, n, err);
+    a->len = (uint32_t)n;
+    // Special tokens are shown by their names.
+    if (status == PDVM_OK && !t->byte_level && !a->special)
+        status = tokenizer_set_normalised(t, a->id, text->data + at, n, err);
+    tokenizer_matcher_free(matcher);
+    for (int i = 0; i < 2; i++) free(work[i].data);
+    return status;
 }
 
 static pdvm_status load_added_item(struct tokenizer *t, const char *path, const json_t *item,
@@ -295,14 +284,9 @@ static pdvm_status load_added_item(struct tokenizer *t, const char *path, const 
     a->order = order + (a->special ? 0 : UINT32_MAX / 2);
     const struct tokenizer_piece *p = &t->pieces[a->id];
     const char *content = t->text.data + p->content;
-    if (normalized && t->nfc) {
-        // The buffer moves while it grows: pointers into it are made at the end.
-        struct tokenizer_buffer nfc = {0};
-        pdvm_status status = tokenizer_nfc(content, p->content_len, &nfc, err);
-        if (status == PDVM_OK) status = tokenizer_buffer_add(text, nfc.data, nfc.n, err);
-        a->len = (uint32_t)nfc.n;
-        free(nfc.data);
-        PD_TRY(status);
+    if (normalized && !t->raw_patterns) {
+        pdvm_status status = add_normalised(t, a, text, err);
+        if (status != PDVM_OK) return pd_prefix(err, status, "%s: added_tokens", path);
     } else {
         a->len = p->content_len;
         PD_TRY(tokenizer_buffer_add(text, content, a->len, err));

@@ -125,6 +125,26 @@ static pdvm_status put_space(struct tokenizer_run *run, int step, const char *s,
     return tokenizer_split(run, step + 1, run->prefixed.data, run->prefixed.n);
 }
 
+/* Comes at most once too, and not together with put_space. */
+static pdvm_status put_metaspace(struct tokenizer_run *run, int step, const char *s, size_t n) {
+    const struct tokenizer_step *what = &run->t->steps[step];
+    struct tokenizer_buffer *out = &run->prefixed;
+    const char *end = s + n, *space;
+    bool prepend = what->prepend == TOKENIZER_PREPEND_ALWAYS ||
+                   (what->prepend == TOKENIZER_PREPEND_FIRST && s == run->start);
+    bool there =
+        s[0] == ' ' || (n >= what->string_len && memcmp(s, what->string, what->string_len) == 0);
+    out->n = 0;
+    if (prepend && !there)
+        PD_TRY(tokenizer_buffer_add(out, what->string, what->string_len, run->err));
+    for (; (space = memchr(s, ' ', (size_t)(end - s))); s = space + 1) {
+        PD_TRY(tokenizer_buffer_add(out, s, (size_t)(space - s), run->err));
+        PD_TRY(tokenizer_buffer_add(out, what->string, what->string_len, run->err));
+    }
+    PD_TRY(tokenizer_buffer_add(out, s, (size_t)(end - s), run->err));
+    return tokenizer_split(run, step + 1, out->data, out->n);
+}
+
 pdvm_status tokenizer_split(struct tokenizer_run *run, int step, const char *s, size_t n) {
     if (n == 0) return PDVM_OK;
     if (step == run->t->n_steps) return tokenizer_bpe_word(run, s, n);
@@ -132,6 +152,7 @@ pdvm_status tokenizer_split(struct tokenizer_run *run, int step, const char *s, 
     struct joiner j = {.run = run, .step = step, .s = s};
     switch (what->kind) {
     case TOKENIZER_STEP_SPACE: return put_space(run, step, s, n);
+    case TOKENIZER_STEP_METASPACE: return put_metaspace(run, step, s, n);
     case TOKENIZER_STEP_REGEX: PD_TRY(split_regex(&j, what, n)); break;
     case TOKENIZER_STEP_STRING: PD_TRY(split_string(&j, what, n)); break;
     case TOKENIZER_STEP_DIGIT: PD_TRY(split_digits(&j, n)); break;

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <utf8proc.h>
 
+#define MAX_PARTS 32
+
 /* Printable Latin-1 stands for itself; the other 68 bytes, in order, are U+0100 and up. */
 static bool is_printable(uint32_t c) {
     return (c >= 0x21 && c <= 0x7e) || (c >= 0xa1 && c <= 0xac) || (c >= 0xae && c <= 0xff);
@@ -60,10 +62,11 @@ bool tokenizer_is_numeric(uint32_t c) {
            category == UTF8PROC_CATEGORY_NO;
 }
 
-bool tokenizer_is_nfc_quick(const char *text, size_t len) {
-    // No character below U+0300 (bytes CC 80) changes or combines with another such.
+bool tokenizer_is_form_quick(const char *text, size_t len, enum tokenizer_form form) {
+    // No character below U+0300 (bytes CC 80) is composed further; ASCII never changes.
+    const uint8_t limit = form == TOKENIZER_NFC ? 0xcc : 0x80;
     for (size_t i = 0; i < len; i++)
-        if ((uint8_t)text[i] >= 0xcc) return false;
+        if ((uint8_t)text[i] >= limit) return false;
     return true;
 }
 
@@ -123,11 +126,12 @@ static pdvm_status order_marks(int32_t *c, size_t n, pdvm_error *err) {
     return status;
 }
 
-static pdvm_status decompose(const char *text, size_t len, int32_t **chars, size_t *n,
-                             size_t *capacity, pdvm_error *err) {
-    const utf8proc_option_t options = UTF8PROC_DECOMPOSE | UTF8PROC_STABLE;
-    // No character decomposes into more than four, canonically.
-    int32_t parts[16];
+static pdvm_status decompose(const char *text, size_t len, enum tokenizer_form form,
+                             int32_t **chars, size_t *n, size_t *capacity, pdvm_error *err) {
+    const utf8proc_option_t options =
+        UTF8PROC_DECOMPOSE | UTF8PROC_STABLE | (form & TOKENIZER_NFKD ? UTF8PROC_COMPAT : 0);
+    // No character decomposes into more than 18 (U+FDFA).
+    int32_t parts[MAX_PARTS];
     int boundary = 0;
     for (size_t i = 0; i < len;) {
         uint32_t c;
@@ -135,8 +139,8 @@ static pdvm_status decompose(const char *text, size_t len, int32_t **chars, size
         if (length <= 0) return pd_fail(err, PDVM_ERR_ARGUMENT, "invalid UTF-8 at byte %zu", i);
         i += (size_t)length;
         utf8proc_ssize_t k =
-            utf8proc_decompose_char((utf8proc_int32_t)c, parts, 16, options, &boundary);
-        if (k < 0 || k > 16) {
+            utf8proc_decompose_char((utf8proc_int32_t)c, parts, MAX_PARTS, options, &boundary);
+        if (k < 0 || k > MAX_PARTS) {
             parts[0] = (int32_t)c;
             k = 1;
         }
@@ -147,20 +151,21 @@ static pdvm_status decompose(const char *text, size_t len, int32_t **chars, size
     return PDVM_OK;
 }
 
-pdvm_status tokenizer_nfc(const char *text, size_t len, struct tokenizer_buffer *out,
-                          pdvm_error *err) {
+pdvm_status tokenizer_form(const char *text, size_t len, enum tokenizer_form form,
+                           struct tokenizer_buffer *out, pdvm_error *err) {
     out->n = 0;
-    if (tokenizer_is_nfc_quick(text, len)) return tokenizer_buffer_add(out, text, len, err);
+    if (tokenizer_is_form_quick(text, len, form)) return tokenizer_buffer_add(out, text, len, err);
     int32_t *chars = NULL;
     size_t n = 0, capacity = 0;
-    pdvm_status status = decompose(text, len, &chars, &n, &capacity, err);
+    pdvm_status status = decompose(text, len, form, &chars, &n, &capacity, err);
     if (status == PDVM_OK) status = order_marks(chars, n, err);
-    if (status == PDVM_OK && chars) {
+    if (status == PDVM_OK && chars && (form & TOKENIZER_NFC)) {
         utf8proc_ssize_t composed = utf8proc_normalize_utf32(chars, (utf8proc_ssize_t)n,
                                                              UTF8PROC_COMPOSE | UTF8PROC_STABLE);
         n = composed < 0 ? 0 : (size_t)composed;
-        status = pd_grow(&out->data, &out->capacity, 4 * n, 1, "normalising", err);
     }
+    if (status == PDVM_OK && chars)
+        status = pd_grow(&out->data, &out->capacity, 4 * n, 1, "normalising", err);
     if (status == PDVM_OK && chars)
         for (size_t i = 0; i < n; i++)
             out->n += (size_t)pd_utf8_encode((uint32_t)chars[i], out->data + out->n);

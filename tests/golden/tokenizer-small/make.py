@@ -6,7 +6,8 @@
 
 tokenizer.json is a byte-level BPE of 500 pieces trained on looking-glass.txt (Lewis Carroll,
 Through the Looking-Glass, 1871; public domain). cases.json holds variants of it (members that
-replace those of the file) with texts and the ids that the reference gives.
+replace those of the file) with texts and the ids that the reference gives. The files of
+SentencePiece-like tokenizers come from make_sentencepiece.py.
 """
 import json
 import os
@@ -182,4 +183,5 @@ def main():
         f.write('{"texts":' + json.dumps(texts) + ',\n"variants":[\n' + lines + "\n]}\n")
 
 
-main()
+if __name__ == "__main__":
+    main()
