@@ -19,10 +19,6 @@ static struct tokenizer *open_set(struct gguf_set *set) {
     pdvm_status status = tokenizer_open("tokenizer.json", json, strlen(json), &t, &err);
     free(json);
     gguf_set_close(set);
-    if (status == PDVM_ERR_UNSUPPORTED && strstr(err.message, "byte_fallback")) {
-        print_message("SentencePiece models are not supported: %s\n", err.message);
-        skip();
-    }
     assert_ok(status, &err);
     return t;
 }
@@ -32,7 +28,7 @@ static void check(const struct tokenizer *t, const char *text, size_t len, const
     struct token_list list = {0};
     pdvm_error err = {0};
     assert_ok(tokenizer_encode(t, text, len, 0, &list, &err), &err);
-    if (list.n != n || memcmp(list.ids, expected, n * sizeof *expected) != 0)
+    if (list.n != n || (n > 0 && memcmp(list.ids, expected, n * sizeof *expected) != 0))
         fail_msg("other ids for \"%.*s\"", (int)len, text);
     free(list.ids);
 }

@@ -93,8 +93,10 @@ static pdvm_status take_name(struct gguf *g, const char *what, size_t index, con
     if (memchr(name, 0, n) || pd_utf8_check(name, n) != n)
         return pd_fail(err, PDVM_ERR_FORMAT, "%s: %s %zu: its name is not UTF-8 text", g->path,
                        what, index);
-    *out = strndup(name, n);
-    if (!*out) return pd_fail_memory(err, n + 1, "a name");
+    char *copy;
+    PD_TRY(pd_calloc(&copy, n + 1, 1, "a name", err));
+    memcpy(copy, name, n);
+    *out = copy;
     g->at += n;
     return PDVM_OK;
 }

@@ -451,8 +451,8 @@ static pdvm_status make_tokenizer_config(const struct gguf *g, struct gguf_texts
     PD_TRY(gguf_get_string(g, "tokenizer.chat_template", false, &template, &len, err));
     if (template) {
         failed |= json_object_set_new(root, "chat_template", json_stringn(template, len));
-        out->chat_template = strndup(template, len);
-        failed |= out->chat_template == NULL;
+        PD_TRY(pd_calloc(&out->chat_template, len + 1, 1, "a chat template", err));
+        memcpy(out->chat_template, template, len);
     }
     return json_object_size(root) > 0 ? to_text(root, failed, &out->tokenizer_config, err)
                                       : PDVM_OK;
