@@ -368,13 +368,13 @@ static void inspecting_a_file_gives_the_report_of_its_conversion(void **state) {
     free(source);
 }
 
-static void scanning_a_directory_counts_its_zeros(void **state) {
+static void scanning_a_directory_counts_its_zeros_and_forecasts_the_conversion(void **state) {
     struct hf_model model = {.dtype = SAFETENSORS_BF16};
-    struct report report = {0};
+    struct report report = {0}, converted = {0};
     pdvm_error err = {0};
     hf_model_write(*state, &model);
     struct model_source *s = open_source(*state);
-    assert_ok(scan_source(s, NULL, NULL, &report, &err), &err);
+    assert_ok(scan_source(s, NULL, NULL, &report, &converted, &err), &err);
     assert_int_equal(report.n, tensors_count(&s->config));
     for (size_t i = 0; i < report.n; i++) {
         const struct report_tensor *t = &report.tensors[i];
@@ -384,8 +384,25 @@ static void scanning_a_directory_counts_its_zeros(void **state) {
         assert_int_equal(t->bytes, 2 * n);
         assert_string_equal(t->coding, "BF16");
     }
-    report_free(&report);
     source_close(s);
+
+    /* The forecast is what convert then does. */
+    struct convert_options options = convert_options_default();
+    struct convert_result result = {0};
+    char *file = support_path(*state, "forecast.pdvm");
+    assert_ok(convert_model(*state, file, &options, &result, &err), &err);
+    assert_int_equal(converted.n, result.report.n);
+    for (size_t i = 0; i < converted.n; i++) {
+        const struct report_tensor *a = &converted.tensors[i], *b = &result.report.tensors[i];
+        assert_string_equal(a->coding, b->coding);
+        assert_int_equal(a->bytes, b->bytes);
+        assert_int_equal(a->n_zeros, b->n_zeros);
+        if (a->tensor.is_matrix) assert_float_equal(a->rounding_squares, b->rounding_squares, 0);
+    }
+    free(file);
+    convert_result_free(&result);
+    report_free(&converted);
+    report_free(&report);
 }
 
 /* ---- failures -------------------------------------------------------------------------- */
@@ -577,8 +594,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(the_report_agrees_with_the_weights, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(inspecting_a_file_gives_the_report_of_its_conversion,
                                         make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(scanning_a_directory_counts_its_zeros, make_dir,
-                                        remove_dir),
+        cmocka_unit_test_setup_teardown(
+            scanning_a_directory_counts_its_zeros_and_forecasts_the_conversion, make_dir,
+            remove_dir),
         cmocka_unit_test_setup_teardown(an_interrupt_leaves_the_old_file, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(progress_never_goes_back_and_ends_at_one, make_dir,
                                         remove_dir),

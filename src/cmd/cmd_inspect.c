@@ -35,7 +35,8 @@ struct inspection {
     struct container *container; /* NULL for a directory */
     json_t *made;                /* what convert left in the file; NULL: nothing */
     struct report report;
-    uint64_t file_bytes; /* 0 for a directory */
+    struct report converted; /* of a source that is no .pdvm file: by convert's defaults */
+    uint64_t file_bytes;     /* 0 for a directory */
 };
 
 /* ---- reading --------------------------------------------------------------------------- */
@@ -64,7 +65,7 @@ static pdvm_status read_directory(struct inspection *in, const struct pd_notify 
                        "checked",
                        in->path);
     PD_TRY(pd_threads_create(in->n_threads, &threads, err));
-    pdvm_status status = scan_source(in->source, threads, notify, &in->report, err);
+    pdvm_status status = scan_source(in->source, threads, notify, &in->report, &in->converted, err);
     pd_threads_free(threads);
     return status;
 }
@@ -157,6 +158,22 @@ static void print_facts(const struct inspection *in) {
     if (in->check) puts("check          every matrix and the hash of the data are right");
 }
 
+/* What a conversion with the defaults would lose and gain. */
+static void print_forecast(const struct inspection *in) {
+    struct report_sum now, then;
+    char size[32];
+    if (in->converted.n == 0) return;
+    report_sum(&in->report, REPORT_TOTAL, &now);
+    report_sum(&in->converted, REPORT_TOTAL, &then);
+    printf("\nconverted      by the defaults of pdvm convert (int8): %s, %.2f bits a weight, ",
+           terminal_size(size, then.bytes), report_bits(then.bytes, then.n_weights));
+    if (then.bytes <= now.bytes)
+        printf("%.2f times smaller;", (double)now.bytes / (double)then.bytes);
+    else
+        printf("%.2f times larger;", (double)then.bytes / (double)now.bytes);
+    printf("\n               every zero stays, the others are rounded: error %.4f\n", then.error);
+}
+
 /* Whether block characters will show; the locale decides, as for other programs. */
 static bool utf8_terminal(void) {
     setlocale(LC_CTYPE, "");
@@ -171,6 +188,7 @@ static void print_text(const struct inspection *in) {
     print_facts(in);
     putchar('\n');
     print_report_table(stdout, &in->report);
+    print_forecast(in);
     putchar('\n');
     print_sparsity_picture(stdout, &in->report, in->source->config.n_layers, &style);
 }
@@ -219,6 +237,11 @@ static json_t *inspection_json(const struct inspection *in) {
                               "file_bytes", (json_int_t)in->file_bytes, "fingerprint", fingerprint,
                               "config", config_json(&in->source->config), "metadata", metadata,
                               "made", made, "checked", (int)in->check);
+    if (in->converted.n > 0) {
+        json_t *converted = report_json(&in->converted);
+        json_object_set_new(facts, "converted", json_incref(json_object_get(converted, "total")));
+        json_decref(converted);
+    }
     if (value && json_object_update_new(value, facts) == 0) return value;
     json_decref(value);
     return NULL;
@@ -239,6 +262,7 @@ static int inspect(struct inspection *in) {
         print_text(in);
     }
     report_free(&in->report);
+    report_free(&in->converted);
     json_decref(in->made);
     container_close(in->container);
     source_close(in->source);

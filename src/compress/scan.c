@@ -8,16 +8,40 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* What the default conversion makes of a tensor. */
+static pdvm_status forecast(const float *w, struct pd_threads *threads, struct report_tensor *t,
+                            pdvm_error *err) {
+    const struct tensor_info *info = &t->tensor;
+    struct mdcsr m;
+    struct mdcsr_report report;
+    t->pruning_squares = t->rounding_squares = 0;
+    t->bytes = (uint64_t)info->cols * sizeof(float);
+    snprintf(t->coding, sizeof t->coding, "f32");
+    if (!info->is_matrix) return PDVM_OK;
+    struct mdcsr_options options = encoding_default(info->role, MDCSR_INT8);
+    PD_TRY(mdcsr_encode(w, info->rows, info->cols, &options, threads, &m, &report, err));
+    t->rounding_squares = report.error_squares;
+    t->bytes = report.stored_bytes;
+    report_coding(m.index_coding, m.value_coding, m.codebook_kind, m.group, t->coding,
+                  sizeof t->coding);
+    mdcsr_free(&m);
+    return PDVM_OK;
+}
+
 static pdvm_status scan_tensor(struct model_source *source, struct pd_threads *threads,
-                               struct report_tensor *t, pdvm_error *err) {
+                               struct report_tensor *t, struct report_tensor *converted,
+                               pdvm_error *err) {
     const struct tensor_info *info = &t->tensor;
     struct prune_count count;
     const char *coding;
     float *w;
     PD_TRY(encoding_read_floats(source, info, threads, &w, err));
     pdvm_status status = prune_count(w, info->rows, info->cols, threads, &count, err);
+    if (status == PDVM_OK) status = forecast(w, threads, converted, err);
     free(w);
     if (status != PDVM_OK) return pd_prefix(err, status, "%s: %s", source->path, info->name);
+    converted->n_zeros = converted->source_zeros = count.n_zeros;
+    converted->sum_squares = count.sum_squares;
     source_stored(source, info, &coding, &t->bytes);
     source_release(source, info);
     snprintf(t->coding, sizeof t->coding, "%s", coding);
@@ -27,7 +51,8 @@ static pdvm_status scan_tensor(struct model_source *source, struct pd_threads *t
 }
 
 pdvm_status scan_source(struct model_source *source, struct pd_threads *threads,
-                        const struct pd_notify *notify, struct report *out, pdvm_error *err) {
+                        const struct pd_notify *notify, struct report *out,
+                        struct report *converted, pdvm_error *err) {
     size_t n = tensors_count(&source->config);
     double total = 0, done = 0;
     for (size_t i = 0; i < n; i++) {
@@ -39,9 +64,11 @@ pdvm_status scan_source(struct model_source *source, struct pd_threads *threads,
         struct report_tensor t = {
             .source_zeros = -1, .pruning_squares = NAN, .rounding_squares = NAN};
         tensors_at(&source->config, i, &t.tensor);
+        struct report_tensor c = {.tensor = t.tensor};
         PD_TRY(pd_progress(notify, "reading", done / total, err));
-        PD_TRY(scan_tensor(source, threads, &t, err));
+        PD_TRY(scan_tensor(source, threads, &t, &c, err));
         PD_TRY(report_add(out, &t, err));
+        PD_TRY(report_add(converted, &c, err));
         done += (double)t.tensor.rows * (double)t.tensor.cols;
     }
     return pd_progress(notify, "reading", 1, err);

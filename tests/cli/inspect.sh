@@ -56,6 +56,7 @@ refused 1 "bad.pdvm" "$PDVM" inspect bad.pdvm
 # A directory: the zeros are counted; there is nothing to compare with.
 expect 0 "$PDVM" inspect "$golden/tiny-pruned"
 grep -qE '^q +32.8 k +62.8 % +16.00 +64.0 KiB +- +BF16$' out || fail "table: $(cat out)"
+out_has "every zero stays"
 refused 2 "--check is for .pdvm files" "$PDVM" inspect "$golden/tiny-pruned" --check
 expect 0 "$PDVM" inspect "$golden/tiny-sharded" --json
 valid_json out
