@@ -138,8 +138,8 @@ typedef struct pdvm_model_info {
 } pdvm_model_info;
 
 /**
- * Opens a `.pdvm` file or a Hugging Face model directory (which is converted in memory, see
- * pdvm_model_options.values). Progress stage: "loading". `*out` is freed by pdvm_model_close.
+ * Opens a `.pdvm` file, a GGUF file or a Hugging Face model directory (the latter two are converted
+ * in memory, see pdvm_model_options.values). Progress stage: "loading". `*out` is freed by pdvm_model_close.
  */
 PDVM_API pdvm_status pdvm_model_open(const char *path, const pdvm_model_options *options,
                                      pdvm_model **out, pdvm_error *err);

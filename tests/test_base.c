@@ -5,12 +5,14 @@
 #include "base/checked.h"
 #include "base/file.h"
 #include "base/half.h"
+#include "base/notify.h"
 #include "base/threads.h"
 #include "support/support.h"
 
 #include <math.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -108,6 +110,46 @@ static void a_written_file_appears_only_when_committed(void **state) {
     assert_int_equal(support_count_entries(dir), 1);
     free(path);
     support_tmpdir_remove(dir);
+}
+
+static void two_writers_of_one_file_do_not_mix(void **state) {
+    (void)state;
+    pdvm_error err;
+    char *dir = support_tmpdir();
+    char *path = support_path(dir, "out");
+    struct pd_writer *a, *b;
+    assert_ok(pd_writer_open(path, &a, &err), &err);
+    assert_ok(pd_writer_open(path, &b, &err), &err);
+    assert_ok(pd_writer_append(a, "first", 5, &err), &err);
+    assert_ok(pd_writer_append(b, "second", 6, &err), &err);
+    assert_ok(pd_writer_commit(a, &err), &err);
+    char *text = support_read_file(path, NULL);
+    assert_string_equal(text, "first");
+    free(text);
+    assert_ok(pd_writer_commit(b, &err), &err);
+    text = support_read_file(path, NULL);
+    assert_string_equal(text, "second");
+    free(text);
+    assert_int_equal(support_count_entries(dir), 1);
+    assert_error(pd_writer_open("", &a, &err), PDVM_ERR_ARGUMENT, &err, "empty");
+    free(path);
+    support_tmpdir_remove(dir);
+}
+
+static void zeroed_memory_is_zero_to_the_last_byte(void **state) {
+    (void)state;
+    static const size_t sizes[] = {1, 5000, (1 << 20) - 1, (1 << 20) + 1, (3 << 20) + 12345};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        size_t n = sizes[i], wrong = 0;
+        uint8_t *data = malloc(n + 2);
+        memset(data, 0xaa, n + 2);
+        pd_zero(data + 1, n);
+        for (size_t k = 1; k <= n; k++) wrong += data[k] != 0;
+        assert_int_equal(wrong, 0);
+        assert_int_equal(data[0], 0xaa);
+        assert_int_equal(data[n + 1], 0xaa);
+        free(data);
+    }
 }
 
 static void an_aborted_file_leaves_the_old_one(void **state) {
@@ -237,6 +279,23 @@ static void messages_cannot_carry_terminal_escapes(void **state) {
     assert_string_equal(err.message, "tensor ?[31mred?");
     pd_prefix(&err, err.status, "%s", "f\x07");
     assert_string_equal(err.message, "f?: tensor ?[31mred?");
+    pd_fail(&err, PDVM_ERR_FORMAT, "tensor %s",
+            "\xc2\x9b"
+            "31m \xc3\x9b");
+    assert_string_equal(err.message, "tensor ??31m \xc3\x9b");
+}
+
+static void keep_line(void *user, pdvm_log_level level, const char *line) {
+    (void)level;
+    snprintf(user, 64, "%s", line);
+}
+
+static void log_lines_cannot_carry_terminal_escapes(void **state) {
+    (void)state;
+    char line[64];
+    const struct pd_notify n = {.log = keep_line, .log_user = line};
+    pd_log(&n, PDVM_LOG_WARN, "%s: bad", "\x1b[2Jmodel");
+    assert_string_equal(line, "?[2Jmodel: bad");
 }
 
 int main(void) {
@@ -247,12 +306,15 @@ int main(void) {
         cmocka_unit_test(overflowing_sizes_are_noticed),
         cmocka_unit_test(absurd_allocations_are_errors),
         cmocka_unit_test(a_written_file_appears_only_when_committed),
+        cmocka_unit_test(two_writers_of_one_file_do_not_mix),
+        cmocka_unit_test(zeroed_memory_is_zero_to_the_last_byte),
         cmocka_unit_test(an_aborted_file_leaves_the_old_one),
         cmocka_unit_test(a_full_disk_leaves_the_old_file),
         cmocka_unit_test(only_regular_files_are_read),
         cmocka_unit_test(barriers_make_writes_visible),
         cmocka_unit_test(parallel_loops_visit_every_item_once),
         cmocka_unit_test(messages_cannot_carry_terminal_escapes),
+        cmocka_unit_test(log_lines_cannot_carry_terminal_escapes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -354,7 +354,7 @@ static void several_files_need_an_index(void **state) {
 static void directories_without_a_model_get_a_hint(void **state) {
     assert_open_fails(*state, PDVM_ERR_UNSUPPORTED, "config.json");
     char *path = support_write_text(*state, "m.gguf", "GGUF");
-    assert_open_fails(*state, PDVM_ERR_UNSUPPORTED, "GGUF");
+    assert_open_fails(*state, PDVM_ERR_UNSUPPORTED, "GGUF files: give the name of one");
     free(path);
     path = support_write_text(*state, "m.pdvm", "x");
     assert_open_fails(*state, PDVM_ERR_UNSUPPORTED, "give the name of one");
@@ -378,8 +378,8 @@ static void files_that_are_no_model_get_a_hint(void **state) {
         const char *message;
     } cases[] = {
         {"empty.pdvm", "", 0, PDVM_ERR_FORMAT, "empty"},
-        {"m.gguf", "GGUF\3\0\0\0\0\0\0\0", 12, PDVM_ERR_UNSUPPORTED, "GGUF"},
-        {"other-name", "GGUF\3\0\0\0\0\0\0\0", 12, PDVM_ERR_UNSUPPORTED, "GGUF"},
+        {"m.gguf", "GGUF\3\0\0\0\0\0\0\0", 12, PDVM_ERR_FORMAT, "number of tensors"},
+        {"other-name", "GGUF\1\0\0\0\0\0\0\0", 12, PDVM_ERR_UNSUPPORTED, "GGUF version 1"},
         {"m.bin", "PK\3\4\0\0\0\0\0\0", 10, PDVM_ERR_UNSUPPORTED, "PyTorch"},
         {"old.pt", "\x80\2\x8a\n", 4, PDVM_ERR_UNSUPPORTED, "PyTorch"},
         {"short", "\2\0\0\0", 4, PDVM_ERR_UNSUPPORTED, "known kind"},

@@ -4,6 +4,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* Below this a system call costs more than the memory is worth. */
+#define LAZY_ZERO ((size_t)1 << 20)
 
 pdvm_status pd_calloc(void *out, size_t n, size_t size, const char *what, pdvm_error *err) {
     void *p = calloc(n ? n : 1, size ? size : 1);
@@ -19,6 +24,23 @@ pdvm_status pd_alloc_aligned(void *out, size_t size, const char *what, pdvm_erro
     if (pd_add_size(size, 128, &padded)) p = aligned_alloc(128, pd_round_up(padded, 128));
     memcpy(out, &p, sizeof p);
     return p ? PDVM_OK : pd_fail_memory(err, size, what);
+}
+
+void pd_zero(void *data, size_t size) {
+    uint8_t *begin = data, *end = begin + size;
+#ifdef __linux__
+    /* Elsewhere MADV_DONTNEED does not promise zeros. */
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uint8_t *first = begin + ((page - (uintptr_t)begin % page) % page);
+    if (size >= LAZY_ZERO && first < end) {
+        size_t whole = (size_t)(end - first) / page * page;
+        if (madvise(first, whole, MADV_DONTNEED) == 0) {
+            memset(begin, 0, (size_t)(first - begin));
+            begin = first + whole;
+        }
+    }
+#endif
+    memset(begin, 0, (size_t)(end - begin));
 }
 
 pdvm_status pd_grow(void *data, size_t *capacity, size_t need, size_t size, const char *what,

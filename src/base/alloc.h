@@ -19,6 +19,12 @@ pdvm_status pd_calloc(void *out, size_t n, size_t size, const char *what, pdvm_e
 pdvm_status pd_alloc_aligned(void *out, size_t size, const char *what, pdvm_error *err);
 
 /**
+ * Zeroes data[0, size). Where the system allows it, whole pages are given back and come as zeros
+ * when they are touched: what stays zero takes no memory.
+ */
+void pd_zero(void *data, size_t size);
+
+/**
  * Grows *data (elements of `size` bytes) so that at least `need` fit, at least doubling;
  * *capacity counts elements. On failure nothing changes.
  */

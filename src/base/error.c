@@ -24,10 +24,12 @@ const char *pdvm_status_name(pdvm_status status) {
     return "unknown status";
 }
 
-/* Messages quote names from files: a terminal escape in a tensor name must not reach the user. */
-static void defuse(char *s) {
-    for (; *s; s++)
-        if ((unsigned char)*s < 0x20 || *s == 0x7f) *s = '?';
+void pd_defuse(char *s) {
+    for (unsigned char *p = (unsigned char *)s; *p; p++) {
+        if (*p < 0x20 || *p == 0x7f) *p = '?';
+        /* U+0080 to U+009F are control characters, too: some terminals take U+009B for ESC [. */
+        if (*p == 0xc2 && p[1] >= 0x80 && p[1] <= 0x9f) p[0] = p[1] = '?';
+    }
 }
 
 pdvm_status pd_fail(pdvm_error *err, pdvm_status status, const char *fmt, ...) {
@@ -36,7 +38,7 @@ pdvm_status pd_fail(pdvm_error *err, pdvm_status status, const char *fmt, ...) {
     va_start(args, fmt);
     vsnprintf(err->message, sizeof err->message, fmt, args);
     va_end(args);
-    defuse(err->message);
+    pd_defuse(err->message);
     err->status = status;
     return status;
 }
@@ -61,6 +63,6 @@ pdvm_status pd_prefix(pdvm_error *err, pdvm_status status, const char *fmt, ...)
     va_end(args);
     if (n >= 0 && (size_t)n < sizeof err->message)
         snprintf(err->message + n, sizeof err->message - (size_t)n, ": %s", old);
-    defuse(err->message);
+    pd_defuse(err->message);
     return status;
 }

@@ -17,6 +17,12 @@
         if (pd_try_status != PDVM_OK) return pd_try_status;                                        \
     } while (0)
 
+/**
+ * Turns control characters into '?'. Messages quote names from files: a terminal escape in one
+ * must not reach the user.
+ */
+void pd_defuse(char *s);
+
 /** Fills `err` (may be NULL) and returns `status`. Control characters in the text become '?'. */
 pdvm_status pd_fail(pdvm_error *err, pdvm_status status, const char *fmt, ...) PD_PRINTF(3, 4);
 

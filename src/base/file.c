@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,12 +125,15 @@ static void writer_free(struct pd_writer *w) {
 }
 
 pdvm_status pd_writer_open(const char *path, struct pd_writer **out, pdvm_error *err) {
+    static atomic_uint number; /* two writers of one path, in two threads, must not meet */
     struct stat st;
     *out = NULL;
+    if (path[0] == '\0')
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "the name of the file to write is empty");
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
         return pd_fail(err, PDVM_ERR_IO, "%s: exists and is not a regular file", path);
     struct pd_writer *w = calloc(1, sizeof *w);
-    size_t len = strlen(path) + 32;
+    size_t len = strlen(path) + 48;
     if (w) {
         w->path = strdup(path);
         w->temporary = malloc(len);
@@ -138,8 +142,11 @@ pdvm_status pd_writer_open(const char *path, struct pd_writer **out, pdvm_error 
         if (w) writer_free(w);
         return pd_fail_memory(err, sizeof *w, "a file writer");
     }
-    snprintf(w->temporary, len, "%s.tmp-%ld", path, (long)getpid());
-    w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    snprintf(w->temporary, len, "%s.tmp-%ld-%u", path, (long)getpid(),
+             atomic_fetch_add(&number, 1));
+    /* What is there can only be left by a process that was killed, or is a link set as a trap. */
+    unlink(w->temporary);
+    w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (w->fd < 0) {
         pdvm_status status = pd_fail_errno(err, w->temporary, "cannot create");
         writer_free(w);
@@ -187,10 +194,6 @@ pdvm_status pd_writer_patch(struct pd_writer *w, uint64_t offset, const void *da
         return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: patch past the end", w->path);
     PD_TRY(writer_flush(w, err));
     return write_at(w, offset, (const uint8_t *)data, size, err);
-}
-
-uint64_t pd_writer_size(const struct pd_writer *w) {
-    return w->size;
 }
 
 pdvm_status pd_writer_commit(struct pd_writer *w, pdvm_error *err) {

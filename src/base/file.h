@@ -35,7 +35,7 @@ pdvm_status pd_read_file(const char *path, size_t max, char **data, size_t *size
 pdvm_status pd_path_join(const char *dir, const char *name, char **out, pdvm_error *err);
 
 /**
- * A file being written beside its final place (PATH.tmp-PID) and renamed over it at the end:
+ * A file being written beside its final place (PATH.tmp-PID-NUMBER) and renamed over it at the end:
  * a full disk, an error or an interrupt leaves the old file as it was.
  */
 struct pd_writer;
@@ -49,9 +49,6 @@ pdvm_status pd_writer_append(struct pd_writer *w, const void *data, size_t size,
 /** Overwrites `size` bytes at `offset`, which must lie within what was appended so far. */
 pdvm_status pd_writer_patch(struct pd_writer *w, uint64_t offset, const void *data, size_t size,
                             pdvm_error *err);
-
-/** Bytes appended so far. */
-uint64_t pd_writer_size(const struct pd_writer *w);
 
 /** Flushes to the disk, renames over the final path and frees `w`, also on failure. */
 pdvm_status pd_writer_commit(struct pd_writer *w, pdvm_error *err);

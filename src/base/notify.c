@@ -10,6 +10,7 @@ void pd_log(const struct pd_notify *n, pdvm_log_level level, const char *fmt, ..
     va_start(args, fmt);
     vsnprintf(line, sizeof line, fmt, args);
     va_end(args);
+    pd_defuse(line);
     n->log(n->log_user, level, line);
 }
 

@@ -158,8 +158,8 @@ int cmd_convert(int argc, char **argv) {
     char methods[512], names[256];
     describe_methods(methods, sizeof methods, false);
     const struct operand operands[] = {
-        {"SOURCE", "A Hugging Face model directory, or a .pdvm file to code anew.", &a.source,
-         false},
+        {"SOURCE", "A Hugging Face model directory, a GGUF file, or a .pdvm file to code anew.",
+         &a.source, false},
         OPERAND_END};
     const struct option_spec options[] = {
         OPTION_STRING("-o, --output", "FILE", "The .pdvm file to write. Required.", &a.output),

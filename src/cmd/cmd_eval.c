@@ -204,7 +204,8 @@ static int evaluate(const struct settings *o) {
 int cmd_eval(int argc, char **argv) {
     struct settings o = {.type_k = PDVM_KV_F16, .type_v = PDVM_KV_F16, .kernels = "auto"};
     const struct operand operands[] = {
-        {"MODEL", "A .pdvm file or a Hugging Face directory.", &o.model, false}, OPERAND_END};
+        {"MODEL", "A .pdvm file, a GGUF file or a Hugging Face directory.", &o.model, false},
+        OPERAND_END};
     const struct option_spec options[] = {
         OPTION_STRING("-m, --model", "MODEL", "The model, if it is not the first argument.",
                       &o.model),

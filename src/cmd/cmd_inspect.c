@@ -20,7 +20,7 @@ static const char description[] =
     "weights, zeros, bits and errors as convert prints them, and a picture of where the zeros are. "
     "Errors are relative to what the file was converted from.\n"
     "Of a .pdvm file only the header is read; --check reads and checks all of it. Of a Hugging "
-    "Face directory all weights are read, to count the zeros.";
+    "Face directory or a GGUF file all weights are read, to count the zeros.";
 
 static const char examples[] = "pdvm inspect tales.pdvm\n"
                                "pdvm inspect tales.pdvm --check\n"
@@ -249,7 +249,8 @@ int cmd_inspect(int argc, char **argv) {
     struct inspection in = {0};
     int64_t threads = 0;
     const struct operand operands[] = {
-        {"MODEL", "A .pdvm file or a Hugging Face directory.", &in.path, false}, OPERAND_END};
+        {"MODEL", "A .pdvm file, a GGUF file or a Hugging Face directory.", &in.path, false},
+        OPERAND_END};
     const struct option_spec options[] = {
         OPTION_FLAG("--check", "Check every byte of a .pdvm file: its matrices and its hash.",
                     &in.check),

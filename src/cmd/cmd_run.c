@@ -20,8 +20,8 @@ static const char description[] =
     "Generates text that follows a prompt and writes it to standard output as it comes, the prompt "
     "first. Timings and memory use go to standard error at the end. Options have the names and "
     "meanings that users of llama.cpp know.\n"
-    "A Hugging Face directory is converted in memory each time; for a quicker start and smaller "
-    "weights make a .pdvm file of it with 'pdvm convert'.\n"
+    "A Hugging Face directory or a GGUF file is converted in memory each time; for a quicker start "
+    "and smaller weights make a .pdvm file of it with 'pdvm convert'.\n"
     "Without -n, generation goes on until the model ends the text or the context is full. Ctrl-C "
     "stops it, with the timings; a second Ctrl-C kills. Without a prompt the text starts from the "
     "token that begins texts, if the model has one.\n"
@@ -460,7 +460,8 @@ int cmd_run(int argc, char **argv) {
                           .display_prompt = true}};
     struct settings *o = &r.o;
     const struct operand operands[] = {
-        {"MODEL", "A .pdvm file or a Hugging Face directory.", &o->model, false}, OPERAND_END};
+        {"MODEL", "A .pdvm file, a GGUF file or a Hugging Face directory.", &o->model, false},
+        OPERAND_END};
     const struct option_spec options[] = {
         OPTION_GROUP("Prompt and length"),
         OPTION_STRING("-m, --model", "MODEL", "The model, if it is not the first argument.",

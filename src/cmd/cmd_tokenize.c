@@ -213,7 +213,8 @@ static int check_settings(const struct settings *o, const struct options_page *p
 int cmd_tokenize(int argc, char **argv) {
     struct settings o = {0};
     const struct operand operands[] = {
-        {"MODEL", "A .pdvm file or a Hugging Face directory.", &o.model, false}, OPERAND_END};
+        {"MODEL", "A .pdvm file, a GGUF file or a Hugging Face directory.", &o.model, false},
+        OPERAND_END};
     const struct option_spec options[] = {
         OPTION_STRING("-m, --model", "MODEL", "The model, if it is not the first argument.",
                       &o.model),

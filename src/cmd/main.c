@@ -49,7 +49,8 @@ static void print_overview(FILE *f) {
     for (const struct command *c = commands; c->name; c++)
         fprintf(f, "  %-10s %s\n", c->name, c->summary);
     fputs("\n'pdvm help COMMAND' or 'pdvm COMMAND --help' explains one of them.\n\n"
-          "A model is a .pdvm file (made by 'pdvm convert') or a Hugging Face directory:\n"
+          "A model is a .pdvm file (made by 'pdvm convert'), a GGUF file or a\n"
+          "Hugging Face directory:\n"
           "  pdvm run models/tales -p \"Once upon a time\"\n",
           f);
 }

@@ -46,6 +46,7 @@ pdvm_status kv_cache_place(struct kv_cache *c, struct batch *batch, pdvm_error *
         batch->n_visible = c->n_ctx;
         batch->n_dropped = p + 1 - c->n_ctx;
     }
+    if (c->n_placed < p + batch->n_tokens) c->n_placed = p + batch->n_tokens;
     uint32_t slots = batch->slot + batch->n_tokens;
     return c->backend->ops->kv_reserve(c->backend, c->memory, slots, err);
 }
@@ -59,7 +60,9 @@ uint32_t kv_cache_slots(const struct kv_cache *c) {
 }
 
 bool kv_cache_rewind(struct kv_cache *c, uint32_t n) {
-    if (n < c->n_tokens && n > c->n_sink && kv_cache_dropped(c) > 0) return false;
-    if (n < c->n_tokens) c->n_tokens = n;
+    bool overwritten = c->n_placed > c->n_ctx || kv_cache_dropped(c) > 0;
+    if (n >= c->n_tokens) return true;
+    if (n > c->n_sink && overwritten) return false;
+    c->n_tokens = c->n_placed = n;
     return true;
 }

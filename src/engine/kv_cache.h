@@ -21,6 +21,8 @@ struct kv_cache {
     uint32_t n_sink;
     bool rolling;
     uint32_t n_tokens; /**< tokens appended so far, dropped ones included: the next position */
+    uint32_t n_placed; /**< positions that rows were written for, at least n_tokens while appending:
+                            a pass that failed or pdvm_execute_layer goes beyond n_tokens */
 };
 
 /** Makes an empty cache. */

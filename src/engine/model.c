@@ -187,6 +187,8 @@ static pdvm_status need_tokenizer(const pdvm_model *m, pdvm_error *err) {
 pdvm_status pdvm_tokenize(const pdvm_model *model, const char *text, size_t len, unsigned flags,
                           int32_t *tokens, size_t capacity, size_t *n, pdvm_error *err) {
     struct token_list list = {0};
+    if (!model || !n || (!text && len > 0) || (!tokens && capacity > 0))
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_tokenize: an argument is NULL");
     *n = 0;
     PD_TRY(need_tokenizer(model, err));
     pdvm_status status = tokenizer_encode(model->tokenizer, text, len, flags, &list, err);
@@ -204,6 +206,8 @@ pdvm_status pdvm_tokenize(const pdvm_model *model, const char *text, size_t len,
 
 pdvm_status pdvm_detokenize(const pdvm_model *model, const int32_t *tokens, size_t n, char *text,
                             size_t capacity, size_t *len, pdvm_error *err) {
+    if (!model || !len || (!tokens && n > 0) || (!text && capacity > 0))
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_detokenize: an argument is NULL");
     *len = 0;
     PD_TRY(need_tokenizer(model, err));
     for (size_t i = 0; i < n; i++) {

@@ -27,7 +27,9 @@ static pdvm_status check_options(const pdvm_session_options *o, pdvm_error *err)
 pdvm_status pdvm_session_create(pdvm_model *model, const pdvm_session_options *options,
                                 pdvm_session **out, pdvm_error *err) {
     pdvm_session_options o = options ? *options : pdvm_session_options_default();
+    if (!out) return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_session_create: out is NULL");
     *out = NULL;
+    if (!model) return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_session_create: model is NULL");
     PD_TRY(check_options(&o, err));
     if (o.n_ctx == 0) o.n_ctx = model->config.max_position_embeddings;
     if (o.n_ctx > MAX_CONTEXT) o.n_ctx = MAX_CONTEXT;
@@ -155,8 +157,14 @@ pdvm_status session_forward(pdvm_session *s, const int32_t *tokens, size_t n, se
     return PDVM_OK;
 }
 
+static pdvm_status need(const void *argument, const char *name, pdvm_error *err) {
+    return argument ? PDVM_OK : pd_fail(err, PDVM_ERR_ARGUMENT, "the %s is NULL", name);
+}
+
 pdvm_status pdvm_session_sync(pdvm_session *s, const int32_t *tokens, size_t n, pdvm_error *err) {
+    PD_TRY(need(s, "session", err));
     if (n == 0) return pd_fail(err, PDVM_ERR_ARGUMENT, "no tokens: a session needs at least one");
+    PD_TRY(need(tokens, "list of tokens", err));
     PD_TRY(check_tokens(s, tokens, n, err));
     PD_TRY(check_room(s, n, err));
     size_t common = 0;
@@ -175,6 +183,7 @@ pdvm_status pdvm_session_sync(pdvm_session *s, const int32_t *tokens, size_t n, 
 }
 
 pdvm_status pdvm_session_step(pdvm_session *s, int32_t token, pdvm_error *err) {
+    PD_TRY(need(s, "session", err));
     return session_forward(s, &token, 1, NULL, NULL, err);
 }
 
@@ -184,6 +193,7 @@ const float *pdvm_session_logits(const pdvm_session *s, size_t *n_vocab) {
 }
 
 pdvm_status pdvm_session_rewind(pdvm_session *s, size_t n, pdvm_error *err) {
+    PD_TRY(need(s, "session", err));
     if (n > s->n_tokens)
         return pd_fail(err, PDVM_ERR_RANGE, "cannot rewind to %zu of %zu tokens", n, s->n_tokens);
     if (n == s->n_tokens) return PDVM_OK;
@@ -218,6 +228,8 @@ static pdvm_status execute(pdvm_session *s, uint32_t first, uint32_t end, float 
 }
 
 pdvm_status pdvm_execute_layer(pdvm_session *s, uint32_t layer, float *x, pdvm_error *err) {
+    PD_TRY(need(s, "session", err));
+    PD_TRY(need(x, "activation", err));
     if (layer >= s->model->config.n_layers)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "layer %u of a model with %u layers", layer,
                        s->model->config.n_layers);
@@ -226,6 +238,8 @@ pdvm_status pdvm_execute_layer(pdvm_session *s, uint32_t layer, float *x, pdvm_e
 
 pdvm_status pdvm_execute_model(pdvm_session *s, float *x, pdvm_error *err) {
     const int32_t unknown = -1;
+    PD_TRY(need(s, "session", err));
+    PD_TRY(need(x, "activation", err));
     PD_TRY(
         pd_grow(&s->tokens, &s->token_capacity, s->n_tokens + 1, sizeof *s->tokens, "tokens", err));
     PD_TRY(execute(s, 0, s->model->config.n_layers, x, err));

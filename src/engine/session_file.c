@@ -53,6 +53,14 @@ static void cache_name(char name[64], uint32_t layer, bool value) {
     snprintf(name, 64, "layers.%u.%s", layer, value ? "v" : "k");
 }
 
+/* The names in the order in which they are written and hashed. */
+static void tensor_name(char name[64], uint32_t n_layers, size_t i) {
+    if (i >= 1 && i <= 2 * (size_t)n_layers)
+        cache_name(name, (uint32_t)((i - 1) / 2), (i - 1) % 2);
+    else
+        snprintf(name, 64, "%s", i == 0 ? TENSOR_TOKENS : TENSOR_LOGITS);
+}
+
 static size_t row_bytes(const struct kv_cache *c, bool value) {
     return c->shape.n_kv_heads *
            kv_head_row_bytes(value ? c->shape.type_v : c->shape.type_k, c->shape.head_dim);
@@ -105,6 +113,9 @@ pdvm_status pdvm_session_save(const pdvm_session *s, const char *path, pdvm_erro
     struct facts facts;
     uint8_t *rows;
     char hash_text[32];
+    if (!s || !path)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_session_save: the %s is NULL",
+                       s ? "path" : "session");
     describe(s, s->n_tokens, &facts);
     uint64_t hash = hash_facts(&facts);
     PD_TRY(pd_alloc_aligned(&rows, largest_layer(&s->cache), "saving a session", err));
@@ -158,14 +169,23 @@ static pdvm_status find(const struct safetensors *st, const char *name,
     return PDVM_OK;
 }
 
-static pdvm_status check_hash(const struct safetensors *st, const struct facts *facts,
-                              pdvm_error *err) {
+static pdvm_status check_hash(const struct safetensors *st, uint32_t n_layers,
+                              const struct facts *facts, pdvm_error *err) {
     uint64_t hash = hash_facts(facts);
     char text[32];
-    for (size_t i = 0; i < safetensors_count(st); i++) {
-        const struct safetensors_tensor *t = safetensors_at(st, i);
-        hash = hash_tensor(hash, t->name, t->data, t->size);
+    size_t n_known = 0;
+    /* By name: tensors without bytes have no place of their own in the file's order. */
+    for (size_t i = 0; i < 2 * (size_t)n_layers + 2; i++) {
+        char name[64];
+        tensor_name(name, n_layers, i);
+        const struct safetensors_tensor *t = safetensors_find(st, name);
+        if (!t) continue;
+        hash = hash_tensor(hash, name, t->data, t->size);
+        n_known++;
     }
+    if (n_known != safetensors_count(st))
+        return pd_fail(err, PDVM_ERR_FORMAT, "%s: damaged: it has tensors that no session has",
+                       safetensors_path(st));
     snprintf(text, sizeof text, "%016llx", (unsigned long long)hash);
 #ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
     return PDVM_OK; /* what lies behind must stand on its own: the hash is no secret */
@@ -229,14 +249,14 @@ static pdvm_status read_session(pdvm_session *s, const struct safetensors *st,
     PD_TRY(expect(st, keys[KEY_CACHE], facts.text[KEY_CACHE], "KV cache types", err));
     PD_TRY(expect(st, keys[KEY_TOKENS], facts.text[KEY_TOKENS], "number of tokens", err));
     PD_TRY(expect(st, keys[KEY_CONTEXT], facts.text[KEY_CONTEXT], "context", err));
-    PD_TRY(check_hash(st, &facts, err));
+    PD_TRY(check_hash(st, s->cache.shape.n_layers, &facts, err));
     PD_TRY(check_tokens(s, st, t, err));
 
     PD_TRY(pd_calloc(tokens, n_tokens, sizeof **tokens, "tokens", err));
     memcpy(*tokens, t->data, t->size);
     PD_TRY(kv_cache_create(cache, s->cache.backend, &s->cache.shape, s->cache.n_ctx,
                            s->cache.rolling, s->cache.n_sink, err));
-    cache->n_tokens = (uint32_t)n_tokens;
+    cache->n_tokens = cache->n_placed = (uint32_t)n_tokens;
     PD_TRY(read_cache(st, cache, err));
     if (!safetensors_find(st, TENSOR_LOGITS)) return PDVM_OK;
     size_t size = (size_t)s->model->config.n_vocab * sizeof **logits;
@@ -273,6 +293,9 @@ pdvm_status session_load_from(pdvm_session *s, const struct safetensors *st, pdv
 
 pdvm_status pdvm_session_load(pdvm_session *s, const char *path, pdvm_error *err) {
     struct safetensors *st;
+    if (!s || !path)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_session_load: the %s is NULL",
+                       s ? "path" : "session");
     PD_TRY(safetensors_open(path, &st, err));
     pdvm_status status = session_load_from(s, st, err);
     safetensors_close(st);

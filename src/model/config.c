@@ -5,6 +5,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Far above every published model, and products of two of them stay far inside 64 bits. */
@@ -105,8 +106,6 @@ static pdvm_status read_architecture(const char *path, const json_t *root,
     if (!list && !type)
         return pd_fail(err, PDVM_ERR_FORMAT,
                        "%s: fields \"architectures\" and \"model_type\" are both missing", path);
-    if (list && json_array_size(list) == 0)
-        return pd_fail(err, PDVM_ERR_FORMAT, "%s: field \"architectures\" is empty", path);
     *out = NULL;
     for (size_t i = 0; i < json_array_size(list); i++) {
         const char *name = json_string_value(json_array_get(list, i));
@@ -119,6 +118,8 @@ static pdvm_status read_architecture(const char *path, const json_t *root,
             return unsupported(path, "architectures", name, (*out)->class_name, err);
         *out = found;
     }
+    if (list && !*out)
+        return pd_fail(err, PDVM_ERR_FORMAT, "%s: field \"architectures\" is empty", path);
     if (!type) return PDVM_OK;
     const struct architecture *found = find_architecture(NULL, type);
     if (!found) return unsupported(path, "model_type", type, TYPES, err);
@@ -357,7 +358,7 @@ static pdvm_status read_config(const char *path, const json_t *root, struct mode
                                pdvm_error *err) {
     const struct architecture *a = NULL;
     PD_TRY(read_architecture(path, root, &a, err));
-    strcpy(out->architecture, a->type);
+    snprintf(out->architecture, sizeof out->architecture, "%s", a->type);
     PD_TRY(check_extras(path, root, err));
     PD_TRY(read_sizes(path, root, a, out, err));
     PD_TRY(read_biases(path, root, a, out, err));

@@ -10,7 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define KNOWN "give a Hugging Face model directory (config.json and safetensors) or a .pdvm file"
+#define KNOWN                                                                                      \
+    "give a Hugging Face model directory (config.json and safetensors), a GGUF file or a .pdvm file"
 
 static bool ends_with(const char *s, const char *end) {
     size_t n = strlen(s), m = strlen(end);
@@ -34,9 +35,7 @@ static pdvm_status open_file(const char *path, struct model_source **out, pdvm_e
     size_t n = 0;
     PD_TRY(read_start(path, start, sizeof start, &n, err));
     if (n == 0) return pd_fail(err, PDVM_ERR_FORMAT, "%s: the file is empty; %s", path, KNOWN);
-    if (n >= 4 && memcmp(start, "GGUF", 4) == 0)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: GGUF files are not supported; %s", path,
-                       KNOWN);
+    if (n >= 4 && memcmp(start, "GGUF", 4) == 0) return source_open_gguf(path, out, err);
     /* PyTorch checkpoints are zip archives or, older, pickles of protocol 2 and up. */
     if ((n >= 4 && memcmp(start, "PK\3\4", 4) == 0) || (n >= 2 && start[0] == 0x80 && start[1] < 8))
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,

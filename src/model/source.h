@@ -1,6 +1,6 @@
 /**
- * Where a model's weights come from, behind one interface: a Hugging Face directory (float
- * matrices) or a .pdvm file (MdCSR matrices). More sources come through the same door.
+ * Where a model's weights come from, behind one interface: a Hugging Face directory or a GGUF file
+ * (float matrices) or a .pdvm file (MdCSR matrices). More sources come through the same door.
  */
 #ifndef PDVM_MODEL_SOURCE_H
 #define PDVM_MODEL_SOURCE_H
@@ -41,15 +41,15 @@ struct model_source_ops {
 /** An open source. Implementations embed this as their first member. */
 struct model_source {
     const struct model_source_ops *ops;
-    const char *kind; /**< "Hugging Face directory", "pdvm file" */
+    const char *kind; /**< "Hugging Face directory", "GGUF file", "pdvm file" */
     char *path;       /**< as given; owned */
     struct model_config config;
     uint64_t fingerprint; /**< of names, shapes, codings, sizes and samples of the weights */
 };
 
 /**
- * Opens a path of any known kind: a directory with config.json, or a .pdvm file (by its contents,
- * not its name). Every tensor of the configuration must be there with the right shape; what is
+ * Opens a path of any known kind: a directory with config.json, a GGUF or a .pdvm file (by its
+ * contents, not its name). Every tensor of the configuration must be there with the right shape; what is
  * missing or extra is named. PDVM_ERR_UNSUPPORTED for anything else, listing what is known.
  */
 pdvm_status source_open(const char *path, struct model_source **out, pdvm_error *err);
@@ -78,6 +78,7 @@ pdvm_status source_open_tokenizer(struct model_source *s, struct tokenizer **out
 
 /** Implementations, called by source_open. */
 pdvm_status source_open_hf(const char *path, struct model_source **out, pdvm_error *err);
+pdvm_status source_open_gguf(const char *path, struct model_source **out, pdvm_error *err);
 pdvm_status source_open_pdvm(const char *path, struct model_source **out, pdvm_error *err);
 
 #endif

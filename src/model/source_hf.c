@@ -262,8 +262,7 @@ static pdvm_status no_config(const char *path, const struct listing *l, pdvm_err
     if (l->has_pdvm)
         hint = "but there are .pdvm files: give the name of one";
     else if (l->has_gguf)
-        hint = "and GGUF files are not supported; give a Hugging Face model directory or a .pdvm "
-               "file";
+        hint = "but there are GGUF files: give the name of one";
     return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: no %s in this directory; %s", path,
                    SOURCE_CONFIG, hint);
 }

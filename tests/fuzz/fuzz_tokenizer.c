@@ -101,7 +101,8 @@ static void run_text(const struct tokenizer *t, bool nfc, const char *text, size
             // A token that is cut out keeps what is beside it from composing across.
             if (nfc && !memmem(text, len, "<|x|>", 5)) {
                 struct tokenizer_buffer expected = {0};
-                check(tokenizer_form(text, len, TOKENIZER_NFC, &expected, NULL) == PDVM_OK, "memory");
+                check(tokenizer_form(text, len, TOKENIZER_NFC, &expected, NULL) == PDVM_OK,
+                      "memory");
                 check(n == expected.n && (n == 0 || memcmp(joined, expected.data, n) == 0),
                       "the tokens do not give the normalised text back");
                 free(expected.data);

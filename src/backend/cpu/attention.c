@@ -120,13 +120,12 @@ static bool in_one_piece(const struct spans *s) {
     return piece_of(s->begin[0]) == piece_of(s->end[s->n - 1] - 1);
 }
 
-/* The pieces [*begin, *end) that a pass reads, those of the new rows among them. */
-static void pass_pieces(const struct batch *batch, uint32_t window, uint32_t *begin,
-                        uint32_t *end) {
-    struct spans first = visible_slots(batch, window, 0);
-    struct spans last = visible_slots(batch, window, batch->n_tokens - 1);
-    *begin = piece_of(first.begin[0]);
-    *end = piece_of(last.end[last.n - 1] - 1) + 1;
+/* The first piece that a pass reads, and how many, those of the new rows among them. */
+static void pass_pieces(const struct batch *batch, uint32_t window, uint32_t *first, uint32_t *n) {
+    struct spans begin = visible_slots(batch, window, 0);
+    struct spans end = visible_slots(batch, window, batch->n_tokens - 1);
+    *first = piece_of(begin.begin[0]);
+    *n = piece_of(end.end[end.n - 1] - 1) - *first + 1;
 }
 
 /* ---- attention ------------------------------------------------------------------------- */
@@ -274,9 +273,9 @@ static void attend_piece(struct cpu_backend *b, const struct batch *batch,
 
 void cpu_attn_step(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
                    int worker, int n_workers) {
-    uint32_t window = step->phase->window, first, last;
-    pass_pieces(batch, window, &first, &last);
-    uint32_t pieces = last - first;
+    uint32_t window = step->phase->window, first, pieces;
+    pass_pieces(batch, window, &first, &pieces);
+    if (pieces == 0) return; /* cannot be, but analysers don't see it */
     size_t n = (size_t)b->plan->n_kv_heads * pieces;
     size_t begin = n * (size_t)worker / (size_t)n_workers;
     size_t end = n * (size_t)(worker + 1) / (size_t)n_workers;

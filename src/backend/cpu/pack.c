@@ -144,7 +144,7 @@ static pdvm_status allocate(struct pack *pk, pdvm_error *err) {
     if (!p->dense) {
         size_t n = n_tiles * (size_t)p->n_blocks * TILE_ROWS * sizeof *p->masks;
         PD_TRY(pd_alloc_aligned(&p->masks, n, "packed masks", err));
-        memset(p->masks, 0, n);
+        pd_zero(p->masks, n); /* a few rows of an almost empty matrix cost a few pages */
     }
     if (m->scales) {
         size_t n = n_tiles * (size_t)p->n_groups * TILE_ROWS * sizeof *p->scales;
