@@ -127,7 +127,8 @@ static int convert(const struct arguments *a) {
     }
     if (status == PDVM_OK && !result.has_tokenizer && !a->quiet)
         terminal_log(name, PDVM_LOG_WARN,
-                     "the source has no tokenizer: the model will not run on text");
+                     "the source has no tokenizer.json or tokenizer.model: the model will "
+                     "not run on text");
     settings_free(&o.plan);
     convert_result_free(&result);
     return code;

@@ -319,7 +319,7 @@ static pdvm_status encode_word(struct tokenizer_run *run, const char *word, size
 pdvm_status tokenizer_bpe_word(struct tokenizer_run *run, const char *word, size_t n) {
     if (!run->t->can_cut) return encode_word(run, word, n);
     const char *end = word + n, *p = word;
-    while ((p = memchr(p, TOKENIZER_METASPACE[0], (size_t)(end - p)))) {
+    while ((p = memchr(p, 0xe2, (size_t)(end - p)))) {
         if (!starts_with_metaspace(p, (size_t)(end - p))) {
             p++;
             continue;

@@ -62,3 +62,19 @@ refused 1 "'4x' is not a token number" "${tokenize[@]}" --decode "5 4x"
 refused 1 "'-1' is not a token number" "${tokenize[@]}" --decode "-1"
 refused 1 "is not a token number" "${tokenize[@]}" --decode "4294967296"
 refused 1 "no-such-model" "$PDVM" tokenize no-such-model -p x
+
+# A SentencePiece model stands in for tokenizer.json, and travels with the weights.
+mkdir sp
+cp "$model"/config.json "$model"/*.safetensors sp/
+cp "$SOURCE_DIR/tests/golden/tokenizer-small/sp-llama.model" sp/tokenizer.model
+echo '{"add_eos_token": true}' >sp/tokenizer_config.json
+expect 0 "$PDVM" tokenize sp -p "the Queen" --ids
+ids=$(cat out)
+[[ $ids == "1 "*" 2" ]] || fail "BOS and EOS: $ids"
+expect 0 "$PDVM" convert sp -o sp.pdvm
+expect 0 "$PDVM" tokenize sp.pdvm -p "the Queen" --ids
+[ "$(cat out)" = "$ids" ] || fail "after converting: $(cat out), not $ids"
+expect 0 "$PDVM" tokenize sp.pdvm --decode "$ids"
+[ "$(head -c 9 out)" = "the Queen" ] || fail "--decode: $(cat out)"
+expect 0 "$PDVM" unpack sp.pdvm -o unpacked
+cmp sp/tokenizer.model unpacked/tokenizer.model || fail "unpacking changed tokenizer.model"
