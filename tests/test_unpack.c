@@ -325,6 +325,23 @@ static void failures_leave_no_directory(void **state) {
     free(dir);
 }
 
+// One flipped bit of a weight's code makes another valid code.
+static void a_flipped_bit_is_noticed(void **state) {
+    char *file = make_pdvm(*state, "tiny-gqa", MDCSR_INT8), *dir = support_path(*state, "out");
+    size_t size;
+    char *data = support_read_file(file, &size);
+    data[size - 9] ^= 1;
+    free(support_write_file(*state, "flipped.pdvm", data, size));
+    free(data);
+    char *flipped = support_path(*state, "flipped.pdvm");
+    struct unpack_options o = f32_options();
+    assert_unpack_fails(flipped, dir, &o, PDVM_ERR_FORMAT, "the file is damaged");
+    assert_false(support_exists(dir));
+    free(flipped);
+    free(file);
+    free(dir);
+}
+
 static void what_cannot_be_unpacked_is_named(void **state) {
     char *file = support_path(*state, "large.pdvm"), *dir = support_path(*state, "out");
     char *source = support_path(*state, "source");
@@ -364,6 +381,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(the_file_itself_is_never_written_over, make_dir,
                                         remove_dir),
         cmocka_unit_test_setup_teardown(failures_leave_no_directory, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(a_flipped_bit_is_noticed, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(what_cannot_be_unpacked_is_named, make_dir, remove_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

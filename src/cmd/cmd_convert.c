@@ -9,7 +9,6 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 
 static const char description[] =
     "Reads a model, makes zeros of some weights if asked to, stores the others in fewer bits, and "
@@ -69,16 +68,6 @@ static pdvm_status make_options(const struct arguments *a, struct convert_option
     return PDVM_OK;
 }
 
-static uint64_t peak_memory(void) {
-    struct rusage usage;
-    if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
-#ifdef __APPLE__
-    return (uint64_t)usage.ru_maxrss;
-#else
-    return (uint64_t)usage.ru_maxrss * 1024;
-#endif
-}
-
 static void print_summary(const struct arguments *a, const struct convert_result *r,
                           double seconds) {
     char size[32], source[32], time[32], memory[32];
@@ -113,6 +102,10 @@ static int convert(const struct arguments *a) {
     pdvm_error err;
     double start = pd_seconds();
     o.notify = (struct pd_notify){.progress = terminal_progress, .progress_user = &bar};
+    if (!a->quiet) {
+        o.notify.log = terminal_log;
+        o.notify.log_user = name;
+    }
     pdvm_status status = make_options(a, &o, &err);
     if (status == PDVM_OK) status = convert_model(a->source, a->output, &o, &result, &err);
     terminal_progress_end(&bar);

@@ -13,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 static const char description[] =
@@ -320,16 +319,6 @@ static const char *format_rate(char buf[32], double value) {
 
 static double rate(double amount, double seconds) {
     return seconds > 0 ? amount / seconds : 0;
-}
-
-static uint64_t peak_memory(void) {
-    struct rusage usage;
-    if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
-#ifdef __APPLE__
-    return (uint64_t)usage.ru_maxrss;
-#else
-    return (uint64_t)usage.ru_maxrss * 1024;
-#endif
 }
 
 static void print_timings(const struct run *r) {

@@ -10,7 +10,8 @@ static const char description[] =
     "Writes the weights of a .pdvm file as they are used, codes times scales, to "
     "DIR/model.safetensors, with config.json and the tokenizer's files beside it: a model "
     "directory that transformers and other programs load, to check results or to go on from. With "
-    "32-bit floats every value is exact. Each file appears only when it is complete.";
+    "32-bit floats every value is exact. A file whose data do not match its hash is refused. Each "
+    "file appears only when it is complete.";
 
 static const char examples[] = "pdvm unpack tales.pdvm -o tales-unpacked\n"
                                "pdvm unpack tales.pdvm -o tales-unpacked --dtype bf16 --force";

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 /* Larger texts are a mistake: their tokens would not fit the context by far. */
 #define MAX_TEXT ((size_t)1 << 30)
@@ -62,6 +63,16 @@ pdvm_status check_utf8(const char *what, const char *text, size_t size, pdvm_err
                    "%s is not valid UTF-8: byte 0x%02x at offset %zu; convert it first, for "
                    "instance with iconv",
                    what, (unsigned)(unsigned char)text[valid], valid);
+}
+
+uint64_t peak_memory(void) {
+    struct rusage usage;
+    if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
+#ifdef __APPLE__
+    return (uint64_t)usage.ru_maxrss;
+#else
+    return (uint64_t)usage.ru_maxrss * 1024;
+#endif
 }
 
 json_t *json_number(double value) {

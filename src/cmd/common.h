@@ -30,6 +30,9 @@ pdvm_status read_text(const char *path, char **data, size_t *size, pdvm_error *e
 /** PDVM_ERR_ARGUMENT naming `what` and the offset of the first byte that is not valid UTF-8. */
 pdvm_status check_utf8(const char *what, const char *text, size_t size, pdvm_error *err);
 
+/** The most memory that the process has had so far, in bytes; 0 if the system does not say. */
+uint64_t peak_memory(void);
+
 /**
  * Prints a value as JSON and a newline to standard output, and releases it. NULL (out of memory)
  * and failing writes are reported; returns the exit status.

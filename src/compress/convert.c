@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "mdcsr/container.h"
 #include "model/encoding.h"
+#include "model/tokenizer.h"
 
 #include <dirent.h>
 #include <math.h>
@@ -219,6 +220,17 @@ static pdvm_status write_metadata(struct conversion *c, pdvm_error *err) {
     return status;
 }
 
+/* A tokenizer that cannot be used is kept, as the weights are worth something without it. */
+static void warn_of_tokenizer(const struct conversion *c) {
+    struct tokenizer *t;
+    pdvm_error why;
+    if (source_open_tokenizer(c->source, &t, &why) == PDVM_OK)
+        tokenizer_free(t);
+    else
+        pd_log(&c->options->notify, PDVM_LOG_WARN, "%s; the model will not run on text",
+               why.message);
+}
+
 static pdvm_status write_all(struct conversion *c, pdvm_error *err) {
     size_t n = tensors_count(&c->source->config);
     for (size_t i = 0; i < N_SIDE_FILES; i++) {
@@ -231,6 +243,7 @@ static pdvm_status write_all(struct conversion *c, pdvm_error *err) {
         c->result->has_tokenizer |= strcmp(side_files[i], SOURCE_TOKENIZER) == 0 ||
                                     strcmp(side_files[i], SOURCE_TOKENIZER_MODEL) == 0;
     }
+    warn_of_tokenizer(c);
     for (size_t i = 0; i < n; i++) PD_TRY(do_tensor(c, i, err));
     PD_TRY(write_metadata(c, err));
     return pd_progress(&c->options->notify, "converting", 1, err);

@@ -5,6 +5,7 @@
 #include "base/half.h"
 #include "compress/convert.h"
 #include "io/json.h"
+#include "mdcsr/container.h"
 #include "model/encoding.h"
 
 #include <dirent.h>
@@ -229,7 +230,8 @@ static pdvm_status write_config(const struct unpacking *u, pdvm_error *err) {
     char *text = failed ? NULL : json_dumps(config, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
     json_decref(config);
     if (!text) return pd_fail_memory(err, size, SOURCE_CONFIG);
-    /* 15 digits write 1e-5 as it was. json_dumps leaves out the newline at the end; its zero byte makes room for one. */
+    /* 15 digits write 1e-5 as it was. json_dumps leaves out the newline at the end; its zero byte
+     * makes room for one. */
     size_t n = strlen(text);
     text[n] = '\n';
     pdvm_status status = write_file(u, SOURCE_CONFIG, text, n + 1, err);
@@ -249,12 +251,22 @@ static pdvm_status write_side_files(const struct unpacking *u, pdvm_error *err) 
     return write_config(u, err);
 }
 
+/* A flipped bit in a weight makes another weight: only the hash tells. */
+static pdvm_status verify(const char *path, pdvm_error *err) {
+    struct container *c;
+    PD_TRY(container_open(path, &c, err));
+    pdvm_status status = container_verify_hash(c, err);
+    container_close(c);
+    return status;
+}
+
 static pdvm_status unpack(struct unpacking *u, pdvm_error *err) {
     bool created = false;
     if (!source_is_mdcsr(u->source))
         return pd_fail(err, PDVM_ERR_ARGUMENT,
                        "%s: is a %s, which needs no unpacking; give a .pdvm file", u->source->path,
                        u->source->kind);
+    PD_TRY(verify(u->source->path, err));
     PD_TRY(make_directory(u->directory, u->options->force, &created, err));
     pdvm_status status = pd_threads_create(u->options->n_threads, &u->threads, err);
     if (status == PDVM_OK) status = write_weights(u, err);

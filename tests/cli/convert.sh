@@ -108,6 +108,12 @@ err_has "old.pdvm"
 [ "$(cat old.pdvm)" = old ] || fail "the old file was changed"
 [ -z "$(ls ./*.tmp-* 2>/dev/null)" ] || fail "an unfinished file is left: $(ls)"
 
+# A model whose tokenizer cannot be used is converted, with a warning that says why.
+printf '{}' >copy/tokenizer.json
+expect 0 "$PDVM" convert copy -o badtoken.pdvm
+err_has 'warning: copy: tokenizer.json: field "model" is missing; the model will not run on text'
+rm badtoken.pdvm
+
 # A model without a tokenizer is converted, with a warning.
 rm copy/tokenizer.json
 expect 0 "$PDVM" convert copy -o copy.pdvm
