@@ -220,7 +220,8 @@ pdvm_status pdvm_detokenize(const pdvm_model *model, const int32_t *tokens, size
         n > 0 && tokenizer_begins_text(model->tokenizer, tokens[0]) ? TOKENIZER_DECODE_START : 0;
     char *whole;
     PD_TRY(tokenizer_decode(model->tokenizer, tokens, n, flags, &whole, len, err));
-    if (*len > 0) memcpy(text, whole, *len < capacity ? *len : capacity);
+    size_t copied = *len < capacity ? *len : capacity;
+    if (text && copied) memcpy(text, whole, copied);
     free(whole);
     if (*len > capacity)
         return pd_fail(err, PDVM_ERR_RANGE, "the text has %zu bytes, there is room for %zu", *len,
