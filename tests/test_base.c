@@ -16,6 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static void every_f16_survives_the_round_trip(void **state) {
     (void)state;
@@ -133,6 +135,29 @@ static void two_writers_of_one_file_do_not_mix(void **state) {
     assert_int_equal(support_count_entries(dir), 1);
     assert_error(pd_writer_open("", &a, &err), PDVM_ERR_ARGUMENT, &err, "empty");
     free(path);
+    support_tmpdir_remove(dir);
+}
+
+static void a_link_is_followed_and_not_replaced(void **state) {
+    (void)state;
+    pdvm_error err;
+    struct pd_writer *w;
+    struct stat st;
+    char *dir = support_tmpdir();
+    char *target = support_write_text(dir, "target", "old");
+    char *link = support_path(dir, "link");
+    assert_int_equal(symlink("target", link), 0);
+    assert_ok(pd_writer_open(link, &w, &err), &err);
+    assert_ok(pd_writer_append(w, "new", 3, &err), &err);
+    assert_ok(pd_writer_commit(w, &err), &err);
+    assert_int_equal(lstat(link, &st), 0);
+    assert_true(S_ISLNK(st.st_mode));
+    char *text = support_read_file(target, NULL);
+    assert_string_equal(text, "new");
+    free(text);
+    assert_int_equal(support_count_entries(dir), 2);
+    free(link);
+    free(target);
     support_tmpdir_remove(dir);
 }
 
@@ -307,6 +332,7 @@ int main(void) {
         cmocka_unit_test(absurd_allocations_are_errors),
         cmocka_unit_test(a_written_file_appears_only_when_committed),
         cmocka_unit_test(two_writers_of_one_file_do_not_mix),
+        cmocka_unit_test(a_link_is_followed_and_not_replaced),
         cmocka_unit_test(zeroed_memory_is_zero_to_the_last_byte),
         cmocka_unit_test(an_aborted_file_leaves_the_old_one),
         cmocka_unit_test(a_full_disk_leaves_the_old_file),

@@ -108,6 +108,12 @@ static void null_arguments_are_errors(void **state) {
     assert_error(pdvm_detokenize(model, NULL, 3, text, 8, &n, &err), bad, &err, "NULL");
     assert_error(pdvm_detokenize(model, tokens, 1, NULL, 8, &n, &err), bad, &err, "NULL");
     assert_error(pdvm_detokenize(model, tokens, 1, text, 8, NULL, &err), bad, &err, "NULL");
+    // Asking only for the length is no mistake.
+    assert_error(pdvm_detokenize(model, tokens, 4, NULL, 0, &n, &err), PDVM_ERR_RANGE, &err,
+                 "room");
+    assert_error(pdvm_tokenize(model, "a b", 3, 0, NULL, 0, &n, &err), PDVM_ERR_RANGE, &err,
+                 "room");
+    assert_true(n > 0);
     // The session is as it was.
     pdvm_session_tokens(s, &n);
     assert_int_equal(n, 0);

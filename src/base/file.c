@@ -124,25 +124,40 @@ static void writer_free(struct pd_writer *w) {
     free(w);
 }
 
-pdvm_status pd_writer_open(const char *path, struct pd_writer **out, pdvm_error *err) {
-    static atomic_uint number; /* two writers of one path, in two threads, must not meet */
+/*
+ * The path to rename to: what a link leads to is replaced, not the link, which may be /dev/stdout.
+ * A link to nothing is replaced itself.
+ */
+static pdvm_status final_path(const char *path, char **out, pdvm_error *err) {
     struct stat st;
+    bool exists = stat(path, &st) == 0;
     *out = NULL;
     if (path[0] == '\0')
         return pd_fail(err, PDVM_ERR_ARGUMENT, "the name of the file to write is empty");
-    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+    if (exists && !S_ISREG(st.st_mode))
         return pd_fail(err, PDVM_ERR_IO, "%s: exists and is not a regular file", path);
+    bool is_link = exists && lstat(path, &st) == 0 && S_ISLNK(st.st_mode);
+    *out = is_link ? realpath(path, NULL) : strdup(path);
+    if (*out) return PDVM_OK;
+    return is_link ? pd_fail_errno(err, path, "cannot follow the link")
+                   : pd_fail_memory(err, strlen(path) + 1, "a path");
+}
+
+pdvm_status pd_writer_open(const char *path, struct pd_writer **out, pdvm_error *err) {
+    static atomic_uint number; /* two writers of one path, in two threads, must not meet */
+    char *final;
+    *out = NULL;
+    PD_TRY(final_path(path, &final, err));
     struct pd_writer *w = calloc(1, sizeof *w);
-    size_t len = strlen(path) + 48;
-    if (w) {
-        w->path = strdup(path);
-        w->temporary = malloc(len);
-    }
-    if (!w || !w->path || !w->temporary) {
-        if (w) writer_free(w);
+    size_t len = strlen(final) + 48;
+    if (w) w->temporary = malloc(len);
+    if (!w || !w->temporary) {
+        free(w);
+        free(final);
         return pd_fail_memory(err, sizeof *w, "a file writer");
     }
-    snprintf(w->temporary, len, "%s.tmp-%ld-%u", path, (long)getpid(),
+    w->path = final;
+    snprintf(w->temporary, len, "%s.tmp-%ld-%u", final, (long)getpid(),
              atomic_fetch_add(&number, 1));
     /* What is there can only be left by a process that was killed, or is a link set as a trap. */
     unlink(w->temporary);

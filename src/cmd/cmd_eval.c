@@ -6,6 +6,7 @@
 #include "cmd/common.h"
 #include "cmd/options.h"
 #include "cmd/terminal.h"
+#include "compress/convert.h"
 #include "engine/engine.h"
 #include "eval/perplexity.h"
 
@@ -37,7 +38,7 @@ static const char examples[] =
     "pdvm eval tales.pdvm --text stories.txt -c 1024 --stride 256 -ctk f32 -ctv f32\n"
     "pdvm eval tales.pdvm --text stories.txt --json --per-token > scores.json\n";
 
-struct settings {
+struct arguments {
     const char *model, *text, *kernels, *logits;
     int64_t window, stride, threads, batch, max_tokens;
     int type_k, type_v, format;
@@ -62,7 +63,7 @@ static pdvm_status keep(void *user, size_t position, int32_t token, double nll, 
 
 /* Everything that has to be released. */
 struct evaluation {
-    const struct settings *o;
+    const struct arguments *o;
     struct terminal_progress progress;
     pdvm_model *model;
     pdvm_session *session;
@@ -74,7 +75,7 @@ struct evaluation {
 };
 
 static pdvm_status open_model(struct evaluation *e, pdvm_error *err) {
-    const struct settings *o = e->o;
+    const struct arguments *o = e->o;
     static char name[] = "eval";
     pdvm_model_options options = pdvm_model_options_default();
     options.n_threads = (int)o->threads;
@@ -101,7 +102,7 @@ static pdvm_status tokenize_text(struct evaluation *e, const char *text, size_t 
 }
 
 static pdvm_status create_session(struct evaluation *e, pdvm_error *err) {
-    const struct settings *o = e->o;
+    const struct arguments *o = e->o;
     uint32_t most = e->model->config.max_position_embeddings;
     uint32_t window = o->window > 0           ? (uint32_t)o->window
                       : most < DEFAULT_WINDOW ? most
@@ -125,6 +126,10 @@ static pdvm_status measure(struct evaluation *e, const char *text, size_t size, 
     if (e->o->per_token)
         PD_TRY(pd_calloc(&e->record.nll, e->tokens.n, sizeof *e->record.nll, "likelihoods", err));
     for (size_t i = 0; e->record.nll && i < e->tokens.n; i++) e->record.nll[i] = NAN;
+    if (e->o->logits) {
+        PD_TRY(convert_check_output(e->o->model, e->o->logits, err));
+        PD_TRY(convert_check_output(e->o->text, e->o->logits, err));
+    }
     if (e->o->logits) PD_TRY(pd_writer_open(e->o->logits, &e->record.logits, err));
     e->progress.unit = "tokens";
     e->progress.total = (double)perplexity_work(e->tokens.n, e->options.n_ctx, e->options.stride);
@@ -182,7 +187,7 @@ static int print_result(const struct evaluation *e) {
     return print_json("eval", value);
 }
 
-static int evaluate(const struct settings *o) {
+static int evaluate(const struct arguments *o) {
     struct evaluation e = {.o = o, .progress = {.quiet = o->quiet}};
     pdvm_error err;
     char *text = NULL;
@@ -202,7 +207,7 @@ static int evaluate(const struct settings *o) {
 }
 
 int cmd_eval(int argc, char **argv) {
-    struct settings o = {.type_k = PDVM_KV_F16, .type_v = PDVM_KV_F16, .kernels = "auto"};
+    struct arguments o = {.type_k = PDVM_KV_F16, .type_v = PDVM_KV_F16, .kernels = "auto"};
     const struct operand operands[] = {
         {"MODEL", "A .pdvm file, a GGUF file or a Hugging Face directory.", &o.model, false},
         OPERAND_END};

@@ -91,3 +91,8 @@ refused 1 "a text of 1 token: at least 2" "$PDVM" eval "$model" --text short --s
 refused 1 "no-such-file: cannot open" "$PDVM" eval "$model" --text no-such-file
 refused 1 "no-such-model" "$PDVM" eval no-such-model --text text
 refused 1 "no-such-directory" "${evaluate[@]}" --save-logits no-such-directory/logits
+
+# The logits never take the place of what they are made from.
+cp text kept
+refused 1 "would be lost" "${evaluate[@]}" --save-logits text
+cmp -s text kept || fail "the text was overwritten"
