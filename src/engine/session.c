@@ -69,12 +69,12 @@ void pdvm_session_free(pdvm_session *s) {
 }
 
 static pdvm_status check_tokens(const pdvm_session *s, const int32_t *tokens, size_t n,
-                                pdvm_error *err) {
+                                size_t position, pdvm_error *err) {
     for (size_t i = 0; i < n; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= s->model->config.n_vocab)
             return pd_fail(err, PDVM_ERR_RANGE,
                            "token %d at position %zu is outside the vocabulary of %u",
-                           (int)tokens[i], i, s->model->config.n_vocab);
+                           (int)tokens[i], position + i, s->model->config.n_vocab);
     return PDVM_OK;
 }
 
@@ -116,7 +116,7 @@ pdvm_status session_forward(pdvm_session *s, const int32_t *tokens, size_t n, se
     const struct pd_notify notify = {.progress = s->options.progress,
                                      .progress_user = s->options.progress_user};
     size_t n_vocab = m->config.n_vocab;
-    PD_TRY(check_tokens(s, tokens, n, err));
+    PD_TRY(check_tokens(s, tokens, n, s->n_tokens, err));
     PD_TRY(check_room(s, s->n_tokens + n, err));
     if (fn && s->n_logit_rows < s->options.n_batch) {
         float *logits;
@@ -165,7 +165,7 @@ pdvm_status pdvm_session_sync(pdvm_session *s, const int32_t *tokens, size_t n, 
     PD_TRY(need(s, "session", err));
     if (n == 0) return pd_fail(err, PDVM_ERR_ARGUMENT, "no tokens: a session needs at least one");
     PD_TRY(need(tokens, "list of tokens", err));
-    PD_TRY(check_tokens(s, tokens, n, err));
+    PD_TRY(check_tokens(s, tokens, n, 0, err));
     PD_TRY(check_room(s, n, err));
     size_t common = 0;
     while (common < n && common < s->n_tokens && tokens[common] == s->tokens[common]) common++;

@@ -164,17 +164,18 @@ void cpu_kv_store(struct backend_kv *kv, uint32_t layer, bool value, uint32_t he
 /** A worker's own memory. */
 struct cpu_worker {
     struct cpu_act act; /* [1] for single-token passes */
-    float *normed;      /* [widest vector] */
+    float *normed;      /* [hidden_size] */
     float *products;    /* [2][max_batch][PRODUCT_TILES * 4] gate and up */
-    float *q;           /* rotated queries of one kv head's group: [group][head_dim] */
+    float *q;           /* [head_dim] a rotated query */
     float *q_sink;      /* the same, rotated for the sinks */
     float *k;           /* [head_dim] */
-    float *acc;         /* [group][head_dim] */
+    float *acc;         /* [head_dim] */
 };
 
 /** Tiles of gate and of up that are computed before they are combined. */
 #define PRODUCT_TILES 8
 
+/* Rows of x, normed, attn and hidden are padded with zeros to whole blocks, as products read them. */
 struct cpu_backend {
     struct backend base;
     const struct cpu_kernels *kernels;
@@ -185,7 +186,7 @@ struct cpu_backend {
     int64_t *splits;            /* [n_phases][n_workers + 1] tiles, see phase_split */
     struct cpu_worker *workers; /* [n_workers] */
     struct cpu_act *acts;       /* [max_batch]: shared, for passes of several tokens */
-    float *normed;              /* [max_batch][widest vector] */
+    float *normed;              /* [max_batch][hidden_size] */
     float *x;                   /* [max_batch][hidden_size] residual stream */
     float *q;                   /* [max_batch][n_heads * head_dim] */
     float *k;                   /* [max_batch][n_kv_heads * head_dim] */
