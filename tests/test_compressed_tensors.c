@@ -590,11 +590,14 @@ static void conversion_keeps_their_zeros(void **state) {
         for (int64_t k = 0; k < t.rows * t.cols; k++) n += out[k] != 0;
         assert_ok(source_read_mdcsr(to, &t, &m, &err), &err);
         assert_int_equal(m.n_entries, n);
-        assert_true(n < t.rows * t.cols * 3 / 4);
+        /* A third is zero; where there are zero points, what happens to equal them. */
+        assert_true(
+            n < (specs[chosen[i]].spec.zero_points ? t.rows * t.cols : t.rows * t.cols * 3 / 4));
         mdcsr_free(&m);
         float back[24 * 16];
         assert_ok(source_read_rows(to, &t, 0, t.rows, back, &err), &err);
-        assert_memory_equal(back, out, sizeof out);
+        /* An FP8 minus zero comes back without its sign. */
+        for (int64_t k = 0; k < t.rows * t.cols; k++) assert_true(back[k] == out[k]);
         source_close(from);
         source_close(to);
         free(dir);
