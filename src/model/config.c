@@ -1,6 +1,7 @@
 #include "model/config.h"
 
 #include "io/json.h"
+#include "model/compressed_tensors.h"
 #include "model/rope.h"
 
 #include <inttypes.h>
@@ -154,14 +155,19 @@ static pdvm_status check_extras(const char *path, const json_t *root, pdvm_error
     for (size_t i = 0; i < sizeof codings / sizeof *codings; i++) {
         json_t *coding = NULL;
         const char *method = "unknown";
+        /* The older field belongs to compressed-tensors alone and need not say so. */
+        if (i == 1) method = COMPRESSED_TENSORS;
         PD_TRY(pd_json_object(path, root, codings[i], false, &coding, err));
         if (!coding) continue;
         PD_TRY(pd_json_string(path, coding, "quant_method", false, &method, err));
-        return pd_fail(
-            err, PDVM_ERR_UNSUPPORTED,
-            "%s: field \"%s\": weights quantised by \"%.100s\" are not supported; use the "
-            "model's original float weights",
-            path, codings[i], method);
+        if (strcmp(method, COMPRESSED_TENSORS) == 0) {
+            PD_TRY(compressed_tensors_check_config(path, codings[i], coding, err));
+            continue;
+        }
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED,
+                       "%s: field \"%s\": weights quantised by \"%.100s\" are not supported "
+                       "(only " COMPRESSED_TENSORS "); use the model's original float weights",
+                       path, codings[i], method);
     }
     double rotary = 1;
     PD_TRY(pd_json_number(path, root, "partial_rotary_factor", false, &rotary, err));

@@ -3,6 +3,7 @@
 #include "base/hash.h"
 #include "io/json.h"
 #include "io/safetensors.h"
+#include "model/compressed_tensors.h"
 #include "model/source.h"
 
 #include <dirent.h>
@@ -30,8 +31,9 @@ static const struct {
 
 struct found_tensor {
     const struct safetensors *shard;
-    const struct safetensors_tensor *tensor;
-    int64_t first_row; /* of a matrix that is part of a fused one */
+    const struct safetensors_tensor *tensor; /* of a compressed one: the values it keeps */
+    int64_t first_row;                       /* of a matrix that is part of a fused one */
+    struct compressed_tensor *compressed;    /* NULL: plain floats; owned */
 };
 
 struct source_hf {
@@ -70,15 +72,16 @@ static pdvm_status hf_read_rows(struct model_source *s, const struct tensor_info
                        " asked for, but it has %" PRId64,
                        s->path, t->name, begin, n, t->rows);
     const struct found_tensor *found = &hf->tensors[tensors_index(&s->config, t->role, t->layer)];
+    if (found->compressed)
+        return compressed_tensor_read_rows(found->compressed, found->first_row + begin, n, out,
+                                           err);
     return safetensors_to_float(found->shard, found->tensor, (found->first_row + begin) * t->cols,
                                 n * t->cols, out, err);
 }
 
-/* The bytes of a tensor, or of its rows in a fused one. */
-static const uint8_t *bytes_of(const struct model_source *s, const struct tensor_info *t,
+/* The bytes of a plain tensor, or of its rows in a fused one. */
+static const uint8_t *bytes_of(const struct found_tensor *found, const struct tensor_info *t,
                                size_t *size) {
-    const struct source_hf *hf = (const struct source_hf *)s;
-    const struct found_tensor *found = &hf->tensors[tensors_index(&s->config, t->role, t->layer)];
     size_t row = (size_t)t->cols * safetensors_dtype_size(found->tensor->dtype);
     *size = (size_t)t->rows * row;
     return found->tensor->data + (size_t)found->first_row * row;
@@ -87,16 +90,29 @@ static const uint8_t *bytes_of(const struct model_source *s, const struct tensor
 static void hf_stored(struct model_source *s, const struct tensor_info *t, const char **coding,
                       uint64_t *bytes) {
     const struct source_hf *hf = (const struct source_hf *)s;
+    const struct found_tensor *found = &hf->tensors[tensors_index(&s->config, t->role, t->layer)];
+    const struct compressed_tensor *c = found->compressed;
     size_t size;
-    bytes_of(s, t, &size);
-    *coding = safetensors_dtype_name(
-        hf->tensors[tensors_index(&s->config, t->role, t->layer)].tensor->dtype);
+    if (c) {
+        *coding = c->coding;
+        *bytes = compressed_tensor_bytes(c);
+        if (t->rows != c->rows) *bytes = *bytes / (uint64_t)c->rows * (uint64_t)t->rows;
+        return;
+    }
+    bytes_of(found, t, &size);
+    *coding = safetensors_dtype_name(found->tensor->dtype);
     *bytes = size;
 }
 
 static void hf_release(struct model_source *s, const struct tensor_info *t) {
+    const struct source_hf *hf = (const struct source_hf *)s;
+    const struct found_tensor *found = &hf->tensors[tensors_index(&s->config, t->role, t->layer)];
     size_t size;
-    const uint8_t *data = bytes_of(s, t, &size);
+    if (found->compressed) {
+        compressed_tensor_release(found->compressed);
+        return;
+    }
+    const uint8_t *data = bytes_of(found, t, &size);
     pd_map_release(data, size);
 }
 
@@ -105,6 +121,8 @@ static void hf_close(struct model_source *s) {
     for (size_t i = 0; i < hf->n_shards; i++) safetensors_close(hf->shards[i]);
     for (size_t i = 0; i < N_SIDE_FILES; i++) free(hf->files[i]);
     free(hf->shards);
+    for (size_t i = 0; hf->tensors && i < tensors_count(&s->config); i++)
+        free(hf->tensors[i].compressed);
     free(hf->tensors);
     free(s->path);
     free(hf);
@@ -316,7 +334,7 @@ static pdvm_status check_shape(const struct found_tensor *found, const struct te
 static bool has_tensor(const struct source_hf *hf, const char *name) {
     for (size_t i = 0; i < hf->n_shards; i++)
         if (safetensors_find(hf->shards[i], name)) return true;
-    return false;
+    return compressed_tensors_has(hf->shards, hf->n_shards, name);
 }
 
 static pdvm_status find_tensor(const struct source_hf *hf, const struct tensor_info *part,
@@ -335,6 +353,13 @@ static pdvm_status find_tensor(const struct source_hf *hf, const struct tensor_i
         whole = *part;
         first_row = 0;
     }
+    PD_TRY(compressed_tensor_open(hf->shards, hf->n_shards, info, &out->compressed, err));
+    if (out->compressed) {
+        out->shard = out->compressed->values.file;
+        out->tensor = out->compressed->values.tensor;
+        out->first_row = first_row;
+        return PDVM_OK;
+    }
     for (size_t i = 0; i < hf->n_shards; i++) {
         const struct safetensors_tensor *t = safetensors_find(hf->shards[i], info->name);
         if (!t) continue;
@@ -342,7 +367,7 @@ static pdvm_status find_tensor(const struct source_hf *hf, const struct tensor_i
             return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%s\" is in %s too",
                            safetensors_path(hf->shards[i]), info->name,
                            safetensors_path(out->shard));
-        *out = (struct found_tensor){hf->shards[i], t, first_row};
+        *out = (struct found_tensor){hf->shards[i], t, first_row, NULL};
     }
     if (!out->tensor)
         return pd_fail(err, PDVM_ERR_FORMAT, "%s: tensor \"%s\" is missing%s", hf->base.path,
@@ -364,9 +389,10 @@ static pdvm_status find_tensors(struct source_hf *hf, pdvm_error *err) {
     size_t n = tensors_count(config);
     struct tensor_info info;
     /* The last layer first: an absurd number of layers must not cost an absurd table. */
-    struct found_tensor last = {NULL, NULL, 0};
+    struct found_tensor last = {NULL, NULL, 0, NULL};
     tensors_describe(config, TENSOR_DOWN, config->n_layers - 1, &info);
     PD_TRY(find_tensor(hf, &info, &last, err));
+    free(last.compressed);
     PD_TRY(pd_calloc(&hf->tensors, n, sizeof *hf->tensors, "the table of tensors", err));
     for (size_t i = 0; i < n; i++) {
         tensors_at(config, i, &info);
@@ -386,6 +412,10 @@ static bool layer_of(const char *name, uint32_t *layer) {
     return p > digits && *p == '.';
 }
 
+static bool names_tensor(const char *name, const char *tensor) {
+    return strcmp(name, tensor) == 0 || compressed_tensors_is_part(name, tensor);
+}
+
 /*
  * Tensors that the configuration doesn't ask for are left alone, unless they belong to a layer
  * that is run: then the results would be wrong without them.
@@ -393,6 +423,7 @@ static bool layer_of(const char *name, uint32_t *layer) {
 static pdvm_status check_unused(const struct source_hf *hf, const struct safetensors *st,
                                 const char *name, pdvm_error *err) {
     if (ends_with(name, ".rotary_emb.inv_freq")) return PDVM_OK;
+    if (compressed_tensors_is_cache_scale(name)) return PDVM_OK;
     const struct model_config *config = &hf->base.config;
     struct tensor_info info;
     int64_t row;
@@ -401,9 +432,9 @@ static pdvm_status check_unused(const struct source_hf *hf, const struct safeten
     for (int role = TENSOR_INPUT_NORM; in_layer && role <= TENSOR_DOWN; role++) {
         if (!tensors_has(config, (enum tensor_role)role)) continue;
         tensors_describe(config, (enum tensor_role)role, layer, &info);
-        if (strcmp(name, info.name) == 0) return PDVM_OK;
+        if (names_tensor(name, info.name)) return PDVM_OK;
         if (tensors_fused(config, (enum tensor_role)role, layer, &info, &row) &&
-            strcmp(name, info.name) == 0)
+            names_tensor(name, info.name))
             return PDVM_OK;
     }
     if (ends_with(name, ".bias"))
