@@ -13,7 +13,7 @@
 
 /* What goes into the file beside the weights. */
 static const char *const side_files[] = {SOURCE_CONFIG, SOURCE_TOKENIZER, SOURCE_TOKENIZER_CONFIG,
-                                         SOURCE_GENERATION_CONFIG};
+                                         SOURCE_GENERATION_CONFIG, SOURCE_CHAT_TEMPLATE};
 #define N_SIDE_FILES (sizeof side_files / sizeof *side_files)
 
 struct conversion {

@@ -24,7 +24,7 @@ struct turn {
 struct family {
     const char *name;
     const char *const marks[4]; /* all must occur in the template */
-    const char *const never[2]; /* none may */
+    const char *const never[3]; /* none may */
     enum system_place place;
     bool writes_bos;     /* at the start; what a recognised template says counts more */
     bool always_system;  /* even an empty one */
@@ -61,7 +61,8 @@ static const struct family families[] = {
      .end = "<|eot_id|>"},
     {.name = "qwen-3",
      .marks = {"<|im_start|>", "<|im_end|>", "</think>"},
-     .never = {"<|im_sep|>"},
+     /* QwQ begins answers with thoughts, SmolLM3 writes a system text of its own. */
+     .never = {"<|im_sep|>", "assistant\\n<think>", "## Metadata"},
      .hides_thoughts = true,
      .system = {"<|im_start|>system\n", "<|im_end|>\n", false},
      .user = {"<|im_start|>user\n", "<|im_end|>\n", false},
@@ -70,7 +71,7 @@ static const struct family families[] = {
      .end = "<|im_end|>"},
     {.name = "chatml",
      .marks = {"<|im_start|>", "<|im_end|>"},
-     .never = {"<|im_sep|>"},
+     .never = {"<|im_sep|>", "</think>"},
      .system = {"<|im_start|>system\n", "<|im_end|>\n", false},
      .user = {"<|im_start|>user\n", "<|im_end|>\n", false},
      .assistant = {"<|im_start|>assistant\n", "<|im_end|>\n", false},
@@ -195,7 +196,7 @@ bool chat_template_find(const char *name, struct chat_template *out) {
     return false;
 }
 
-static pdvm_status fail_with_names(const char *path, const char *what, pdvm_error *err) {
+pdvm_status chat_template_refuse(const char *path, const char *what, pdvm_error *err) {
     char names[512] = "";
     size_t used = 0;
     for (size_t i = 0; i < N_FAMILIES && used < sizeof names; i++)
@@ -273,7 +274,7 @@ pdvm_status chat_template_recognise(const char *path, const char *jinja, size_t 
             find_default_system(jinja, size, out);
         return PDVM_OK;
     }
-    return fail_with_names(path, "the chat template is of no known family", err);
+    return chat_template_refuse(path, "the chat template is of no known family", err);
 }
 
 /* The template of tokenizer_config.json, or NULL. */
@@ -297,21 +298,22 @@ static pdvm_status template_of_config(const char *path, const json_t *config, co
             *out = json_string_value(json_object_get(item, "template"));
     }
     if (*out) return PDVM_OK;
-    return fail_with_names(path, "field \"chat_template\" has no template called \"default\"", err);
+    return chat_template_refuse(path, "field \"chat_template\" has no template called \"default\"",
+                                err);
 }
 
 pdvm_status chat_template_of_model(const char *path, const char *jinja, size_t jinja_size,
                                    const char *config, size_t config_size,
                                    struct chat_template *out, pdvm_error *err) {
     if (jinja) return chat_template_recognise(path, jinja, jinja_size, out, err);
-    if (!config) return fail_with_names(path, "the model has no chat template", err);
+    if (!config) return chat_template_refuse(path, "the model has no chat template", err);
     json_t *root;
     const char *found;
     PD_TRY(pd_json_parse_object(path, config, config_size, &root, err));
     pdvm_status status = template_of_config(path, root, &found, err);
     if (status == PDVM_OK)
         status = found ? chat_template_recognise(path, found, strlen(found), out, err)
-                       : fail_with_names(path, "the model has no chat template", err);
+                       : chat_template_refuse(path, "the model has no chat template", err);
     json_decref(root);
     return status;
 }

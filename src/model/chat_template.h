@@ -83,6 +83,9 @@ pdvm_status chat_template_of_model(const char *path, const char *jinja, size_t j
                                    const char *config, size_t config_size,
                                    struct chat_template *out, pdvm_error *err);
 
+/** PDVM_ERR_UNSUPPORTED: "PATH: WHAT; choose one with --chat-template NAME" and all names. */
+pdvm_status chat_template_refuse(const char *path, const char *what, pdvm_error *err);
+
 /** The token that ends a turn ("<|im_end|>"); NULL where that is the model's end of sequence. */
 const char *chat_template_end(const struct chat_template *t);
 

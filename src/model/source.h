@@ -9,11 +9,12 @@
 #include "model/config.h"
 #include "model/tensors.h"
 
-/** Names of the JSON files that travel with a model, without directory; see source_file. */
+/** Names of the files that travel with a model, without directory; see source_file. */
 #define SOURCE_CONFIG "config.json"
 #define SOURCE_TOKENIZER "tokenizer.json"
 #define SOURCE_TOKENIZER_CONFIG "tokenizer_config.json"
 #define SOURCE_GENERATION_CONFIG "generation_config.json"
+#define SOURCE_CHAT_TEMPLATE "chat_template.jinja"
 
 struct model_source;
 
