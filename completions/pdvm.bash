@@ -27,6 +27,13 @@ _pdvm_flags() {
             --temp -s --seed --no-display-prompt -o --output --json -q --quiet -v --verbose
             -t --threads -b --batch-size -ctk --cache-type-k -ctv --cache-type-v --mode --kernels"
         ;;
+    chat)
+        flags+=" -m --model -p --prompt -sys --system --chat-template -n --predict
+            -r --reverse-prompt --ignore-eos -c --ctx-size --rolling --keep -l --logit-bias
+            --repeat-penalty --repeat-last-n --frequency-penalty --presence-penalty --top-k --typical
+            --top-p --min-p --temp -s --seed -q --quiet -v --verbose -t --threads -b --batch-size
+            -ctk --cache-type-k -ctv --cache-type-v --mode --kernels"
+        ;;
     convert)
         flags+=" -o --output --method --sparsity --scope --values --codebook --group --index --embed
             --layers -t --threads --json -q --quiet"
@@ -55,7 +62,11 @@ _pdvm_value() {
     convert:--group) _pdvm_words 0 32 64 128 256 ;;
     convert:--index) _pdvm_words auto dense bitmap delta8 delta4 ;;
     convert:--embed) _pdvm_words int8 f16 bf16 f32 ;;
-    run:--mode) _pdvm_words token layer phase unfused ;;
+    chat:--chat-template)
+        _pdvm_words llama-2 llama-3 llama-3.1 chatml qwen-3 mistral-v0.1 mistral-v0.2 mistral-v1 \
+            mistral-v3 mistral-v3-tekken mistral-v7 mistral-v7-tekken zephyr phi-3 gemma command-r
+        ;;
+    run:--mode | chat:--mode) _pdvm_words token layer phase unfused ;;
     *:--kernels) _pdvm_words auto scalar avx512 ;;
     *:-ctk | *:-ctv | *:--cache-type-k | *:--cache-type-v) _pdvm_words f32 f16 int8 ;;
     unpack:--dtype) _pdvm_words f32 bf16 f16 ;;
@@ -67,14 +78,14 @@ _pdvm_value() {
         *:-t | *:--threads | *:-b | *:--batch-size | *:-s | *:--seed | *:--keep | *:-l | \
         *:--logit-bias | *:--temp | *:--top-k | *:--top-p | *:--min-p | *:--typical | \
         *:--repeat-penalty | *:--repeat-last-n | *:--frequency-penalty | *:--presence-penalty | \
-        *:--sparsity | *:--layers | *:--stride | *:--max-tokens | *:--decode) ;;
+        *:-sys | *:--system | *:--sparsity | *:--layers | *:--stride | *:--max-tokens | *:--decode) ;;
     *) return 1 ;;
     esac
 }
 
 _pdvm() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} flags
-    local commands="run convert inspect unpack tokenize eval help version"
+    local commands="run chat convert inspect unpack tokenize eval help version"
     COMPREPLY=()
 
     if [ "$COMP_CWORD" -eq 1 ]; then

@@ -351,7 +351,9 @@ typedef struct pdvm_generate_options {
     int64_t n_predict;       /**< most tokens; negative: until the end or a full context */
     const char *const *stop; /**< stop strings, zero-terminated, matched across tokens */
     size_t n_stop;
-    bool ignore_end; /**< go on after end-of-text tokens */
+    bool ignore_end;    /**< go on after end-of-text tokens */
+    const int32_t *end; /**< tokens that end the text beside the model's (end of a turn) */
+    size_t n_end;
 } pdvm_generate_options;
 
 /**

@@ -9,7 +9,7 @@ usage() {
 Usage: scripts/setup.sh [--dev]
 
 Installs the packages that building and testing pdvm needs: a C compiler, make, cmake, ninja,
-pkg-config, git, jansson, PCRE2, utf8proc and cmocka. Only what is missing is installed.
+pkg-config, git, jansson, PCRE2, utf8proc, libedit and cmocka. Only what is missing is installed.
 
   --dev   also what development needs: clang with its sanitizer runtimes and libFuzzer,
           clang-format, clang-tidy, cppcheck, shellcheck
@@ -79,6 +79,7 @@ missing_things() {
     has_module "jansson >= 2.12" || echo jansson
     has_module "libpcre2-8 >= 10.30" || echo pcre2
     has_module "libutf8proc >= 2.5" || echo utf8proc
+    has_module "libedit >= 3.1" || echo libedit
     has_module "cmocka >= 1.1.5" || echo cmocka
     if [ "$dev" = 1 ]; then
         have clang || echo clang
@@ -120,6 +121,7 @@ package_for() {
     apt-get:jansson) echo libjansson-dev ;;
     apt-get:pcre2) echo libpcre2-dev ;;
     apt-get:utf8proc) echo libutf8proc-dev ;;
+    apt-get:libedit) echo libedit-dev ;;
     apt-get:cmocka) echo libcmocka-dev ;;
     apt-get:clang-runtime) apt_clang_runtime ;;
     apt-get:sanitizers) echo build-essential ;;
@@ -130,6 +132,7 @@ package_for() {
     dnf:jansson) echo jansson-devel ;;
     dnf:pcre2) echo pcre2-devel ;;
     dnf:utf8proc) echo utf8proc-devel ;;
+    dnf:libedit) echo libedit-devel ;;
     dnf:cmocka) echo libcmocka-devel ;;
     dnf:clang-runtime) echo compiler-rt ;;
     dnf:sanitizers) echo libasan libubsan libtsan ;;
@@ -265,7 +268,8 @@ hash -r
 missing=$(missing_things | paste -sd ' ' -)
 if [ -n "$missing" ]; then
     fail "still missing or too old after the installation: $missing" \
-        "pdvm needs cmake 3.22, jansson 2.12, PCRE2 10.30, utf8proc 2.5 and cmocka 1.1.5 or newer;" \
+        "pdvm needs cmake 3.22, jansson 2.12, PCRE2 10.30, utf8proc 2.5, libedit 3.1 and cmocka 1.1.5" \
+        "or newer;" \
         "'pkg-config --modversion NAME' shows what is found, PKG_CONFIG_PATH where it looks."
 fi
 say "done"

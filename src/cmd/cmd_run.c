@@ -3,6 +3,7 @@
 #include "base/time.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
+#include "cmd/generate_options.h"
 #include "cmd/options.h"
 #include "cmd/terminal.h"
 #include "engine/engine.h"
@@ -34,18 +35,13 @@ static const char examples[] =
     "pdvm run tales.pdvm -p \"A cat\" --session cat.session   # again: the prompt is not computed\n"
     "pdvm run tales.pdvm -p \"A dog\" -o json | jq .timings\n";
 
-static const char *const mode_names[] = {"token", "layer", "phase", "unfused", NULL};
-
 static const char *const stop_names[] = {"length", "end", "string", "context", "interrupt"};
 
 struct settings {
-    const char *model, *prompt, *file, *session, *kernels;
-    int64_t n_predict, n_ctx, n_batch, n_threads, seed, keep;
-    int64_t top_k, repeat_last_n;
-    double temp, top_p, min_p, typical, repeat_penalty, frequency_penalty, presence_penalty;
-    struct option_list logit_bias, stop;
-    int type_k, type_v, mode, format;
-    bool json, ignore_eos, rolling, display_prompt, escape, quiet, verbose;
+    struct generate_settings g; /* what other commands have too */
+    const char *prompt, *file, *session;
+    int format;
+    bool json, display_prompt, escape;
 };
 
 /* A run from start to end, and everything that has to be released. */
@@ -55,7 +51,6 @@ struct run {
     pdvm_model *model;
     pdvm_session *session;
     pdvm_sampler *sampler;
-    pdvm_logit_bias *bias; /* [o.logit_bias.n] */
     char *prompt;
     size_t prompt_size;
     struct token_list tokens; /* of the prompt */
@@ -75,51 +70,13 @@ struct run {
 
 /* ---- the command line ------------------------------------------------------------------ */
 
-/* "TOKEN+BIAS" or "TOKEN-BIAS", where the bias may be "inf". */
-static bool parse_bias(const char *text, pdvm_logit_bias *out) {
-    char number[16];
-    size_t length = strspn(text, "0123456789");
-    int64_t token;
-    double bias;
-    if (length == 0 || length >= sizeof number) return false;
-    memcpy(number, text, length);
-    number[length] = '\0';
-    const char *value = text + length;
-    if (*value != '+' && *value != '-') return false;
-    if (!options_int(number, &token) || token > INT32_MAX) return false;
-    if (strcmp(value, "-inf") == 0)
-        bias = -INFINITY;
-    else if (strcmp(value, "+inf") == 0 || !options_real(value, &bias) || fabs(bias) > 1e6)
-        return false;
-    *out = (pdvm_logit_bias){(int32_t)token, (float)bias};
-    return true;
-}
-
-static int parse_biases(struct run *r, const struct options_page *page) {
-    pdvm_error err;
-    const struct option_list *list = &r->o.logit_bias;
-    if (pd_calloc(&r->bias, list->n, sizeof *r->bias, "logit biases", &err) != PDVM_OK)
-        return terminal_fail("run", &err);
-    for (size_t i = 0; i < list->n; i++)
-        if (!parse_bias(list->items[i], &r->bias[i]))
-            return options_error(page,
-                                 "--logit-bias '%s': must be a token's number, a sign and a bias, "
-                                 "as in 42+1.5 or 42-inf",
-                                 list->items[i]);
-    return OPTIONS_GO_ON;
-}
-
 static int check_settings(struct run *r, const struct options_page *page) {
     struct settings *o = &r->o;
-    if (!o->model) return options_error(page, "no model: pdvm run MODEL -p PROMPT");
+    if (!o->g.model) return options_error(page, "no model: pdvm run MODEL -p PROMPT");
     if (o->prompt && o->file)
         return options_error(page, "-p and -f both give a prompt: leave one out");
     if (o->json) o->format = OUTPUT_JSON;
-    for (size_t i = 0; i < o->stop.n; i++)
-        if (o->stop.items[i][0] == '\0')
-            return options_error(page,
-                                 "--reverse-prompt: the text is empty and would stop at once");
-    return parse_biases(r, page);
+    return generate_settings_check(&o->g, page);
 }
 
 /* ---- before generating ----------------------------------------------------------------- */
@@ -141,17 +98,9 @@ static pdvm_status read_prompt(struct run *r, pdvm_error *err) {
 
 static pdvm_status open_model(struct run *r, pdvm_error *err) {
     static char name[] = "run";
-    pdvm_model_options options = pdvm_model_options_default();
-    options.n_threads = (int)r->o.n_threads;
-    options.kernels = r->o.kernels;
-    options.progress = terminal_progress;
-    options.progress_user = &r->progress;
-    options.log = r->o.verbose ? terminal_log_verbose : terminal_log;
-    options.log_user = name;
     double start = pd_seconds();
-    PD_TRY(pdvm_model_open(r->o.model, &options, &r->model, err));
+    PD_TRY(generate_open_model(&r->o.g, name, &r->progress, &r->model, err));
     r->load_seconds = pd_seconds() - start;
-    terminal_progress_end(&r->progress);
     return PDVM_OK;
 }
 
@@ -159,7 +108,7 @@ static pdvm_status open_model(struct run *r, pdvm_error *err) {
 static pdvm_status tokenize_prompt(struct run *r, pdvm_error *err) {
     const pdvm_model *m = r->model;
     if (!m->tokenizer)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", r->o.model,
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", r->o.g.model,
                        SOURCE_TOKENIZER);
     PD_TRY(tokenizer_encode(m->tokenizer, r->prompt, r->prompt_size,
                             PDVM_TOKENIZE_ADD_SPECIAL | PDVM_TOKENIZE_PARSE_SPECIAL, &r->tokens,
@@ -175,20 +124,9 @@ static pdvm_status tokenize_prompt(struct run *r, pdvm_error *err) {
 }
 
 static pdvm_status create_session(struct run *r, pdvm_error *err) {
-    const struct settings *o = &r->o;
-    pdvm_session_options options = pdvm_session_options_default();
-    options.n_ctx = (uint32_t)o->n_ctx;
-    options.n_batch = (uint32_t)o->n_batch;
-    options.type_k = kv_type_of(o->type_k);
-    options.type_v = kv_type_of(o->type_v);
-    options.mode = (pdvm_mode)o->mode;
-    options.rolling = o->rolling;
-    if (o->keep >= 0) options.n_sink = (uint32_t)o->keep;
-    options.progress = terminal_progress;
-    options.progress_user = &r->progress;
-    PD_TRY(pdvm_session_create(r->model, &options, &r->session, err));
+    PD_TRY(generate_create_session(&r->o.g, r->model, &r->progress, &r->session, err));
     uint32_t n_ctx = r->session->options.n_ctx;
-    if (r->tokens.n > n_ctx && !o->rolling)
+    if (r->tokens.n > n_ctx && !r->o.g.rolling)
         return pd_fail(err, PDVM_ERR_RANGE,
                        "the prompt has %zu tokens and the context holds %u: shorten it, raise -c, "
                        "or let old tokens go with --rolling",
@@ -196,35 +134,8 @@ static pdvm_status create_session(struct run *r, pdvm_error *err) {
     return PDVM_OK;
 }
 
-static uint64_t random_seed(void) {
-    uint32_t seed = 0;
-    if (getrandom(&seed, sizeof seed, 0) != (ssize_t)sizeof seed)
-        seed = (uint32_t)(pd_seconds() * 1e6) ^ (uint32_t)getpid();
-    return seed;
-}
-
 static pdvm_status create_sampler(struct run *r, pdvm_error *err) {
-    const struct settings *o = &r->o;
-    uint32_t n_vocab = r->model->config.n_vocab;
-    for (size_t i = 0; i < o->logit_bias.n; i++)
-        if ((uint32_t)r->bias[i].token >= n_vocab)
-            return pd_fail(err, PDVM_ERR_ARGUMENT,
-                           "--logit-bias %s: token %d is outside the vocabulary of %u",
-                           o->logit_bias.items[i], (int)r->bias[i].token, n_vocab);
-    r->seed = o->seed < 0 ? random_seed() : (uint64_t)o->seed;
-    pdvm_sampler_options options = {.temperature = (float)o->temp,
-                                    .top_k = (int32_t)o->top_k,
-                                    .top_p = (float)o->top_p,
-                                    .min_p = (float)o->min_p,
-                                    .typical_p = (float)o->typical,
-                                    .repeat_penalty = (float)o->repeat_penalty,
-                                    .repeat_last_n = (int32_t)o->repeat_last_n,
-                                    .frequency_penalty = (float)o->frequency_penalty,
-                                    .presence_penalty = (float)o->presence_penalty,
-                                    .seed = r->seed,
-                                    .logit_bias = r->bias,
-                                    .n_logit_bias = o->logit_bias.n};
-    PD_TRY(pdvm_sampler_create(&options, &r->sampler, err));
+    PD_TRY(generate_create_sampler(&r->o.g, r->model, &r->seed, &r->sampler, err));
     for (size_t i = 0; i < r->tokens.n; i++)
         PD_TRY(pdvm_sampler_accept(r->sampler, r->tokens.ids[i], err));
     return PDVM_OK;
@@ -293,10 +204,10 @@ static pdvm_status compute_prompt(struct run *r, pdvm_error *err) {
 
 static pdvm_status generate(struct run *r, pdvm_error *err) {
     const struct settings *o = &r->o;
-    const pdvm_generate_options options = {.n_predict = o->n_predict,
-                                           .stop = o->stop.items,
-                                           .n_stop = o->stop.n,
-                                           .ignore_end = o->ignore_eos};
+    const pdvm_generate_options options = {.n_predict = o->g.n_predict,
+                                           .stop = o->g.stop.items,
+                                           .n_stop = o->g.stop.n,
+                                           .ignore_end = o->g.ignore_eos};
     PD_TRY(compute_prompt(r, err));
     r->finished = true;
     /* Not before: a progress bar would wipe it off the terminal. */
@@ -397,7 +308,7 @@ static int finish(struct run *r) {
     if (r->o.format == OUTPUT_JSON) {
         int printed = print_result(r);
         if (printed != CMD_OK) code = printed;
-    } else if (!r->o.quiet) {
+    } else if (!r->o.g.quiet) {
         print_timings(r);
     }
     return terminal_interrupted() && code == CMD_OK ? terminal_interrupt_status() : code;
@@ -411,7 +322,7 @@ static int execute(struct run *r) {
     if (status == PDVM_OK) return finish(r);
     if (r->last_byte != '\0' && r->last_byte != '\n') write_text(r, "\n", 1);
     int code = terminal_fail("run", &err);
-    if (r->finished && r->o.format == OUTPUT_TEXT && !r->o.quiet) print_timings(r);
+    if (r->finished && r->o.format == OUTPUT_TEXT && !r->o.g.quiet) print_timings(r);
     return code;
 }
 
@@ -422,104 +333,38 @@ static void release(struct run *r) {
     free(r->tokens.ids);
     free(r->prompt);
     free(r->text);
-    free(r->bias);
-    option_list_free(&r->o.logit_bias);
-    option_list_free(&r->o.stop);
+    generate_settings_free(&r->o.g);
 }
 
 /* ---------------------------------------------------------------------------------------- */
 
 int cmd_run(int argc, char **argv) {
-    const pdvm_sampler_options sampling = pdvm_sampler_options_default();
-    struct run r = {.o = {.kernels = "auto",
-                          .n_predict = -1,
-                          .seed = -1,
-                          .keep = -1,
-                          .type_k = PDVM_KV_F16,
-                          .type_v = PDVM_KV_F16,
-                          .temp = (double)sampling.temperature,
-                          .top_k = sampling.top_k,
-                          .top_p = (double)sampling.top_p,
-                          .min_p = (double)sampling.min_p,
-                          .typical = (double)sampling.typical_p,
-                          .repeat_penalty = (double)sampling.repeat_penalty,
-                          .repeat_last_n = sampling.repeat_last_n,
-                          .frequency_penalty = (double)sampling.frequency_penalty,
-                          .presence_penalty = (double)sampling.presence_penalty,
-                          .display_prompt = true}};
+    struct run r = {.o = {.display_prompt = true}};
     struct settings *o = &r.o;
+    generate_settings_init(&o->g);
     const struct operand operands[] = {
-        {"MODEL", "A .pdvm file, a GGUF file or a Hugging Face directory.", &o->model, false},
+        {"MODEL", "A .pdvm file, a GGUF file or a Hugging Face directory.", &o->g.model, false},
         OPERAND_END};
-    const struct option_spec options[] = {
+    const struct option_spec prompt[] = {
         OPTION_GROUP("Prompt and length"),
         OPTION_STRING("-m, --model", "MODEL", "The model, if it is not the first argument.",
-                      &o->model),
+                      &o->g.model),
         OPTION_STRING("-p, --prompt", "TEXT", "The prompt.", &o->prompt),
         OPTION_STRING("-f, --file", "FILE", "Read the prompt from a file; - is standard input.",
                       &o->file),
         OPTION_FLAG("-e, --escape",
                     "Take \\n, \\t, \\\", \\\\ and \\xNN in -p for the characters they stand for.",
                     &o->escape),
-        OPTION_INT(
-            "-n, --predict, --n-predict", "N",
-            "Tokens to generate at most; -1: until the model ends the text or the context is "
-            "full. [-1]",
-            &o->n_predict, -1, INT64_MAX),
-        OPTION_LIST("-r, --reverse-prompt, --stop", "TEXT",
-                    "Stop before this text would be written. May be repeated.", &o->stop),
-        OPTION_FLAG("--ignore-eos", "Go on when the model ends the text.", &o->ignore_eos),
-        OPTION_INT("-c, --ctx-size", "N",
-                   "Tokens that the context holds; 0: as many as the model was trained for. [0]",
-                   &o->n_ctx, 0, 1 << 24),
-        OPTION_FLAG("--rolling",
-                    "When the context is full, drop the oldest tokens and go on. With --ignore-eos "
-                    "this never ends.",
-                    &o->rolling),
-        OPTION_INT("--keep", "N",
-                   "With --rolling: tokens at the start that are never dropped (attention sinks). "
-                   "[4]",
-                   &o->keep, 0, 1 << 24),
+        OPTION_END,
+    };
+    const struct option_spec session[] = {
         OPTION_STRING("--session, --prompt-cache", "FILE",
                       "Start from the session saved in this file, if it exists, and save to it at "
                       "the end: what a prompt shares with it is not computed again.",
                       &o->session),
-
-        OPTION_GROUP("Sampling, in this order"),
-        OPTION_LIST(
-            "-l, --logit-bias", "ID(+|-)BIAS",
-            "Add to the logit of a token, given by its number (see 'pdvm tokenize'): 42+1.5, "
-            "or 42-inf to ban it. May be repeated.",
-            &o->logit_bias),
-        OPTION_REAL("--repeat-penalty", "X",
-                    "Make tokens that have occurred less likely; 1: off. [1]", &o->repeat_penalty,
-                    0.01, 100),
-        OPTION_INT("--repeat-last-n", "N",
-                   "How many tokens the penalties look back; -1: all, 0: off. [64]",
-                   &o->repeat_last_n, -1, INT32_MAX),
-        OPTION_REAL("--frequency-penalty", "X",
-                    "Subtracted from a logit for each time that the token has occurred. [0]",
-                    &o->frequency_penalty, -100, 100),
-        OPTION_REAL("--presence-penalty", "X",
-                    "Subtracted from a logit once if the token has occurred. [0]",
-                    &o->presence_penalty, -100, 100),
-        OPTION_INT("--top-k", "K", "Keep the K likeliest tokens; 0: all. [40]", &o->top_k, 0,
-                   INT32_MAX),
-        OPTION_REAL("--typical, --typical-p", "P", "Locally typical sampling; 1: off. [1]",
-                    &o->typical, 0, 1),
-        OPTION_REAL("--top-p", "P",
-                    "Keep the likeliest tokens that together have this probability; 1: off. [0.95]",
-                    &o->top_p, 0, 1),
-        OPTION_REAL("--min-p", "P",
-                    "Drop tokens less likely than P times the likeliest; 0: off. [0.05]", &o->min_p,
-                    0, 1),
-        OPTION_REAL("--temp, --temperature", "T",
-                    "Temperature: higher is more surprising; 0 always takes the likeliest token. "
-                    "[0.8]",
-                    &o->temp, 0, 100),
-        OPTION_INT("-s, --seed", "N", "Seed of the random numbers; -1: a new one each time. [-1]",
-                   &o->seed, -1, INT64_MAX),
-
+        OPTION_END,
+    };
+    const struct option_spec output[] = {
         OPTION_GROUP("Output"),
         OPTION_CLEAR("--no-display-prompt", "Don't write the prompt before the text.",
                      &o->display_prompt),
@@ -528,48 +373,32 @@ int cmd_run(int argc, char **argv) {
                       "memory. [text]",
                       &o->format, output_formats),
         OPTION_FLAG("--json", "The same as -o json.", &o->json),
-        OPTION_FLAG("-q, --quiet, --no-perf", "No progress and no timings.", &o->quiet),
-        OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &o->verbose),
-
-        OPTION_GROUP("Engine"),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per processor. [0]", &o->n_threads, 0,
-                   1024),
-        OPTION_INT("-b, --batch-size", "N", "Most prompt tokens computed together. [64]",
-                   &o->n_batch, 1, 1 << 24),
-        OPTION_CHOICE("-ctk, --cache-type-k", "TYPE",
-                      "How the keys in the KV cache are stored: f32, f16, int8 (also called q8_0). "
-                      "[f16]",
-                      &o->type_k, kv_type_names),
-        OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
-                      "How the values in the KV cache are stored. [f16]", &o->type_v,
-                      kv_type_names),
-        OPTION_CHOICE("--mode", "MODE",
-                      "How often the threads are dispatched: once a token, layer or phase, or six "
-                      "times a layer (unfused). The results are the same. [token]",
-                      &o->mode, mode_names),
-        OPTION_STRING("--kernels", "SET",
-                      "Instruction set of the kernels: auto, scalar, avx512. [auto]", &o->kernels),
-
-        OPTION_UNSUPPORTED("-ngl, --gpu-layers, --n-gpu-layers",
-                           "this version computes on the CPU; leave the option out"),
-        OPTION_UNSUPPORTED("-i, --interactive, -cnv, --conversation",
-                           "there is no chat mode; 'pdvm run' continues a text"),
-        OPTION_UNSUPPORTED("-fa, --flash-attn",
-                           "attention never holds a full row of scores anyway; leave it out"),
-        OPTION_UNSUPPORTED("-ub, --ubatch-size", "use -b, --batch-size"),
         OPTION_END,
     };
+    const struct option_spec unsupported[] = {
+        OPTION_UNSUPPORTED("-i, --interactive, -cnv, --conversation",
+                           "'pdvm run' continues a text; for a conversation there is 'pdvm chat'"),
+        OPTION_END,
+    };
+    struct option_table table = {0};
+    option_table_add(&table, prompt);
+    generate_add_length(&table, &o->g);
+    option_table_add(&table, session);
+    generate_add_sampling(&table, &o->g);
+    option_table_add(&table, output);
+    generate_add_engine(&table, &o->g);
+    option_table_add(&table, unsupported);
     const struct options_page page = {.command = "run",
                                       .usage = "MODEL -p PROMPT [OPTIONS]",
                                       .description = description,
                                       .operands = operands,
-                                      .options = options,
+                                      .options = table.items,
                                       .examples = examples,
                                       .operand_hint = "a prompt is given with -p, in quotes"};
     int code = options_parse(&page, argc, argv);
     if (code == OPTIONS_GO_ON) code = check_settings(&r, &page);
     if (code == OPTIONS_GO_ON) {
-        r.progress.quiet = o->quiet;
+        r.progress.quiet = o->g.quiet;
         code = execute(&r);
     }
     release(&r);

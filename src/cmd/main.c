@@ -12,6 +12,7 @@
 const struct command commands[] = {
     {"convert", "make a model sparse and small: a .pdvm file", cmd_convert},
     {"run", "generate text", cmd_run},
+    {"chat", "have a conversation", cmd_chat},
     {"inspect", "show what is in a model", cmd_inspect},
     {"unpack", "turn a .pdvm file back into plain safetensors", cmd_unpack},
     {"tokenize", "show the tokens of a text, or the text of tokens", cmd_tokenize},

@@ -40,21 +40,28 @@ static void fill_closed_streams(void) {
     }
 }
 
-void terminal_init(void) {
-    fill_closed_streams();
-    struct sigaction action = {.sa_handler = on_interrupt};
+static void catch_signal(int signal_number) {
+    struct sigaction old, action = {.sa_handler = on_interrupt};
     sigemptyset(&action.sa_mask);
     /* After the first one the default action is back: the second one kills. Without SA_RESTART, so
      * that waiting for input ends. */
     action.sa_flags = (int)SA_RESETHAND;
-    const int signals[] = {SIGINT, SIGTERM};
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
-        struct sigaction old;
-        /* Jobs in the background are started with SIGINT ignored, and must stay so. */
-        if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN)
-            sigaction(signals[i], &action, NULL);
-    }
+    /* Jobs in the background are started with SIGINT ignored, and must stay so. */
+    if (sigaction(signal_number, NULL, &old) == 0 && old.sa_handler != SIG_IGN)
+        sigaction(signal_number, &action, NULL);
+}
+
+void terminal_init(void) {
+    fill_closed_streams();
+    catch_signal(SIGINT);
+    catch_signal(SIGTERM);
     signal(SIGPIPE, SIG_IGN);
+}
+
+void terminal_interrupt_clear(void) {
+    if (interrupt_signal != SIGINT) return;
+    interrupt_signal = 0;
+    catch_signal(SIGINT);
 }
 
 bool terminal_interrupted(void) {

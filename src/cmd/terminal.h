@@ -20,6 +20,9 @@ void terminal_init(void);
 /** Whether SIGINT or SIGTERM has come. Progress callbacks then return false. */
 bool terminal_interrupted(void);
 
+/** Forgets a SIGINT: the next one is the first again. SIGTERM is not forgotten. */
+void terminal_interrupt_clear(void);
+
 /** The exit status after an interrupt: 128 + the signal's number, 130 for Ctrl-C. */
 int terminal_interrupt_status(void);
 

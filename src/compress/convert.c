@@ -13,8 +13,9 @@
 #include <sys/stat.h>
 
 /* What goes into the file beside the weights. */
-static const char *const side_files[] = {SOURCE_CONFIG, SOURCE_TOKENIZER, SOURCE_TOKENIZER_MODEL,
-                                         SOURCE_TOKENIZER_CONFIG, SOURCE_GENERATION_CONFIG};
+static const char *const side_files[] = {
+    SOURCE_CONFIG,           SOURCE_TOKENIZER,         SOURCE_TOKENIZER_MODEL,
+    SOURCE_TOKENIZER_CONFIG, SOURCE_GENERATION_CONFIG, SOURCE_CHAT_TEMPLATE};
 #define N_SIDE_FILES (sizeof side_files / sizeof *side_files)
 
 struct conversion {

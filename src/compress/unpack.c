@@ -241,7 +241,8 @@ static pdvm_status write_config(const struct unpacking *u, pdvm_error *err) {
 
 static pdvm_status write_side_files(const struct unpacking *u, pdvm_error *err) {
     static const char *const names[] = {SOURCE_TOKENIZER, SOURCE_TOKENIZER_MODEL,
-                                        SOURCE_TOKENIZER_CONFIG, SOURCE_GENERATION_CONFIG};
+                                        SOURCE_TOKENIZER_CONFIG, SOURCE_GENERATION_CONFIG,
+                                        SOURCE_CHAT_TEMPLATE};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const char *data;
         size_t size;

@@ -10,6 +10,13 @@ static pdvm_status stream_token(const struct pdvm_model *model, struct text_stre
     return text_stream_feed(stream, bytes, bytes ? len : 0, err);
 }
 
+static bool is_end(const struct pdvm_model *model, const pdvm_generate_options *options,
+                   int32_t token) {
+    for (size_t i = 0; i < options->n_end; i++)
+        if (options->end[i] == token) return true;
+    return pdvm_model_is_end(model, token);
+}
+
 /*
  * Every token that counts is stepped, the last one too: the session then holds the whole text and
  * has the logits to go on from.
@@ -26,7 +33,7 @@ static pdvm_status generate(pdvm_session *session, pdvm_sampler *sampler,
                            "the session has no logits to generate from: sync it to a text first");
         int32_t token;
         PD_TRY(pdvm_sampler_sample(sampler, logits, n_vocab, &token, err));
-        if (!options->ignore_end && pdvm_model_is_end(model, token)) {
+        if (!options->ignore_end && is_end(model, options, token)) {
             *reason = PDVM_STOP_END;
             return PDVM_OK;
         }

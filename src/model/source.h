@@ -16,6 +16,7 @@
 #define SOURCE_TOKENIZER_MODEL "tokenizer.model"
 #define SOURCE_TOKENIZER_CONFIG "tokenizer_config.json"
 #define SOURCE_GENERATION_CONFIG "generation_config.json"
+#define SOURCE_CHAT_TEMPLATE "chat_template.jinja"
 
 struct model_source;
 struct tokenizer;

@@ -25,7 +25,7 @@ static const struct {
 } side_files[] = {
     {SOURCE_CONFIG, (size_t)16 << 20},           {SOURCE_TOKENIZER, (size_t)256 << 20},
     {SOURCE_TOKENIZER_MODEL, (size_t)64 << 20},  {SOURCE_TOKENIZER_CONFIG, (size_t)16 << 20},
-    {SOURCE_GENERATION_CONFIG, (size_t)1 << 20},
+    {SOURCE_GENERATION_CONFIG, (size_t)1 << 20}, {SOURCE_CHAT_TEMPLATE, (size_t)16 << 20},
 };
 #define N_SIDE_FILES (sizeof side_files / sizeof *side_files)
 

@@ -27,7 +27,7 @@ fish_flags() {
 zsh_flags() {
     local file=$SOURCE_DIR/completions/_pdvm part
     part=$(sed -n "/^    $1)/,/;;/p" "$file")
-    for shared in threads quiet cache; do
+    for shared in threads quiet cache sampling; do
         if grep -q "\\\$$shared" <<<"$part"; then
             part+=$(sed -n "/^    $shared=(/,/^    )/p" "$file")
         fi

@@ -12,7 +12,7 @@ expect 2 "$PDVM"
 cmp err overview || fail "'pdvm' alone does not print the overview to standard error"
 
 commands=$(sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p' overview)
-for command in run convert inspect unpack tokenize eval help version; do
+for command in run chat convert inspect unpack tokenize eval help version; do
     grep -qx "$command" <<<"$commands" || fail "the overview lacks $command"
 done
 

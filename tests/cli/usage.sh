@@ -17,7 +17,7 @@ refused 2 "unknown option '--strid', did you mean '--stride'?" "$PDVM" eval "$mo
 
 # What llama.cpp's users type and this program has no use for.
 refused 2 "-ngl: this version computes on the CPU" "${run[@]}" -ngl 99
-refused 2 "-cnv: there is no chat mode" "${run[@]}" -cnv
+refused 2 "-cnv: 'pdvm run' continues a text; for a conversation there is 'pdvm chat'" "${run[@]}" -cnv
 refused 2 "-fa: attention never holds" "${run[@]}" -fa
 
 # Values.
