@@ -648,6 +648,55 @@ static void a_layer_without_its_parts_is_missing(void **state) {
     free(dir);
 }
 
+/* Phi-3: q, k and v are rows of one matrix, and that is what is compressed. */
+static void parts_of_a_fused_matrix_are_its_rows(void **state) {
+    static const enum tensor_role roles[] = {TENSOR_Q, TENSOR_K, TENSOR_V, TENSOR_GATE, TENSOR_UP};
+    struct model_config phi3 = sizes;
+    struct safetensors_writer *out;
+    pdvm_error err = {0};
+    const struct compressed_spec *spec = &specs[0].spec;
+    snprintf(phi3.architecture, sizeof phi3.architecture, "phi3");
+    char *path = support_path(*state, "model.safetensors"), config[512];
+    snprintf(config, sizeof config, CONFIG, "");
+    memcpy(strstr(config, "\"llama\""), "\"phi3\" ", strlen("\"phi3\" "));
+    free(support_write_text(*state, "config.json", config));
+    assert_ok(safetensors_writer_open(path, 32768, &out, &err), &err);
+    for (size_t i = 0; i < tensors_count(&phi3); i++) {
+        struct tensor_info info, whole;
+        int64_t row;
+        tensors_at(&phi3, i, &info);
+        if (tensors_fused(&phi3, info.role, info.layer, &whole, &row)) {
+            if (row > 0) continue;
+            info = whole;
+        }
+        struct compressed_weight w = compressed_encode(spec, &info);
+        for (int k = 0; k < w.n_parts; k++) compressed_write_part(out, &w.parts[k]);
+        compressed_free(&w);
+    }
+    assert_ok(safetensors_writer_commit(out, &err), &err);
+    struct model_source *s = open_good(*state);
+    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++) {
+        struct tensor_info info, whole;
+        float values[24 * 16];
+        const char *coding;
+        uint64_t bytes;
+        int64_t row;
+        tensors_describe(&phi3, roles[i], 1, &info);
+        assert_true(tensors_fused(&phi3, roles[i], 1, &whole, &row));
+        struct compressed_weight w = compressed_encode(spec, &whole);
+        assert_ok(source_read_rows(s, &info, 0, info.rows, values, &err), &err);
+        assert_memory_equal(values, w.expected + row * info.cols,
+                            sizeof *values * (size_t)(info.rows * info.cols));
+        source_stored(s, &info, &coding, &bytes);
+        assert_string_equal(coding, specs[0].coding);
+        assert_true(bytes > 0 && bytes < (uint64_t)(info.rows * info.cols) * sizeof(float));
+        source_release(s, &info);
+        compressed_free(&w);
+    }
+    source_close(s);
+    free(path);
+}
+
 static void configurations_are_read_or_refused_by_name(void **state) {
     static const char *const good[] = {
         "\"quantization_config\": {\"quant_method\": \"compressed-tensors\"}",
@@ -716,6 +765,7 @@ int main(void) {
         TEST(conversion_keeps_their_zeros),
         TEST(only_what_belongs_to_the_weights_may_stand_beside_them),
         TEST(a_layer_without_its_parts_is_missing),
+        TEST(parts_of_a_fused_matrix_are_its_rows),
         cmocka_unit_test(configurations_are_read_or_refused_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

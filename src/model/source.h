@@ -31,7 +31,7 @@ struct model_source_ops {
                               struct mdcsr *out, pdvm_error *err);
     /** Contents of a side file, or *data NULL if the source has none of that name. Borrowed. */
     void (*file)(struct model_source *s, const char *name, const char **data, size_t *size);
-    /** How a tensor's values are stored ("BF16", "int8"; static), and its bytes in the source. */
+    /** How a tensor's values are stored ("BF16", "int8"; borrowed), and its bytes in the source. */
     void (*stored)(struct model_source *s, const struct tensor_info *t, const char **coding,
                    uint64_t *bytes);
     /** Drops what reading a tensor brought into memory. No one may be reading it just then. */
