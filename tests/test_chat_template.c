@@ -376,14 +376,11 @@ static void every_name_has_a_golden(void **state) {
 
 static void unknown_templates_are_refused_with_all_names(void **state) {
     (void)state;
-    static const char *const unknown[] = {
-        "",
-        "{{ messages }}",
-        "'<|im_start|>' '<|im_end|>' '</think>' '<|im_start|>assistant\\n<think>\\n'",
-        "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + "
-        "'<|im_end|>' }}{% endfor %}",
-        "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}<|assistant|>",
-    };
+    static const char qwq[] =
+        "'<|im_start|>' '<|im_end|>' '</think>' '<|im_start|>assistant\\n<think>'";
+    static const char phi_4[] = "'<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>'";
+    static const char phi_4_mini[] = "'<|' + message['role'] + '|>' '<|end|>' '<|assistant|>'";
+    static const char *const unknown[] = {"", "{{ messages }}", qwq, phi_4, phi_4_mini};
     pdvm_error err;
     struct chat_template t;
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {

@@ -17,6 +17,7 @@
 struct chat_input {
     EditLine *editor; /* NULL: no terminal */
     History *history;
+    bool had_text; /* when the interrupt came: el_gets then forgets the line */
     char *line;
     size_t capacity;
 };
@@ -33,7 +34,10 @@ static char *prompt(EditLine *editor) {
  */
 static int read_char(EditLine *editor, wchar_t *out) {
     mbstate_t state = {0};
-    (void)editor;
+    struct chat_input *in = NULL;
+    el_get(editor, EL_CLIENTDATA, &in);
+    const LineInfo *info = el_line(editor);
+    in->had_text = info->lastchar > info->buffer;
     for (int n = 0; n < 8;) {
         char byte;
         ssize_t got = read(STDIN_FILENO, &byte, 1);
@@ -67,6 +71,7 @@ static pdvm_status open_editor(struct chat_input *in, pdvm_error *err) {
     el_set(in->editor, EL_PROMPT, prompt);
     el_set(in->editor, EL_EDITOR, "emacs");
     el_set(in->editor, EL_HIST, history, in->history);
+    el_set(in->editor, EL_CLIENTDATA, in);
     el_set(in->editor, EL_GETCFN, read_char);
     return PDVM_OK;
 }
@@ -99,8 +104,7 @@ static enum chat_line edit_line(struct chat_input *in, const char **line, bool *
     el_resize(in->editor);
     const char *text = el_gets(in->editor, &n);
     if (terminal_interrupted()) {
-        const LineInfo *info = el_line(in->editor);
-        *had_text = info && info->lastchar > info->buffer;
+        *had_text = in->had_text;
         el_reset(in->editor);
         return CHAT_LINE_INTERRUPTED;
     }
