@@ -146,7 +146,7 @@ static void gguf_file(struct model_source *s, const char *name, const char **dat
             : strcmp(name, SOURCE_TOKENIZER) == 0         ? texts->tokenizer
             : strcmp(name, SOURCE_TOKENIZER_CONFIG) == 0  ? texts->tokenizer_config
             : strcmp(name, SOURCE_GENERATION_CONFIG) == 0 ? texts->generation_config
-            : strcmp(name, SOURCE_CHAT_TEMPLATE) == 0            ? texts->chat_template
+            : strcmp(name, SOURCE_CHAT_TEMPLATE) == 0     ? texts->chat_template
                                                           : NULL;
     *size = *data ? strlen(*data) : 0;
 }
