@@ -191,6 +191,27 @@ static void an_end_token_ends_the_text_unless_ignored(void **state) {
     assert_int_equal(f->n, 0);
 }
 
+static void tokens_of_the_caller_end_the_text(void **state) {
+    struct fixture *f = *state;
+    pdvm_error err;
+    pdvm_logit_bias bias = {78, 1000};
+    pdvm_sampler_options sampling = pdvm_sampler_options_default();
+    sampling.logit_bias = &bias;
+    sampling.n_logit_bias = 1;
+    pdvm_sampler_free(f->sampler);
+    assert_ok(pdvm_sampler_create(&sampling, &f->sampler, &err), &err);
+    const int32_t ends[] = {77, 78};
+    pdvm_generate_options o = {.n_predict = 4, .end = ends, .n_end = 1};
+    size_t n;
+    assert_int_equal(generate(f, &o, &n), PDVM_STOP_LENGTH);
+    assert_int_equal(n, 4);
+    o.n_end = 2;
+    assert_int_equal(generate(f, &o, &n), PDVM_STOP_END);
+    assert_int_equal(n, 0);
+    o.ignore_end = true;
+    assert_int_equal(generate(f, &o, &n), PDVM_STOP_LENGTH);
+}
+
 static void a_full_context_ends_the_text(void **state) {
     struct fixture *f = *state;
     open_session(f, N_PROMPT + 6, false);
@@ -229,8 +250,11 @@ static void without_logits_it_says_what_to_do(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(it_samples_and_steps_like_a_loop_by_hand),  TEST(the_text_is_that_of_the_tokens),
-        TEST(an_end_token_ends_the_text_unless_ignored), TEST(a_full_context_ends_the_text),
+        TEST(it_samples_and_steps_like_a_loop_by_hand),
+        TEST(the_text_is_that_of_the_tokens),
+        TEST(tokens_of_the_caller_end_the_text),
+        TEST(an_end_token_ends_the_text_unless_ignored),
+        TEST(a_full_context_ends_the_text),
         TEST(without_logits_it_says_what_to_do),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
