@@ -82,6 +82,31 @@ ALWAYS_INLINE __m512i next_codes(struct cursor *c, enum cpu_kind kind, bool dens
     return dense ? v : expand_bytes(*mask, v);
 }
 
+/* The same as 16-bit integers: columns 0 to 31 of the block, and 32 to 63. */
+ALWAYS_INLINE void next_weights(struct cursor *c, enum cpu_kind kind, bool dense, int r,
+                                const uint64_t *masks, int64_t block, __m512i table, __m512i *low,
+                                __m512i *high) {
+    const uint64_t *mask = dense ? NULL : masks + block * TILE_ROWS + r;
+    __m512i w = next_codes(c, kind, dense, r, mask, table);
+    *low = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(w));
+    *high = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(w, 1));
+}
+
+/* Requests what is to be used PREFETCH_BYTES later: a block of masks, and of values as many lines as
+ * a block may take, which is two for half of the places or for nibbles. */
+ALWAYS_INLINE void prefetch_block(const struct cursor *c, enum cpu_kind kind, const uint64_t *masks,
+                                  int64_t block) {
+    const char *values = (const char *)c->low + PREFETCH_BYTES;
+    _mm_prefetch(values, _MM_HINT_T0);
+    _mm_prefetch(values + 64, _MM_HINT_T0);
+    if (masks) {
+        _mm_prefetch((const char *)(masks + block * TILE_ROWS) + PREFETCH_BYTES, _MM_HINT_T0);
+    } else if (kind == CPU_INT8) {
+        _mm_prefetch(values + 128, _MM_HINT_T0);
+        _mm_prefetch(values + 192, _MM_HINT_T0);
+    }
+}
+
 ALWAYS_INLINE void products_of_tile(const struct cpu_matrix *m, int64_t tile, enum cpu_kind kind,
                                     bool dense, uint32_t nt, const struct cpu_act *act,
                                     float result[][TILE_ROWS]) {
@@ -100,21 +125,11 @@ ALWAYS_INLINE void products_of_tile(const struct cpu_matrix *m, int64_t tile, en
         for (int r = 0; r < TILE_ROWS; r++)
             for (uint32_t t = 0; t < nt; t++) acc[r][t] = _mm512_setzero_si512();
         for (int64_t block = begin; block < end; block++) {
-            _mm_prefetch((const char *)cursor.low + PREFETCH_BYTES, _MM_HINT_T0);
-            _mm_prefetch((const char *)cursor.low + PREFETCH_BYTES + 64, _MM_HINT_T0);
-            if (dense && kind == CPU_INT8) {
-                _mm_prefetch((const char *)cursor.low + PREFETCH_BYTES + 128, _MM_HINT_T0);
-                _mm_prefetch((const char *)cursor.low + PREFETCH_BYTES + 192, _MM_HINT_T0);
-            }
-            if (!dense)
-                _mm_prefetch((const char *)(masks + block * TILE_ROWS) + PREFETCH_BYTES,
-                             _MM_HINT_T0);
+            prefetch_block(&cursor, kind, masks, block);
 #pragma GCC unroll 4
             for (int r = 0; r < TILE_ROWS; r++) {
-                __m512i w = next_codes(&cursor, kind, dense, r,
-                                       dense ? NULL : masks + block * TILE_ROWS + r, table);
-                __m512i low = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(w));
-                __m512i high = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(w, 1));
+                __m512i low, high;
+                next_weights(&cursor, kind, dense, r, masks, block, table, &low, &high);
 #pragma GCC unroll 4
                 for (uint32_t t = 0; t < nt; t++) {
                     const int16_t *x = act[t].q + block * BLOCK_COLS;
@@ -153,17 +168,11 @@ ALWAYS_INLINE void grouped_products_of_tile(const struct cpu_matrix *m, int64_t 
         for (int r = 0; r < TILE_ROWS; r++)
             for (uint32_t t = 0; t < nt; t++) acc[r][t] = _mm512_setzero_si512();
         for (int64_t block = begin; block < end; block++) {
-            _mm_prefetch((const char *)cursor.low + PREFETCH_BYTES, _MM_HINT_T0);
-            _mm_prefetch((const char *)cursor.low + PREFETCH_BYTES + 64, _MM_HINT_T0);
-            if (!dense)
-                _mm_prefetch((const char *)(masks + block * TILE_ROWS) + PREFETCH_BYTES,
-                             _MM_HINT_T0);
+            prefetch_block(&cursor, kind, masks, block);
 #pragma GCC unroll 4
             for (int r = 0; r < TILE_ROWS; r++) {
-                __m512i w = next_codes(&cursor, kind, dense, r,
-                                       dense ? NULL : masks + block * TILE_ROWS + r, table);
-                __m512i low = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(w));
-                __m512i high = _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(w, 1));
+                __m512i low, high;
+                next_weights(&cursor, kind, dense, r, masks, block, table, &low, &high);
 #pragma GCC unroll 4
                 for (uint32_t t = 0; t < nt; t++) {
                     const int16_t *x = act[t].q + block * BLOCK_COLS;
