@@ -33,6 +33,8 @@ pdvm_status tokenizer_set_piece(struct tokenizer *t, uint32_t id, const char *s,
     // tokenizer_load_bytes adds at most as much once more.
     if (len > UINT32_MAX / 4 || at > UINT32_MAX / 2 - len)
         return pd_fail(err, PDVM_ERR_UNSUPPORTED, "the pieces have more than 2 GiB of text");
+    // One byte at least, so that pieces without text have a place, too.
+    PD_TRY(pd_grow(&t->text.data, &t->text.capacity, at + len + 1, 1, "the vocabulary", err));
     PD_TRY(tokenizer_buffer_add(&t->text, s, len, err));
     p->content = p->bytes = (uint32_t)at;
     p->content_len = p->bytes_len = (uint32_t)len;
