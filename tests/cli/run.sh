@@ -84,7 +84,11 @@ expect 0 "${run[@]}" -p "Once upon" -n 12 --temp 0 --json
 valid_json out
 [ "$(json_field out stop_reason)" = length ] || fail "stop reason: $(cat out)"
 text=$(tail -c +10 greedy)
-stop=${text:5:3}
+# Three characters, not bytes, whatever the locale.
+stop=$(
+    LC_ALL=C.UTF-8
+    printf '%s' "${text:5:3}"
+)
 expect 0 "${run[@]}" -p "Once upon" -n 12 --temp 0 -q --no-display-prompt -r "never there" -r "$stop"
 [ "$(cat out)" = "${text%%"$stop"*}" ] || fail "stopping at '$stop': '$(cat out)' of '$text'"
 expect 0 "${run[@]}" -p "Once upon" -n 12 --temp 0 --stop "$stop" -o json
