@@ -199,43 +199,6 @@ ALWAYS_INLINE void grouped_products_of_tile(const struct cpu_matrix *m, int64_t 
         for (uint32_t t = 0; t < nt; t++) result[t][r] = sum16(sums[r][t]) * act[t].scale;
 }
 
-/* Tokens are taken 4 at a time, so that one expansion serves 4 products. */
-ALWAYS_INLINE void product_integer(const struct cpu_matrix *m, enum cpu_kind kind, bool dense,
-                                   int64_t tile0, int64_t tile1, const struct cpu_act *act,
-                                   uint32_t n, float *out, int64_t stride) {
-    for (int64_t tile = tile0; tile < tile1; tile++) {
-        int64_t left = m->rows - tile * TILE_ROWS;
-        size_t size = (size_t)(left < TILE_ROWS ? left : TILE_ROWS) * sizeof *out;
-        float *dst = out + (tile - tile0) * TILE_ROWS;
-        float result[4][TILE_ROWS];
-        uint32_t t = 0;
-        for (; t + 4 <= n; t += 4) {
-            if (m->group)
-                grouped_products_of_tile(m, tile, kind, dense, 4, act + t, result);
-            else
-                products_of_tile(m, tile, kind, dense, 4, act + t, result);
-            for (uint32_t i = 0; i < 4; i++) memcpy(dst + (t + i) * stride, result[i], size);
-        }
-        for (; t < n; t++) {
-            if (m->group)
-                grouped_products_of_tile(m, tile, kind, dense, 1, act + t, result);
-            else
-                products_of_tile(m, tile, kind, dense, 1, act + t, result);
-            memcpy(dst + t * stride, result[0], size);
-        }
-    }
-}
-
-#define INTEGER_PRODUCT(NAME, KIND, DENSE)                                                         \
-    static void NAME(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,                     \
-                     const struct cpu_act *act, uint32_t n, float *out, int64_t stride) {          \
-        product_integer(m, KIND, DENSE, tile0, tile1, act, n, out, stride);                        \
-    }
-INTEGER_PRODUCT(int8_bitmap, CPU_INT8, false)
-INTEGER_PRODUCT(int8_dense, CPU_INT8, true)
-INTEGER_PRODUCT(lut4_bitmap, CPU_LUT4, false)
-INTEGER_PRODUCT(lut4_dense, CPU_LUT4, true)
-
 /* ---- products with float activations --------------------------------------------------- */
 
 /* The next up to 16 entries as floats at their columns, zero elsewhere. */
@@ -298,9 +261,24 @@ ALWAYS_INLINE void float_products_of_tile(const struct cpu_matrix *m, int64_t ti
         for (uint32_t t = 0; t < nt; t++) result[t][r] = sum16(acc[r][t]);
 }
 
-ALWAYS_INLINE void product_float(const struct cpu_matrix *m, enum cpu_kind kind, bool dense,
-                                 int64_t tile0, int64_t tile1, const struct cpu_act *act,
-                                 uint32_t n, float *out, int64_t stride) {
+/* ---- products -------------------------------------------------------------------------- */
+
+/* Only one of the three remains in each kernel: `kind` is a constant there. */
+ALWAYS_INLINE void any_products_of_tile(const struct cpu_matrix *m, int64_t tile,
+                                        enum cpu_kind kind, bool dense, uint32_t nt,
+                                        const struct cpu_act *act, float result[][TILE_ROWS]) {
+    if (!cpu_kind_is_integer(kind))
+        float_products_of_tile(m, tile, kind, dense, nt, act, result);
+    else if (m->group)
+        grouped_products_of_tile(m, tile, kind, dense, nt, act, result);
+    else
+        products_of_tile(m, tile, kind, dense, nt, act, result);
+}
+
+/* Tokens are taken 4 at a time, so that one expansion serves 4 products. */
+ALWAYS_INLINE void product(const struct cpu_matrix *m, enum cpu_kind kind, bool dense,
+                           int64_t tile0, int64_t tile1, const struct cpu_act *act, uint32_t n,
+                           float *out, int64_t stride) {
     for (int64_t tile = tile0; tile < tile1; tile++) {
         int64_t left = m->rows - tile * TILE_ROWS;
         size_t size = (size_t)(left < TILE_ROWS ? left : TILE_ROWS) * sizeof *out;
@@ -308,29 +286,33 @@ ALWAYS_INLINE void product_float(const struct cpu_matrix *m, enum cpu_kind kind,
         float result[4][TILE_ROWS];
         uint32_t t = 0;
         for (; t + 4 <= n; t += 4) {
-            float_products_of_tile(m, tile, kind, dense, 4, act + t, result);
+            any_products_of_tile(m, tile, kind, dense, 4, act + t, result);
             for (uint32_t i = 0; i < 4; i++) memcpy(dst + (t + i) * stride, result[i], size);
         }
         for (; t < n; t++) {
-            float_products_of_tile(m, tile, kind, dense, 1, act + t, result);
+            any_products_of_tile(m, tile, kind, dense, 1, act + t, result);
             memcpy(dst + t * stride, result[0], size);
         }
     }
 }
 
-#define FLOAT_PRODUCT(NAME, KIND, DENSE)                                                           \
+#define PRODUCT(NAME, KIND, DENSE)                                                                 \
     static void NAME(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,                     \
                      const struct cpu_act *act, uint32_t n, float *out, int64_t stride) {          \
-        product_float(m, KIND, DENSE, tile0, tile1, act, n, out, stride);                          \
+        product(m, KIND, DENSE, tile0, tile1, act, n, out, stride);                                \
     }
-FLOAT_PRODUCT(f32_bitmap, CPU_F32, false)
-FLOAT_PRODUCT(f32_dense, CPU_F32, true)
-FLOAT_PRODUCT(bf16_bitmap, CPU_BF16, false)
-FLOAT_PRODUCT(bf16_dense, CPU_BF16, true)
-FLOAT_PRODUCT(f16_bitmap, CPU_F16, false)
-FLOAT_PRODUCT(f16_dense, CPU_F16, true)
-FLOAT_PRODUCT(lut8_bitmap, CPU_LUT8, false)
-FLOAT_PRODUCT(lut8_dense, CPU_LUT8, true)
+PRODUCT(int8_bitmap, CPU_INT8, false)
+PRODUCT(int8_dense, CPU_INT8, true)
+PRODUCT(lut4_bitmap, CPU_LUT4, false)
+PRODUCT(lut4_dense, CPU_LUT4, true)
+PRODUCT(f32_bitmap, CPU_F32, false)
+PRODUCT(f32_dense, CPU_F32, true)
+PRODUCT(bf16_bitmap, CPU_BF16, false)
+PRODUCT(bf16_dense, CPU_BF16, true)
+PRODUCT(f16_bitmap, CPU_F16, false)
+PRODUCT(f16_dense, CPU_F16, true)
+PRODUCT(lut8_bitmap, CPU_LUT8, false)
+PRODUCT(lut8_dense, CPU_LUT8, true)
 
 /* ---- vectors --------------------------------------------------------------------------- */
 
