@@ -6,7 +6,6 @@
 #define PDVM_BACKEND_BACKEND_H
 
 #include "base/error.h"
-#include "base/notify.h"
 #include "base/threads.h"
 #include "mdcsr/mdcsr.h"
 
@@ -144,7 +143,6 @@ struct backend {
 struct backend_options {
     const char *kernels; /**< NULL or "auto": the best that the machine has */
     struct pd_threads *threads;
-    struct pd_notify notify;
 };
 
 /** Creates a backend by name ("auto", "cpu"); unknown names are PDVM_ERR_ARGUMENT listing them. */

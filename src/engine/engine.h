@@ -3,6 +3,7 @@
 #define PDVM_ENGINE_ENGINE_H
 
 #include "backend/backend.h"
+#include "base/notify.h"
 #include "engine/kv_cache.h"
 #include "model/source.h"
 #include "model/tokenizer.h"

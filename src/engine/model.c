@@ -119,8 +119,7 @@ static pdvm_status open_into(pdvm_model *m, const char *path, const pdvm_model_o
     m->config = m->source->config;
     PD_TRY(open_tokenizer(m, err));
     PD_TRY(pd_threads_create(o->n_threads, &m->threads, err));
-    struct backend_options options = {
-        .kernels = o->kernels, .threads = m->threads, .notify = m->notify};
+    struct backend_options options = {.kernels = o->kernels, .threads = m->threads};
     PD_TRY(backend_create(o->backend, &options, &m->backend, err));
     PD_TRY(load_weights(m, err));
     PD_TRY(plan_build(m, err));

@@ -348,7 +348,6 @@ pdvm_status cpu_backend_create(const struct backend_options *options, struct bac
     b->base.ops = &cpu_ops;
     b->kernels = kernels;
     b->threads = options->threads;
-    b->notify = options->notify;
     int n = pd_threads_count(b->threads);
     snprintf(b->description, sizeof b->description, "cpu (%s, %d thread%s)", kernels->name, n,
              n == 1 ? "" : "s");

@@ -180,7 +180,6 @@ struct cpu_backend {
     struct backend base;
     const struct cpu_kernels *kernels;
     struct pd_threads *threads;
-    struct pd_notify notify;
     char description[64];
     const struct plan *plan;
     int64_t *splits;            /* [n_phases][n_workers + 1] tiles, see phase_split */
