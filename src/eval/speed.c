@@ -2,21 +2,15 @@
 #include "base/alloc.h"
 #include "base/time.h"
 #include "engine/engine.h"
+#include "eval/bench_stats.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define N_SERIES (SPEED_N_PHASES + 1) /* the kinds of phases, and the whole token */
 
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Of x[n], which is then sorted. */
-static double median(double *x, size_t n) {
-    qsort(x, n, sizeof *x, ascending);
-    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
+static double median(const double *x, size_t n) {
+    return bench_stats_of(x, n).median;
 }
 
 /* One step; its times go to series[kind * n + i]. */

@@ -90,8 +90,8 @@ static pdvm_status evaluate(const struct baseline *b, pdvm_model *model,
 static pdvm_status save_logits(struct baseline *b, const char *path, pdvm_error *err) {
     struct evaluation_result result;
     struct logits_writer *w;
-    struct logits_key key = logits_key_of(NULL, 0, b->tokens.ids, b->tokens.n,
-                                          b->model->config.n_vocab, &b->windows);
+    struct logits_key key =
+        logits_key_of(NULL, 0, b->tokens.ids, b->tokens.n, b->model->config.n_vocab, &b->windows);
     PD_TRY(logits_writer_open(path, &key, "", &w, err));
     pdvm_status status = evaluate(b, b->model, &b->options.notify, w, &result, err);
     if (status == PDVM_OK)

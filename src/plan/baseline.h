@@ -23,8 +23,8 @@ struct baseline_options {
 /** Zero-initialise; released with baseline_close also after a failure. */
 struct baseline {
     struct baseline_options options;
-    char *dir;               /**< temporary, also for the caller's files */
-    char *path;              /**< of the source; owned */
+    char *dir;  /**< temporary, also for the caller's files */
+    char *path; /**< of the source; owned */
     struct token_list tokens;
     struct perplexity_options windows;
     pdvm_model *model; /**< the uncompressed model; see baseline_drop_model */

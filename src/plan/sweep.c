@@ -122,13 +122,13 @@ static void cell_key(const struct sweep *s, const struct sweep_cell *cell, char 
     const struct baseline *b = &s->baseline;
     const struct perplexity_options *w = &b->windows;
     char text[512];
-    int n = snprintf(text, sizeof text,
-                     "1 %016" PRIx64 " %016" PRIx64 " %zu %s %u %u %d %016" PRIx64
-                     " %s %.9g %s %zu",
-                     b->model->source->fingerprint, b->text_hash, b->tokens.n,
-                     perplexity_protocol_name(w->protocol), w->n_ctx, w->stride, (int)w->bos,
-                     s->options->convert_key, cell->method->name, cell->sparsity,
-                     mdcsr_values_name(cell->values), s->options->speed_tokens);
+    int n =
+        snprintf(text, sizeof text,
+                 "1 %016" PRIx64 " %016" PRIx64 " %zu %s %u %u %d %016" PRIx64 " %s %.9g %s %zu",
+                 b->model->source->fingerprint, b->text_hash, b->tokens.n,
+                 perplexity_protocol_name(w->protocol), w->n_ctx, w->stride, (int)w->bos,
+                 s->options->convert_key, cell->method->name, cell->sparsity,
+                 mdcsr_values_name(cell->values), s->options->speed_tokens);
     snprintf(key, 17, "%016" PRIx64, pd_hash(PD_HASH_INIT, text, (size_t)n));
 }
 
@@ -162,9 +162,9 @@ static void numbers_of(struct sweep_row *row, struct number out[N_NUMBERS]) {
 json_t *sweep_row_json(const struct sweep_row *row) {
     struct sweep_row copy = *row;
     struct number numbers[N_NUMBERS];
-    json_t *o = json_pack("{s:s, s:s, s:I}", "method", row->cell.method->name, "values",
-                          mdcsr_values_name(row->cell.values), "file_bytes",
-                          (json_int_t)row->bytes);
+    json_t *o =
+        json_pack("{s:s, s:s, s:I}", "method", row->cell.method->name, "values",
+                  mdcsr_values_name(row->cell.values), "file_bytes", (json_int_t)row->bytes);
     numbers_of(&copy, numbers);
     for (int i = 0; o && i < N_NUMBERS; i++) {
         double x = *numbers[i].value;

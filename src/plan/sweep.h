@@ -19,16 +19,16 @@ struct sweep_cell {
 /** What came of it. */
 struct sweep_row {
     struct sweep_cell cell;
-    double zeros;               /**< share of zeros in the layers' matrices */
-    double bits;                /**< stored per weight of the layers' matrices */
-    uint64_t bytes;             /**< of the file */
+    double zeros;   /**< share of zeros in the layers' matrices */
+    double bits;    /**< stored per weight of the layers' matrices */
+    uint64_t bytes; /**< of the file */
     double perplexity, perplexity_stderr;
     double kl, kl_stderr, kl_median, kl_99;
     double same_top;
     double perplexity_ratio, perplexity_ratio_stderr;
-    double tokens_per_second;   /**< decoding; NAN: not measured */
+    double tokens_per_second; /**< decoding; NAN: not measured */
     double convert_seconds;
-    bool reused;                /**< from the file of results */
+    bool reused; /**< from the file of results */
 };
 
 /** What to sweep over. Cells are the products of the three lists, in their order. */
@@ -41,7 +41,7 @@ struct sweep_options {
     size_t n_values;
     struct convert_options convert; /**< everything else: group, embedding, calibration, threads */
     uint64_t convert_key;           /**< hash of what of it changes the result */
-    const char *results;            /**< JSON lines: done cells are read, new ones appended; or NULL */
+    const char *results; /**< JSON lines: done cells are read, new ones appended; or NULL */
     struct baseline_options baseline;
     size_t speed_tokens; /**< decoded to measure the speed; 0: not measured */
 };
