@@ -17,6 +17,7 @@ const struct command commands[] = {
     {"unpack", "turn a .pdvm file back into plain safetensors", cmd_unpack},
     {"tokenize", "show the tokens of a text, or the text of tokens", cmd_tokenize},
     {"eval", "measure perplexity and divergence on a text", cmd_eval},
+    {"plan", "find the best sparsity and coding of every matrix", cmd_plan},
     {"sweep", "compress in many ways and compare: the table of a model card", cmd_sweep},
     {"bench", "measure the speed of prompts and generation", cmd_bench},
     {"help", "explain a command", cmd_help},

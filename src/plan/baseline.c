@@ -68,8 +68,9 @@ static pdvm_status cut_text(struct baseline *b, const char *name, const char *te
 }
 
 static pdvm_status evaluate(const struct baseline *b, pdvm_model *model,
-                            const struct pd_notify *notify, struct logits_writer *save,
-                            struct evaluation_result *out, pdvm_error *err) {
+                            const struct pd_notify *notify, const struct logits_file *base,
+                            struct logits_writer *save, struct evaluation_result *out,
+                            pdvm_error *err) {
     pdvm_session *session;
     pdvm_session_options options = pdvm_session_options_default();
     struct perplexity_options windows = b->windows;
@@ -80,42 +81,50 @@ static pdvm_status evaluate(const struct baseline *b, pdvm_model *model,
                                          .tokens = b->tokens.ids,
                                          .n = b->tokens.n,
                                          .options = &windows,
-                                         .base = save ? NULL : b->logits,
+                                         .base = base,
                                          .save = save};
     pdvm_status status = evaluation_run(&task, out, err);
     pdvm_session_free(session);
     return status;
 }
 
-static pdvm_status save_logits(struct baseline *b, const char *path, pdvm_error *err) {
+static pdvm_status predict(const struct baseline *b, pdvm_model *model, const char *path,
+                           const struct pd_notify *notify, struct perplexity_result *perplexity,
+                           pdvm_error *err) {
     struct evaluation_result result;
     struct logits_writer *w;
     struct logits_key key =
-        logits_key_of(NULL, 0, b->tokens.ids, b->tokens.n, b->model->config.n_vocab, &b->windows);
+        logits_key_of(NULL, 0, b->tokens.ids, b->tokens.n, model->config.n_vocab, &b->windows);
     PD_TRY(logits_writer_open(path, &key, "", &w, err));
-    pdvm_status status = evaluate(b, b->model, &b->options.notify, w, &result, err);
-    if (status == PDVM_OK)
-        status = logits_writer_commit(w, err);
-    else
-        logits_writer_abort(w);
-    PD_TRY(status);
-    b->perplexity = result.perplexity;
-    return logits_file_open(path, &b->logits, err);
+    pdvm_status status = evaluate(b, model, notify, NULL, w, &result, err);
+    *perplexity = result.perplexity;
+    if (status == PDVM_OK) return logits_writer_commit(w, err);
+    logits_writer_abort(w);
+    return status;
+}
+
+pdvm_status baseline_predict(const struct baseline *b, pdvm_model *model, const char *name,
+                             const struct pd_notify *notify, struct logits_file **out,
+                             struct perplexity_result *perplexity, pdvm_error *err) {
+    char *path;
+    *out = NULL;
+    PD_TRY(pd_path_join(b->dir, name, &path, err));
+    pdvm_status status = predict(b, model, path, notify, perplexity, err);
+    if (status == PDVM_OK) status = logits_file_open(path, out, err);
+    free(path);
+    return status;
 }
 
 pdvm_status baseline_open(struct baseline *b, const char *source, const char *name,
                           const char *text, size_t size, const struct baseline_options *options,
                           pdvm_error *err) {
-    char *path;
     *b = (struct baseline){.options = *options, .path = strdup(source)};
     if (!b->path) return pd_fail_memory(err, strlen(source) + 1, "a path");
     PD_TRY(open_model(b, source, "source", &b->model, err));
     PD_TRY(cut_text(b, name, text, size, err));
     PD_TRY(pd_tempdir_create(&b->dir, err));
-    PD_TRY(pd_path_join(b->dir, "logits", &path, err));
-    pdvm_status status = save_logits(b, path, err);
-    free(path);
-    return status;
+    return baseline_predict(b, b->model, "logits", &options->notify, &b->logits, &b->perplexity,
+                            err);
 }
 
 void baseline_drop_model(struct baseline *b) {
@@ -123,13 +132,19 @@ void baseline_drop_model(struct baseline *b) {
     b->model = NULL;
 }
 
+pdvm_status baseline_compare(const struct baseline *b, pdvm_model *model,
+                             const struct logits_file *predictions, const struct pd_notify *notify,
+                             struct evaluation_result *out, pdvm_error *err) {
+    if (model->config.n_vocab != logits_file_vocab(predictions))
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: another vocabulary than %s",
+                       model->source->path, b->path);
+    return evaluate(b, model, notify, predictions, NULL, out, err);
+}
+
 pdvm_status baseline_measure(const struct baseline *b, pdvm_model *model,
                              const struct pd_notify *notify, struct evaluation_result *out,
                              pdvm_error *err) {
-    if (model->config.n_vocab != logits_file_vocab(b->logits))
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: another vocabulary than %s",
-                       model->source->path, b->path);
-    return evaluate(b, model, notify, NULL, out, err);
+    return baseline_compare(b, model, b->logits, notify, out, err);
 }
 
 void baseline_close(struct baseline *b) {

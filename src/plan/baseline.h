@@ -48,10 +48,23 @@ void baseline_drop_model(struct baseline *b);
 pdvm_status baseline_open_model(const struct baseline *b, const char *path, pdvm_model **out,
                                 pdvm_error *err);
 
-/** Measures a model against the predictions. */
+/** Measures a model against the uncompressed model's predictions. */
 pdvm_status baseline_measure(const struct baseline *b, pdvm_model *model,
                              const struct pd_notify *notify, struct evaluation_result *out,
                              pdvm_error *err);
+
+/**
+ * Saves another model's predictions as file `name` of the temporary directory, and opens them;
+ * released with logits_file_close.
+ */
+pdvm_status baseline_predict(const struct baseline *b, pdvm_model *model, const char *name,
+                             const struct pd_notify *notify, struct logits_file **out,
+                             struct perplexity_result *perplexity, pdvm_error *err);
+
+/** Measures a model against predictions that baseline_predict saved. */
+pdvm_status baseline_compare(const struct baseline *b, pdvm_model *model,
+                             const struct logits_file *predictions, const struct pd_notify *notify,
+                             struct evaluation_result *out, pdvm_error *err);
 
 /** Releases everything and removes the temporary directory with all files in it. */
 void baseline_close(struct baseline *b);
