@@ -98,6 +98,14 @@ static pdvm_status keep(struct cpu_backend *b, void *out, size_t n, size_t size,
     return PDVM_OK;
 }
 
+static pdvm_status keep_act(struct cpu_backend *b, struct cpu_act *act, size_t cols,
+                            pdvm_error *err) {
+    void *memory;
+    PD_TRY(keep(b, &memory, 1, cpu_act_bytes(cols), err));
+    cpu_act_place(act, memory, cols);
+    return PDVM_OK;
+}
+
 static int64_t phase_tiles(const struct phase *phase) {
     if (phase->kind == PHASE_EMBED || phase->kind == PHASE_ATTN) return 0;
     if (phase->kind == PHASE_GATE_UP) return phase->w[0]->packed->n_tiles;
@@ -138,8 +146,27 @@ static void split_phase(const struct phase *phase, int n_workers, int64_t *split
             else
                 high = middle;
         }
+        if (n >= 2 * STREAM_TEAM * n_workers) low = low / STREAM_TEAM * STREAM_TEAM;
         split[w] = w == n_workers ? n : low;
     }
+}
+
+/* Pieces of work below this would be short streams and many. */
+#define MIN_PIECE_BYTES ((size_t)16 << 10)
+
+static int64_t grain_of(const struct phase *phase) {
+    int64_t n = phase_tiles(phase);
+    size_t bytes = n ? phase_bytes_before(phase, n) : 0;
+    double grain = bytes ? (double)MIN_PIECE_BYTES * (double)n / (double)bytes : 1;
+    if (grain < STREAM_TEAM) grain = STREAM_TEAM;
+    return grain < (double)n ? (int64_t)grain / STREAM_TEAM * STREAM_TEAM : n;
+}
+
+static void split_phases(struct cpu_backend *b, int n_workers) {
+    const struct plan *plan = b->plan;
+    for (size_t i = 0; i < plan->n_phases; i++)
+        split_phase(&plan->phases[i], n_workers, b->splits + i * ((size_t)n_workers + 1));
+    b->n_split = n_workers;
 }
 
 static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pdvm_error *err) {
@@ -156,8 +183,9 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
 
     b->plan = plan;
     PD_TRY(keep(b, &b->splits, plan->n_phases * (n_workers + 1), sizeof *b->splits, err));
-    for (size_t i = 0; i < plan->n_phases; i++)
-        split_phase(&plan->phases[i], (int)n_workers, b->splits + i * (n_workers + 1));
+    PD_TRY(keep(b, &b->grains, plan->n_phases, sizeof *b->grains, err));
+    for (size_t i = 0; i < plan->n_phases; i++) b->grains[i] = grain_of(&plan->phases[i]);
+    split_phases(b, (int)n_workers);
     PD_TRY(keep(b, &b->x, batch * hidden, sizeof(float), err));
     PD_TRY(keep(b, &b->normed, batch * hidden, sizeof(float), err));
     PD_TRY(keep(b, &b->q, batch * plan->n_heads * d, sizeof(float), err));
@@ -169,11 +197,11 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
     PD_TRY(keep(b, &b->rope_sink, d, sizeof(float), err));
     PD_TRY(keep(b, &b->merge, plan->n_kv_heads, sizeof *b->merge, err));
     PD_TRY(keep(b, &b->acts, batch, sizeof *b->acts, err));
-    for (size_t t = 0; t < batch; t++) PD_TRY(keep(b, &b->acts[t].q, widest, sizeof(int16_t), err));
+    for (size_t t = 0; t < batch; t++) PD_TRY(keep_act(b, &b->acts[t], widest, err));
     PD_TRY(keep(b, &b->workers, n_workers, sizeof *b->workers, err));
     for (size_t i = 0; i < n_workers; i++) {
         struct cpu_worker *w = &b->workers[i];
-        PD_TRY(keep(b, &w->act.q, widest, sizeof(int16_t), err));
+        PD_TRY(keep_act(b, &w->act, widest, err));
         PD_TRY(keep(b, &w->normed, hidden, sizeof(float), err));
         PD_TRY(keep(b, &w->products, 2 * batch * PRODUCT_TILES * TILE_ROWS, sizeof(float), err));
         PD_TRY(keep(b, &w->q, d, sizeof(float), err));
@@ -336,6 +364,9 @@ static pdvm_status cpu_run(struct backend *base, const struct batch *batch, pdvm
     struct cpu_backend *b = (struct cpu_backend *)base;
     const struct plan *plan = b->plan;
     size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
+
+    int n_workers = pd_threads_adapt(b->threads);
+    if (n_workers != b->n_split) split_phases(b, n_workers);
 
     uint32_t pieces = cpu_attn_pieces(batch);
     if (pieces > 1) {
