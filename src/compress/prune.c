@@ -2,6 +2,7 @@
 
 #include "base/alloc.h"
 #include "base/half.h"
+#include "compress/solver.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -249,6 +250,13 @@ static const struct prune_method methods[] = {
      .scope = PRUNE_ROW,
      .scopes = SCOPE(ROW) | SCOPE(MATRIX),
      .prune = prune_magnitude},
+    {.name = "wanda",
+     .help = "those of least magnitude times norm of the input",
+     .has_sparsity = true,
+     .calibration = PRUNE_NEEDS_NORMS,
+     .scope = PRUNE_ROW,
+     .scopes = SCOPE(ROW),
+     .solve = solver_wanda},
 };
 
 const struct prune_method *prune_method_at(size_t i) {
