@@ -36,7 +36,7 @@ _pdvm_flags() {
         ;;
     convert)
         flags+=" -o --output --method --sparsity --scope --values --codebook --group --index --embed
-            --layers -t --threads --json -q --quiet"
+            --layers --layers-file -t --threads --json -q --quiet"
         ;;
     inspect) flags+=" --check --json --ascii -t --threads -q --quiet" ;;
     unpack) flags+=" -o --output --dtype --force -t --threads -q --quiet" ;;
@@ -73,7 +73,7 @@ _pdvm_value() {
     *:-ctk | *:-ctv | *:--cache-type-k | *:--cache-type-v) _pdvm_words f32 f16 int8 ;;
     unpack:--dtype) _pdvm_words f32 bf16 f16 ;;
     unpack:-o | unpack:--output) _pdvm_directories ;;
-    convert:-o | convert:--output) _pdvm_files ;;
+    convert:-o | convert:--output | convert:--layers-file) _pdvm_files ;;
     *:-o | *:--output) _pdvm_words text json ;;
     *:-m | *:--model | *:-f | *:--file | *:--text | *:--session | *:--save-logits | \
         *:--kl-base | *:--reference) _pdvm_files ;;

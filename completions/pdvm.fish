@@ -67,6 +67,7 @@ complete -c pdvm -n '__fish_seen_subcommand_from convert' -l group -x -a '0 32 6
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l index -x -a 'auto dense bitmap delta8 delta4' -d 'Index coding'
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l embed -x -a 'int8 f16 bf16 f32' -d 'Coding of embedding and head'
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l layers -x -d 'PATTERN=SETTINGS for some matrices'
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -l layers-file -r -d 'File of such settings'
 
 complete -c pdvm -n '__fish_seen_subcommand_from inspect' -l check -d 'Check every byte'
 complete -c pdvm -n '__fish_seen_subcommand_from inspect' -l ascii -d 'Draw with plain letters'

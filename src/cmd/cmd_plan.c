@@ -36,17 +36,19 @@ static const char examples[] =
 #define DEFAULT_WINDOW 512
 #define DEFAULT_SPEED_TOKENS 64
 #define DEFAULT_FRONT 8
+/* The menu is converted item by item: fewer than pdvm convert's. */
+#define DEFAULT_CALIB_TOKENS 32768
 
 static const char *const embed_names[] = {"f32", "bf16", "f16", "int8", NULL};
 static const char *const group_names[] = {"0", "32", "64", "128", "256", NULL};
 static const int groups[] = {0, 32, 64, 128, 256};
 
 struct arguments {
-    const char *source, *calib, *budget, *method, *sparsity, *values, *kernels;
+    const char *source, *calib, *text, *budget, *method, *sparsity, *values, *kernels;
     const char *apply, *settings, *svg;
     double speed, max_loss;
     bool speed_given, max_loss_given, quick, json, quiet, verbose;
-    int64_t window, windows, layers, front, speed_tokens, threads;
+    int64_t calib_tokens, calib_seq, window, windows, layers, front, speed_tokens, threads;
     int embed, group, format;
 };
 
@@ -122,6 +124,9 @@ static pdvm_status make_request(const struct arguments *a, struct terminal_progr
                        "--method: there is no '%s'; pdvm convert --help "
                        "lists them",
                        a->method);
+    if (o->convert.method->calibration)
+        o->convert.calibration.text = (struct calibration_options){
+            .path = a->calib, .n_tokens = a->calib_tokens, .seq = a->calib_seq};
     o->convert.n_threads = (int)a->threads;
     o->convert.plan.embed = a->embed;
     if (a->group >= 0) o->convert.plan.general.group = groups[a->group];
@@ -142,7 +147,7 @@ static pdvm_status make_request(const struct arguments *a, struct terminal_progr
     o->speed_tokens = (size_t)a->speed_tokens;
     o->apply = a->apply;
     q->names = (struct plan_names){.source = a->source,
-                                   .text = a->calib,
+                                   .text = a->text,
                                    .method = o->convert.method->name,
                                    .apply = a->apply,
                                    .goal = o->goal,
@@ -179,10 +184,11 @@ static pdvm_status plan(const struct arguments *a, const struct request *q, stru
         if (!outputs[i]) continue;
         PD_TRY(convert_check_output(a->source, outputs[i], err));
         PD_TRY(convert_check_output(a->calib, outputs[i], err));
+        PD_TRY(convert_check_output(a->text, outputs[i], err));
     }
-    PD_TRY(read_text(a->calib, &text, &size, err));
-    pdvm_status status = check_utf8(a->calib, text, size, err);
-    if (status == PDVM_OK) status = plan_run(a->source, a->calib, text, size, &q->options, r, err);
+    PD_TRY(read_text(a->text, &text, &size, err));
+    pdvm_status status = check_utf8(a->text, text, size, err);
+    if (status == PDVM_OK) status = plan_run(a->source, a->text, text, size, &q->options, r, err);
     free(text);
     if (status == PDVM_OK && a->settings) status = write_settings(a, r, err);
     if (status == PDVM_OK && a->svg) status = plan_write_svg(a->svg, r, err);
@@ -213,6 +219,7 @@ int cmd_plan(int argc, char **argv) {
                           .sparsity = "0,0.3,0.5,0.7",
                           .values = "int8,lut4",
                           .kernels = "auto",
+                          .calib_tokens = DEFAULT_CALIB_TOKENS,
                           .window = DEFAULT_WINDOW,
                           .windows = DEFAULT_WINDOWS,
                           .layers = 1,
@@ -235,11 +242,20 @@ int cmd_plan(int argc, char **argv) {
                     &a.max_loss, 1e-9, 100),
         OPTION_GROUP("Text"),
         OPTION_STRING("--calib", "FILE",
-                      "The text to measure on, in UTF-8; - is standard input. Required.", &a.calib),
+                      "The text to measure on, and to calibrate on where the method needs that; in "
+                      "UTF-8. Required.",
+                      &a.calib),
+        OPTION_STRING("-f, --text, --file", "FILE", "Another text to measure on.", &a.text),
         OPTION_INT("--windows", "N",
                    "Windows of it that the damage is measured on, spread over its second half. [4]",
                    &a.windows, 1, 1 << 20),
         OPTION_INT("-c, --ctx-size", "N", "Tokens of a window. [512]", &a.window, 2, 1 << 24),
+        OPTION_INT("--calib-tokens", "N", "Tokens to calibrate on. [32768]", &a.calib_tokens, 1,
+                   INT32_MAX),
+        OPTION_INT("--calib-seq", "N",
+                   "Tokens of a window to calibrate on. [2048, or the model's context if that is "
+                   "shorter]",
+                   &a.calib_seq, 1, 1 << 24),
         OPTION_GROUP("Menu"),
         OPTION_STRING("--method", "METHOD",
                       "How weights become zero; see pdvm convert. [magnitude]", &a.method),
@@ -292,5 +308,6 @@ int cmd_plan(int argc, char **argv) {
     if (code != OPTIONS_GO_ON) return code;
     if (!a.source) return options_error(&page, "no source: pdvm plan SOURCE --budget SIZE ...");
     if (!a.calib) return options_error(&page, "no text: give one with --calib FILE");
+    if (!a.text) a.text = a.calib;
     return run(&page, &a);
 }

@@ -1,4 +1,5 @@
 /* pdvm sweep: the table of a model card. */
+#include "base/file.h"
 #include "base/hash.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
@@ -28,8 +29,8 @@ static const char description[] =
 
 static const char examples[] =
     "pdvm sweep models/tales --text stories.txt\n"
-    "pdvm sweep models/tales --methods magnitude --sparsity 0,0.5,0.7 \\\n"
-    "    --values int8,lut4 --text stories.txt --results sweep.jsonl -o csv";
+    "pdvm sweep models/tales --methods magnitude,wanda --sparsity 0,0.5,0.7 --values int8,lut4 \\\n"
+    "    --text held-out.txt --calib stories.txt --results sweep.jsonl -o csv";
 
 enum sweep_format { FORMAT_MD, FORMAT_CSV, FORMAT_JSON };
 static const char *const formats[] = {"md", "csv", "json", NULL};
@@ -39,8 +40,8 @@ static const char *const group_names[] = {"0", "32", "64", "128", "256", NULL};
 static const int groups[] = {0, 32, 64, 128, 256};
 
 struct arguments {
-    const char *source, *text, *methods, *sparsity, *values, *kernels, *results;
-    int64_t window, max_tokens, speed_tokens, threads;
+    const char *source, *text, *calib, *methods, *sparsity, *values, *kernels, *results;
+    int64_t calib_tokens, calib_seq, window, max_tokens, speed_tokens, threads;
     int protocol, embed, group, format;
     bool json, quiet, verbose;
 };
@@ -51,6 +52,8 @@ struct lists {
     size_t n_methods;
     struct share_list sparsities;
     struct coding_list values;
+    bool has_calibration; /* there is a text for it */
+    bool calibrated;      /* some method needs it */
 };
 
 static pdvm_status take_method(void *user, const char *flag, const char *item, pdvm_error *err) {
@@ -63,12 +66,17 @@ static pdvm_status take_method(void *user, const char *flag, const char *item, p
                                   prune_method_at(i)->name);
         return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: '%s' is none of %s", flag, item, names);
     }
+    if (m->calibration && !l->has_calibration)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: %s needs a text: give one with --calib FILE",
+                       flag, item);
     if (l->n_methods == LISTS_MOST) return lists_too_many(flag, err);
+    l->calibrated |= m->calibration != PRUNE_NO_CALIBRATION;
     l->methods[l->n_methods++] = m;
     return PDVM_OK;
 }
 
 static pdvm_status read_lists(const struct arguments *a, struct lists *l, pdvm_error *err) {
+    l->has_calibration = a->calib != NULL;
     PD_TRY(lists_each("--methods", a->methods, take_method, l, err));
     PD_TRY(lists_shares("--sparsity", a->sparsity, &l->sparsities, err));
     for (size_t i = 0; i < l->sparsities.n; i++)
@@ -159,6 +167,23 @@ static int print_sweep(const struct arguments *a, const struct sweep_result *r) 
 
 /* ---- running --------------------------------------------------------------------------- */
 
+/* What changes the results beside the lists: settings, and the calibration with its text. */
+static pdvm_status hash_settings(const struct arguments *a, const struct lists *l, uint64_t *out,
+                                 pdvm_error *err) {
+    char text[128];
+    struct pd_map map;
+    int n = snprintf(text, sizeof text, "%d %d", a->embed, a->group);
+    *out = pd_hash(PD_HASH_INIT, text, (size_t)n);
+    if (!l->calibrated) return PDVM_OK;
+    n = snprintf(text, sizeof text, "%lld %lld", (long long)a->calib_tokens,
+                 (long long)a->calib_seq);
+    *out = pd_hash(*out, text, (size_t)n);
+    PD_TRY(pd_map_open(a->calib, &map, err));
+    *out = pd_hash(*out, map.data, map.size);
+    pd_map_close(&map);
+    return PDVM_OK;
+}
+
 static void make_options(const struct arguments *a, const struct lists *l,
                          struct terminal_progress *bar, struct sweep_options *o) {
     static char name[] = "sweep";
@@ -173,6 +198,9 @@ static void make_options(const struct arguments *a, const struct lists *l,
                                 .speed_tokens = (size_t)a->speed_tokens};
     o->convert.n_threads = (int)a->threads;
     o->convert.plan.embed = a->embed;
+    if (l->calibrated)
+        o->convert.calibration.text = (struct calibration_options){
+            .path = a->calib, .n_tokens = a->calib_tokens, .seq = a->calib_seq};
     if (a->group >= 0) o->convert.plan.general.group = groups[a->group];
     o->baseline = (struct baseline_options){
         .protocol = (enum perplexity_protocol)a->protocol,
@@ -185,9 +213,6 @@ static void make_options(const struct arguments *a, const struct lists *l,
                    .log = a->verbose ? terminal_log_verbose : terminal_log,
                    .log_user = name},
     };
-    char text[64];
-    int n = snprintf(text, sizeof text, "%d %d", a->embed, a->group);
-    o->convert_key = pd_hash(PD_HASH_INIT, text, (size_t)n);
 }
 
 static int sweep(const struct arguments *a, const struct lists *l) {
@@ -196,9 +221,10 @@ static int sweep(const struct arguments *a, const struct lists *l) {
     struct sweep_result result = {0};
     pdvm_error err;
     char *text = NULL;
-    size_t size;
+    size_t size = 0;
     make_options(a, l, &bar, &options);
-    pdvm_status status = read_text(a->text, &text, &size, &err);
+    pdvm_status status = hash_settings(a, l, &options.convert_key, &err);
+    if (status == PDVM_OK) status = read_text(a->text, &text, &size, &err);
     if (status == PDVM_OK) status = check_utf8(a->text, text, size, &err);
     if (status == PDVM_OK)
         status = sweep_run(a->source, a->text, text, size, &options, &result, &err);
@@ -242,6 +268,13 @@ int cmd_sweep(int argc, char **argv) {
         OPTION_GROUP("Text"),
         OPTION_STRING("-f, --text, --file", "FILE",
                       "The text to measure on, in UTF-8; - is standard input. Required.", &a.text),
+        OPTION_STRING("--calib", "FILE", "The text to calibrate on, for methods that need one.",
+                      &a.calib),
+        OPTION_INT("--calib-tokens", "N", "Tokens of it to use. [262144]", &a.calib_tokens, 1,
+                   INT32_MAX),
+        OPTION_INT("--calib-seq", "N",
+                   "Tokens of a window of it. [2048, or the model's context if that is shorter]",
+                   &a.calib_seq, 1, 1 << 24),
         OPTION_CHOICE("--protocol", "NAME", "As for pdvm eval. [papers]", &a.protocol,
                       protocol_names),
         OPTION_INT("-c, --ctx-size", "N",

@@ -11,8 +11,9 @@
 /* Times that a choice for a largest loss is made again when the measured loss is above it. */
 #define MOST_ROUNDS 5
 
-/* Room that the rules' own text may take in the header: six bytes a character, twice. */
-#define RULE_BYTES (12 * 80 + 16)
+/* What convert_model reserves in the header for a rule of n characters; and for any rule. */
+#define RULE_BYTES_OF(n) (12 * (n) + 16)
+#define RULE_BYTES RULE_BYTES_OF(90)
 
 static pdvm_status new_point(const struct plan_result *r, struct plan_point *out, pdvm_error *err) {
     *out = (struct plan_point){.measured = NAN};
@@ -61,62 +62,6 @@ static double least_of(const struct plan_result *r, enum quantity q) {
     return sum;
 }
 
-/* ---- the limit ------------------------------------------------------------------------- */
-
-static pdvm_status too_low(const struct planning *p, pdvm_error *err) {
-    const struct plan_result *r = p->result;
-    switch (p->options->goal) {
-    case PLAN_BUDGET:
-        return pd_fail(err, PDVM_ERR_RANGE,
-                       "the budget of %.2f MB is too small: the smallest choice of the menu needs "
-                       "%.2f MB, of which %.2f MB are embedding, head and the rest; add more zeros "
-                       "or coarser values to the menu",
-                       p->options->limit / 1e6, (r->fixed_bytes + least_of(r, BYTES)) / 1e6,
-                       r->fixed_bytes / 1e6);
-    case PLAN_SPEED:
-        return pd_fail(err, PDVM_ERR_RANGE,
-                       "%.1f tokens/s are out of reach here: the fastest choice of the menu makes "
-                       "%.1f; add more zeros or coarser values to the menu",
-                       p->options->limit, 1 / (r->fixed_seconds + least_of(r, SECONDS)));
-    default:
-        return pd_fail(
-            err, PDVM_ERR_RANGE,
-            "a loss of at most %g is out of reach: the best choice of the menu has about "
-            "%g; add finer values to the menu",
-            p->options->limit, r->factor * pow(least_of(r, LOSS), r->exponent));
-    }
-}
-
-/* The least loss within a number of bytes or seconds. */
-static pdvm_status choose_within(struct planning *p, pdvm_error *err) {
-    struct plan_result *r = p->result;
-    bool bytes = p->options->goal == PLAN_BUDGET;
-    double limit = bytes ? p->options->limit - r->fixed_bytes - RULE_BYTES * (double)r->n_groups
-                         : 1 / p->options->limit - r->fixed_seconds;
-    enum quantity cost = bytes ? BYTES : SECONDS;
-    if (least_of(r, cost) > limit) return too_low(p, err);
-    PD_TRY(best(r, cost, LOSS, limit, &r->chosen, err));
-    return point_measure(p, &r->chosen, "checking the choice", err);
-}
-
-/* The fewest bytes within a loss: tightened until the measured loss keeps the limit. */
-static pdvm_status choose_by_loss(struct planning *p, pdvm_error *err) {
-    struct plan_result *r = p->result;
-    double wanted = p->options->limit;
-    for (int round = 0; round < MOST_ROUNDS; round++) {
-        double limit = pow(wanted / r->factor, 1 / r->exponent);
-        if (least_of(r, LOSS) > limit) return too_low(p, err);
-        PD_TRY(best(r, LOSS, BYTES, limit, &r->chosen, err));
-        PD_TRY(point_measure(p, &r->chosen, "checking the choice", err));
-        if (r->chosen.measured <= p->options->limit) return PDVM_OK;
-        wanted *= 0.98 * p->options->limit / r->chosen.measured;
-    }
-    return pd_fail(err, PDVM_ERR_RANGE,
-                   "a loss of at most %g could not be reached: the last try has %g where %g was "
-                   "predicted; use more text, or no --quick",
-                   p->options->limit, r->chosen.measured, r->chosen.loss);
-}
-
 /* ---- all matrices alike ---------------------------------------------------------------- */
 
 static bool keeps_limit(const struct planning *p, const struct plan_item *item) {
@@ -150,6 +95,12 @@ static int uniform_item(const struct plan_result *r, const struct plan_point *po
     return (int)point->choice[0];
 }
 
+static void choose_uniform(struct plan_result *r, size_t item) {
+    for (size_t g = 0; g < r->n_groups; g++) r->chosen.choice[g] = item;
+    point_predict(r, &r->chosen);
+    r->chosen.measured = r->items[item].kl;
+}
+
 /* A mixture must beat what needs no plan: it is measured, and so are the items. */
 static void compare_with_uniform(struct planning *p) {
     struct plan_result *r = p->result;
@@ -161,10 +112,74 @@ static void compare_with_uniform(struct planning *p) {
                     ? (double)r->items[item].file_bytes <= r->chosen.bytes
                     : r->items[item].kl <= r->chosen.measured;
     if (!wins) return;
-    for (size_t g = 0; g < r->n_groups; g++) r->chosen.choice[g] = (size_t)item;
+    choose_uniform(r, (size_t)item);
     r->uniform = item;
-    point_predict(r, &r->chosen);
-    r->chosen.measured = r->items[item].kl;
+}
+
+/* ---- the limit ------------------------------------------------------------------------- */
+
+static pdvm_status too_low(const struct planning *p, pdvm_error *err) {
+    const struct plan_result *r = p->result;
+    switch (p->options->goal) {
+    case PLAN_BUDGET:
+        return pd_fail(err, PDVM_ERR_RANGE,
+                       "the budget of %.2f MB is too small: the smallest choice of the menu needs "
+                       "%.2f MB, of which %.2f MB are embedding, head and the rest; add more zeros "
+                       "or coarser values to the menu",
+                       p->options->limit / 1e6, (r->fixed_bytes + least_of(r, BYTES)) / 1e6,
+                       r->fixed_bytes / 1e6);
+    case PLAN_SPEED:
+        return pd_fail(err, PDVM_ERR_RANGE,
+                       "%.1f tokens/s are out of reach here: the fastest choice of the menu makes "
+                       "%.1f; add more zeros or coarser values to the menu",
+                       p->options->limit, 1 / (r->fixed_seconds + least_of(r, SECONDS)));
+    default:
+        return pd_fail(err, PDVM_ERR_RANGE,
+                       "a loss of at most %g is out of reach: the best choice that was found has "
+                       "%g; add finer values to the menu",
+                       p->options->limit, r->chosen.measured);
+    }
+}
+
+/* What the groups may cost in bytes or seconds. */
+static double room(const struct planning *p) {
+    const struct plan_result *r = p->result;
+    if (p->options->goal == PLAN_BUDGET)
+        return p->options->limit - r->fixed_bytes - RULE_BYTES * (double)r->n_groups;
+    return 1 / p->options->limit - r->fixed_seconds;
+}
+
+pdvm_status choice_check(const struct planning *p, pdvm_error *err) {
+    if (p->options->goal == PLAN_MAX_LOSS) return PDVM_OK;
+    bool bytes = p->options->goal == PLAN_BUDGET;
+    return least_of(p->result, bytes ? BYTES : SECONDS) > room(p) ? too_low(p, err) : PDVM_OK;
+}
+
+/* The least loss within a number of bytes or seconds. */
+static pdvm_status choose_within(struct planning *p, pdvm_error *err) {
+    struct plan_result *r = p->result;
+    enum quantity cost = p->options->goal == PLAN_BUDGET ? BYTES : SECONDS;
+    PD_TRY(best(r, cost, LOSS, room(p), &r->chosen, err));
+    return point_measure(p, &r->chosen, "checking the choice", err);
+}
+
+/* The fewest bytes within a loss: tightened until the measured loss keeps the limit. */
+static pdvm_status choose_by_loss(struct planning *p, pdvm_error *err) {
+    struct plan_result *r = p->result;
+    double wanted = p->options->limit, least = least_of(r, LOSS);
+    bool last = false;
+    for (int round = 0; round < MOST_ROUNDS && !last; round++) {
+        double limit = pow(wanted / r->factor, 1 / r->exponent);
+        last = limit <= least;
+        PD_TRY(best(r, LOSS, BYTES, last ? least : limit, &r->chosen, err));
+        PD_TRY(point_measure(p, &r->chosen, "checking the choice", err));
+        if (r->chosen.measured <= p->options->limit) return PDVM_OK;
+        wanted *= 0.98 * p->options->limit / r->chosen.measured;
+    }
+    int item = best_uniform(p, false);
+    if (item < 0) return too_low(p, err);
+    choose_uniform(r, (size_t)item);
+    return PDVM_OK;
 }
 
 /* ---- the front ------------------------------------------------------------------------- */
@@ -238,6 +253,7 @@ static pdvm_status add_rule(struct planning *p, const char *pattern, const struc
     r->rules[r->n_rules] = strdup(text);
     if (!r->rules[r->n_rules]) return pd_fail_memory(err, sizeof text, "a rule");
     r->n_rules++;
+    r->chosen.bytes += RULE_BYTES_OF((double)strlen(text));
     return PDVM_OK;
 }
 

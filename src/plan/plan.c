@@ -132,6 +132,7 @@ static pdvm_status run(struct planning *p, const char *source, const char *text_
     baseline_drop_model(&p->baseline);
     PD_TRY(menu_measure(p, err));
     PD_TRY(groups_create(p, err));
+    PD_TRY(choice_check(p, err));
     PD_TRY(losses_measure(p, err));
     PD_TRY(choice_make(p, err));
     PD_TRY(rules_make(p, err));

@@ -38,6 +38,9 @@ pdvm_status point_measure(struct planning *p, struct plan_point *point, const ch
 /** Fills in what is predicted of a point whose choice is made. */
 void point_predict(const struct plan_result *r, struct plan_point *point);
 
+/** PDVM_ERR_RANGE for a size or speed that no choice reaches; the groups have been made. */
+pdvm_status choice_check(const struct planning *p, pdvm_error *err);
+
 /** Finds and measures the choice, and the front. */
 pdvm_status choice_make(struct planning *p, pdvm_error *err);
 
