@@ -96,7 +96,7 @@ static void magnitude_zeroes_exactly_what_a_sort_would(void **state) {
     struct pd_threads *threads = team(3);
     (void)state;
     for (int kind = 0; kind < N_KINDS; kind++) {
-        for (int scope = 0; scope < PRUNE_N_SCOPES; scope++) {
+        for (int scope = 0; scope <= PRUNE_MATRIX; scope++) {
             for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
                 for (size_t i = 0; i < sizeof sparsities / sizeof *sparsities; i++)
                     check_case((enum kind)kind, (enum prune_scope)scope, shapes[s][0], shapes[s][1],
@@ -149,7 +149,7 @@ static void keep_changes_nothing(void **state) {
 }
 
 static void a_sparsity_out_of_range_is_refused(void **state) {
-    static const double bad[] = {-0.1, 1, 1.5, (double)NAN};
+    static const double bad[] = {-0.1, 1.001, 1.5, (double)NAN};
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         float w[] = {1, 2};
