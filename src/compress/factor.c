@@ -95,8 +95,7 @@ bool factor_invert(const struct blas *blas, double *l, int64_t n, double *panel,
                    struct pd_threads *threads) {
     struct step s = {.blas = blas, .a = l, .panel = panel, .n = n};
     int64_t tiles = (n + FACTOR_TILE - 1) / FACTOR_TILE;
-    for (int64_t i = 0; i < n; i++)
-        memset(l + i * n + i + 1, 0, (size_t)(n - i - 1) * sizeof *l);
+    for (int64_t i = 0; i < n; i++) memset(l + i * n + i + 1, 0, (size_t)(n - i - 1) * sizeof *l);
     for (s.k = tiles - 1; s.k >= 0; s.k--) {
         int64_t first = s.k * FACTOR_TILE, size = tile_size(&s, s.k);
         int dim = (int)size, stride = (int)n, info = 0;
@@ -158,8 +157,7 @@ static pdvm_status set_order(const struct solver_hessian *hessian, struct solver
     struct column *columns;
     int64_t n = f->n;
     PD_TRY(pd_calloc(&columns, (size_t)n, sizeof *columns, "an order of columns", err));
-    for (int64_t i = 0; i < n; i++)
-        columns[i] = (struct column){hessian->h[i * n + i], (int32_t)i};
+    for (int64_t i = 0; i < n; i++) columns[i] = (struct column){hessian->h[i * n + i], (int32_t)i};
     if (f->act_order) qsort(columns, (size_t)n, sizeof *columns, compare_columns);
     for (int64_t i = 0; i < n; i++) f->order[i] = columns[i].at;
     free(columns);
@@ -169,7 +167,6 @@ static pdvm_status set_order(const struct solver_hessian *hessian, struct solver
 struct copying {
     const struct solver_hessian *hessian;
     const struct solver_factor *f;
-    double dead; /* diagonal of dead columns */
 };
 
 /*
@@ -186,7 +183,7 @@ static void copy_rows(void *arg, int64_t begin, int64_t end, int worker) {
         const double *from = c->hessian->h + order[n - 1 - i] * n;
         double *to = c->f->u + i * n;
         for (int64_t j = 0; j <= i; j++) to[j] = from[order[n - 1 - j]];
-        if (to[i] == 0) to[i] = c->dead;
+        if (to[i] == 0) to[i] = c->f->mean;
         to[i] += c->f->damping;
     }
 }
@@ -206,7 +203,7 @@ static void reverse_rows(void *arg, int64_t begin, int64_t end, int worker) {
 }
 
 static pdvm_status factor_make(const struct blas *blas, const struct solver_hessian *hessian,
-                               double mean, struct solver_factor *f, struct pd_threads *threads,
+                               struct solver_factor *f, struct pd_threads *threads,
                                pdvm_error *err) {
     int64_t n = f->n, grain = 65536 / n + 1;
     double *panel;
@@ -221,11 +218,11 @@ static pdvm_status factor_make(const struct blas *blas, const struct solver_hess
     for (f->damping_raised = 0; !good; f->damping_raised++) {
         if (f->damping_raised > 0) share = fmax(10 * share, 1e-6);
         if (share > FACTOR_MOST_DAMPING && f->damping_raised > 0) break;
-        f->damping = share * mean;
-        struct copying c = {hessian, f, mean};
+        f->damping = share * f->mean;
+        struct copying c = {hessian, f};
         pd_threads_for(threads, n, grain, copy_rows, &c);
-        good = factor_cholesky(blas, f->u, n, threads) &&
-               factor_invert(blas, f->u, n, panel, threads);
+        good =
+            factor_cholesky(blas, f->u, n, threads) && factor_invert(blas, f->u, n, panel, threads);
         if (good) break;
     }
     free(panel);
@@ -243,7 +240,6 @@ pdvm_status factor_hessian(struct solver_hessian *hessian, const struct solver_o
                            pdvm_error *err) {
     const struct blas *blas;
     struct solver_factor *f = hessian->factor;
-    double mean;
     *out = f;
     if (f && f->share == options->damping && f->act_order == options->act_order) return PDVM_OK;
     if (f) hessian->factor_free(f);
@@ -255,8 +251,8 @@ pdvm_status factor_hessian(struct solver_hessian *hessian, const struct solver_o
     PD_TRY(pd_calloc(&f, 1, sizeof *f, "a Cholesky factor", err));
     *f = (struct solver_factor){
         .n = hessian->n, .share = options->damping, .act_order = options->act_order};
-    pdvm_status status = factor_check(hessian, &mean, &f->n_dead, err);
-    if (status == PDVM_OK) status = factor_make(blas, hessian, mean, f, threads, err);
+    pdvm_status status = factor_check(hessian, &f->mean, &f->n_dead, err);
+    if (status == PDVM_OK) status = factor_make(blas, hessian, f, threads, err);
     if (status != PDVM_OK) {
         factor_free(f);
         return status;

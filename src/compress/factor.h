@@ -17,6 +17,7 @@ struct solver_factor {
     int64_t n;
     double share;       /**< damping that was asked for, as a share of the mean diagonal */
     bool act_order;     /**< columns in falling order of the diagonal */
+    double mean;        /**< of the diagonal, without dead columns */
     double damping;     /**< what was added to the diagonal */
     int damping_raised; /**< times that it had to be made ten times larger */
     int64_t n_dead;     /**< columns whose diagonal is 0 */
