@@ -57,8 +57,8 @@ pdvm_status calibration_open(struct model_source *source, const struct calibrati
     out->seq = text.seq;
     out->n_distinct = text.n_distinct;
     out->text_hash = pd_hash(PD_HASH_INIT, &text.seq, sizeof text.seq);
-    out->text_hash = pd_hash(out->text_hash, text.ids,
-                             (size_t)(text.n_windows * text.seq) * sizeof *text.ids);
+    out->text_hash =
+        pd_hash(out->text_hash, text.ids, (size_t)(text.n_windows * text.seq) * sizeof *text.ids);
     pdvm_status status = allocate(out, beside, err);
     if (status != PDVM_OK) calibration_free(out);
     return status;

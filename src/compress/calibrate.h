@@ -53,8 +53,8 @@ struct calibration {
     int32_t *ids;      /**< [n_windows, seq] */
     int64_t n_windows; /**< at least 1 */
     int64_t seq;
-    int64_t n_distinct;  /**< different tokens among them */
-    uint64_t text_hash;  /**< of ids and shape */
+    int64_t n_distinct; /**< different tokens among them */
+    uint64_t text_hash; /**< of ids and shape */
     struct layer_pass pass;
     struct pd_scratch x;     /* [n_windows, seq, hidden_size] residual streams */
     struct pd_scratch inner; /* [n_windows, seq, q_cols or intermediate_size] */

@@ -24,8 +24,9 @@ static pdvm_status tokenise(struct model_source *source, const char *path, struc
                        SOURCE_TOKENIZER, SOURCE_TOKENIZER_MODEL);
     pdvm_status status = pd_map_open(path, &map, err);
     if (status == PDVM_OK) {
-        status = tokenizer_encode(tokenizer, (const char *)map.data, map.size,
-                                  PDVM_TOKENIZE_ADD_SPECIAL | PDVM_TOKENIZE_PARSE_SPECIAL, out, err);
+        status =
+            tokenizer_encode(tokenizer, (const char *)map.data, map.size,
+                             PDVM_TOKENIZE_ADD_SPECIAL | PDVM_TOKENIZE_PARSE_SPECIAL, out, err);
         if (status != PDVM_OK) pd_prefix(err, status, "%s", path);
     }
     pd_map_close(&map);
@@ -66,8 +67,7 @@ static pdvm_status cut_windows(const struct token_list *tokens, int64_t n_tokens
 
 /* Checks the ids, and whether they are different enough. */
 static pdvm_status check_tokens(struct calibration_text *t, const struct model_config *config,
-                                const char *path, const struct pd_notify *notify,
-                                pdvm_error *err) {
+                                const char *path, const struct pd_notify *notify, pdvm_error *err) {
     int64_t n = t->n_windows * t->seq, most = 0, *counts;
     int64_t widest = config->hidden_size > config->intermediate_size ? config->hidden_size
                                                                      : config->intermediate_size;
@@ -89,12 +89,14 @@ static pdvm_status check_tokens(struct calibration_text *t, const struct model_c
     PD_TRY(status);
     if (t->n_distinct < FEW_DISTINCT)
         return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "%s: the tokenizer makes only %" PRId64 " different tokens of the text, which "
+                       "%s: the tokenizer makes only %" PRId64
+                       " different tokens of the text, which "
                        "cannot calibrate a model; is it of the model's language and script?",
                        path, t->n_distinct);
     if (t->n_distinct < ENOUGH_DISTINCT && t->n_distinct < config->n_vocab / 2)
         pd_log(notify, PDVM_LOG_WARN,
-               "%s: only %" PRId64 " different tokens in the calibration text; is it of the model's "
+               "%s: only %" PRId64
+               " different tokens in the calibration text; is it of the model's "
                "language and script?",
                path, t->n_distinct);
     else if (most > n / 2)
@@ -103,11 +105,12 @@ static pdvm_status check_tokens(struct calibration_text *t, const struct model_c
                "language and script?",
                path, 100.0 * (double)most / (double)n);
     if (n < widest)
-        pd_log(notify, PDVM_LOG_WARN,
-               "%s: %" PRId64 " calibration tokens are fewer than the %" PRId64
-               " inputs of the widest matrices, whose Hessians then depend on the damping; a longer "
-               "text is better",
-               path, n, widest);
+        pd_log(
+            notify, PDVM_LOG_WARN,
+            "%s: %" PRId64 " calibration tokens are fewer than the %" PRId64
+            " inputs of the widest matrices, whose Hessians then depend on the damping; a longer "
+            "text is better",
+            path, n, widest);
     return PDVM_OK;
 }
 

@@ -20,8 +20,7 @@ static int64_t smaller(int64_t a, int64_t b) {
 
 static pdvm_status allocate(float **out, int64_t rows, int64_t cols, pdvm_error *err) {
     size_t size;
-    if (!pd_mul_size((size_t)rows, (size_t)cols, &size) ||
-        !pd_mul_size(size, sizeof **out, &size))
+    if (!pd_mul_size((size_t)rows, (size_t)cols, &size) || !pd_mul_size(size, sizeof **out, &size))
         return pd_fail_memory(err, SIZE_MAX, "a window");
     return pd_alloc_aligned(out, size, "a window of calibration text", err);
 }
