@@ -27,7 +27,7 @@
 #define RHO_STEPS 3
 
 /* A row's residual, as a share of its right-hand side, that ends its conjugate gradients. */
-#define CG_TOLERANCE 1e-6
+#define CG_TOLERANCE 1e-8
 
 struct admm {
     const struct blas *blas;
