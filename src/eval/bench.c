@@ -469,17 +469,18 @@ static pdvm_status make_bandwidth(struct bench *b, pdvm_error *err) {
         PD_TRY(pd_calloc(&r->bandwidth[i].samples, (size_t)o->repetitions * o->n_models,
                          sizeof(double), "results", err));
     }
+    size_t size =
+        o->bandwidth_buffer ? o->bandwidth_buffer : bandwidth_buffer_size(r->machine.cache);
     struct pd_threads *threads;
     PD_TRY(pd_threads_create(most_threads(o), &threads, err));
-    pdvm_status status =
-        bandwidth_create(bandwidth_buffer_size(r->machine.cache), threads, &b->bandwidth, err);
+    pdvm_status status = bandwidth_create(size, threads, &b->bandwidth, err);
     pd_threads_free(threads);
     PD_TRY(status);
     r->buffer_size = bandwidth_size(b->bandwidth);
     if (r->machine.cache > 0 && (double)r->buffer_size < 4 * (double)r->machine.cache)
         note(b,
-             "the bandwidth was measured on only %.0f MB, for lack of memory: the last-level cache "
-             "has %.0f MB and may have served a part",
+             "the bandwidth was measured on only %.0f MB: the last-level cache has %.0f MB and may "
+             "have served a part",
              (double)r->buffer_size / 1e6, (double)r->machine.cache / 1e6);
     return PDVM_OK;
 }

@@ -51,6 +51,7 @@ struct bench_options {
     uint32_t n_batch;                       /**< 0: the default */
     pdvm_kv_type type_k, type_v;
     uint64_t seed;
+    size_t bandwidth_buffer; /**< bytes that the bandwidth test reads; 0: far beyond the cache */
     struct pd_notify notify; /**< stages "loading" and "measuring" */
 };
 

@@ -181,7 +181,7 @@ static double code_deviation(const struct source_synthetic *s, const struct mdcs
 /* Standard deviation of the values that gives products of the size of residual activations. */
 static double value_deviation(const struct source_synthetic *s, const struct tensor_info *t,
                               double density) {
-    if (t->role == TENSOR_EMBED) return 1;
+    if (t->role == TENSOR_EMBED && !s->base.config.tie_word_embeddings) return 1;
     double d = 1 / sqrt((double)t->cols * (density > 0 ? density : 1));
     /* What is added to the residual stream must not let it grow with the depth of the model. */
     if (t->role == TENSOR_O || t->role == TENSOR_DOWN) d /= sqrt(2.0 * s->base.config.n_layers);
