@@ -26,8 +26,8 @@ void bandwidth_free(struct bandwidth *b);
 size_t bandwidth_size(const struct bandwidth *b);
 
 /**
- * Reads the whole buffer once in each way with all workers of the team, and returns the bytes per
- * second of the fastest.
+ * Reads half of the buffer in each way, the halves in turn, with all workers of the team, and returns
+ * the bytes per second of the fastest.
  */
 double bandwidth_measure(struct bandwidth *b, struct pd_threads *threads);
 
