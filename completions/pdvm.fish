@@ -89,7 +89,11 @@ complete -c pdvm -n '__fish_seen_subcommand_from eval' -s c -l ctx-size -x -d 'T
 complete -c pdvm -n '__fish_seen_subcommand_from eval' -l stride -x -d 'Tokens between the starts of two windows'
 complete -c pdvm -n '__fish_seen_subcommand_from eval' -l max-tokens -x -d 'Use only the first tokens'
 complete -c pdvm -n '__fish_seen_subcommand_from eval' -l per-token -d 'With JSON: each token'
-complete -c pdvm -n '__fish_seen_subcommand_from eval' -l save-logits -r -d 'Write the logits here'
+complete -c pdvm -n '__fish_seen_subcommand_from eval' -l save-logits -r -d 'Save the predictions here'
+complete -c pdvm -n '__fish_seen_subcommand_from eval' -l protocol -x -a 'sliding llama.cpp papers' -d 'Windows, and what counts'
+complete -c pdvm -n '__fish_seen_subcommand_from eval' -l reference -r -d 'Model to compare with'
+complete -c pdvm -n '__fish_seen_subcommand_from eval' -l kl-base -r -d 'Saved predictions to compare with'
+complete -c pdvm -n '__fish_seen_subcommand_from eval' -l values -x -a 'f32 bf16 f16 int8 lut8 lut4 source' -d 'How float weights are held'
 
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l shape -x -a 'tiny smollm2-135m smollm2-1.7b tinyllama-1.1b llama2-7b llama2-13b llama2-70b llama3-8b llama3.2-1b llama3.2-3b mistral-7b qwen2.5-0.5b qwen2.5-1.5b qwen2.5-7b qwen3-0.6b qwen3-1.7b qwen3-4b qwen3-8b phi3-mini' -d 'Synthetic model of this shape'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l sparsity -x -d 'Shares of zeros'
