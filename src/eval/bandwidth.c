@@ -90,7 +90,7 @@ static uint64_t sum_widest(const uint8_t *data, size_t n, int streams) {
 }
 
 size_t bandwidth_buffer_size(uint64_t cache) {
-    uint64_t size = 8 * cache, available = pd_memory_available();
+    uint64_t size = 4 * cache, available = pd_memory_available();
     if (size < 256 * MIB) size = 256 * MIB;
     if (size > 1024 * MIB) size = 1024 * MIB;
     if (available > 0 && size > available / 4) size = available / 4;

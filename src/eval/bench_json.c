@@ -85,6 +85,11 @@ static json_t *row_json(const struct bench_result *r, const struct bench_row *ro
         json_decref(value);
         return NULL;
     }
+    if (value && !row->test.n_prompt &&
+        json_object_set_new(value, "shares", samples_json(row->shares, row->n_samples)) != 0) {
+        json_decref(value);
+        return NULL;
+    }
     return with_stats(value, row->samples, row->n_samples);
 }
 

@@ -5,11 +5,11 @@ set -euo pipefail
 . "$SOURCE_DIR/tests/support/cli.sh"
 
 shape=hidden=128,layers=2,intermediate=320,heads=4,kv-heads=2,vocab=300
-small=(-p 16 -n 2 -r 2 -t 1)
+small=(-p 16 -n 2 -r 1 -t 1)
 
 # A file and synthetic models in one table; nothing but the table on standard output.
 expect 0 "$PDVM" bench "$SOURCE_DIR/tests/golden/tiny-gqa" --shape "$shape" --sparsity 0,0.5 \
-    "${small[@]}" -q
+    "${small[@]}" -r 2 -q
 [ ! -s err ] || fail "something on standard error: $(cat err)"
 [ "$(grep -c '^| .*± ' out)" = 6 ] || fail "not 3 models times 2 tests: $(cat out)"
 out_has "| tiny-gqa "
@@ -20,6 +20,11 @@ grep -qE '^read bandwidth with 1 thread: median [0-9.]+ GB/s, best [0-9.]+ GB/s'
     fail "no bandwidth: $(cat out)"
 # Widths of columns are those of their cells.
 [ "$(grep '^|' out | wc -L)" = "$(grep '^|' out | awk 'NR == 2' | wc -L)" ] || fail "ragged table"
+
+# A coding with a sparsity of its own.
+expect 0 "$PDVM" bench --shape "$shape" --values int8,lut4@0.75 --sparsity 0.5,0.9 -p 0 -n 1 -r 1 -t 1 -q
+[ "$(grep '^|' out | grep -oE '(int8|lut4/g64) [0-9]+ %' | tr '\n' ,)" = "int8 50 %,int8 90 %,lut4/g64 75 %," ] ||
+    fail "models: $(cat out)"
 
 # The same result in the other formats.
 expect 0 "$PDVM" bench --shape "$shape" "${small[@]}" --modes --phases -q -o csv
@@ -49,8 +54,7 @@ refused 1 "nothing.json" "$PDVM" bench --shape "$shape" --compare nothing.json
 
 # Whoever takes figures from a cache must be told.
 if [ "$(json_field before.json cache)" != 0 ]; then
-    expect 0 "$PDVM" bench --shape "$shape" "${small[@]}" -q
-    out_has "fit the last-level cache"
+    grep -q "fit the last-level cache" before.json || fail "no note: $(cat before.json)"
 fi
 
 # Errors.
@@ -58,6 +62,7 @@ refused 2 "no model" "$PDVM" bench
 refused 1 "tinyllama-1.1b" "$PDVM" bench --shape llama9
 refused 2 "share of zeros" "$PDVM" bench --shape tiny --sparsity 0.5,1.5
 refused 2 "share of zeros" "$PDVM" bench --shape tiny --sparsity 50%
+refused 2 "share of zeros" "$PDVM" bench --shape tiny --values int8,lut4@half
 refused 2 "commas" "$PDVM" bench --shape tiny --sparsity 0.5,
 refused 2 'unknown values "int7"' "$PDVM" bench --shape tiny --values int8,int7
 refused 1 "groups of 48" "$PDVM" bench --shape tiny --group 48
