@@ -63,7 +63,27 @@ static void free_lists(struct lists *l) {
     free(l->tests);
 }
 
-/* ---- models and tests --------------------------------------------------------------------- */
+/* ---- models and tests ------------------------------------------------------------------ */
+
+struct codings {
+    enum mdcsr_values items[LISTS_MOST];
+    struct share_list
+        own[LISTS_MOST]; /* the sparsity of "lut4@0.5"; n is 0 where the general ones hold */
+    size_t n;
+};
+
+static pdvm_status take_coding(void *user, const char *flag, const char *item, pdvm_error *err) {
+    struct codings *c = user;
+    struct coding_list value = {.n = 0};
+    char name[64];
+    const char *at = strchr(item, '@');
+    if (c->n == LISTS_MOST) return lists_too_many(flag, err);
+    snprintf(name, sizeof name, "%.*s", (int)(at ? at - item : (ptrdiff_t)strlen(item)), item);
+    if (at) PD_TRY(lists_shares(flag, at + 1, &c->own[c->n], err));
+    PD_TRY(lists_codings(flag, name, &value, err));
+    c->items[c->n++] = value.items[0];
+    return PDVM_OK;
+}
 
 static pdvm_status add_model(struct lists *l, const struct bench_model *m, pdvm_error *err) {
     PD_TRY(pd_grow(&l->models, &l->model_capacity, l->n_models + 1, sizeof *l->models,
@@ -77,17 +97,18 @@ static pdvm_status list_models(const struct arguments *a, struct lists *l, pdvm_
     for (size_t i = 0; i < a->models.n; i++)
         PD_TRY(add_model(l, &(struct bench_model){.path = a->models.items[i]}, err));
     struct share_list zeros = {0};
-    struct coding_list values = {0};
+    struct codings values = {0};
     PD_TRY(lists_shares("--sparsity", a->sparsity ? a->sparsity : "0.5", &zeros, err));
-    PD_TRY(lists_codings("--values", a->values ? a->values : "int8", &values, err));
+    PD_TRY(lists_each("--values", a->values ? a->values : "int8", take_coding, &values, err));
     for (size_t s = 0; s < a->shapes.n; s++) {
         for (size_t v = 0; v < values.n; v++) {
-            for (size_t z = 0; z < zeros.n; z++) {
+            const struct share_list *list = values.own[v].n ? &values.own[v] : &zeros;
+            for (size_t z = 0; z < list->n; z++) {
                 uint32_t group = a->group_given                  ? (uint32_t)a->group
                                  : values.items[v] == MDCSR_LUT4 ? SETTING_LUT4_GROUP
                                                                  : 0;
                 const struct bench_model m = {.synthetic = {.shape = a->shapes.items[s],
-                                                            .sparsity = zeros.items[z],
+                                                            .sparsity = list->items[z],
                                                             .values = values.items[v],
                                                             .group = group,
                                                             .seed = (uint64_t)a->seed}};
@@ -280,11 +301,12 @@ int cmd_bench(int argc, char **argv) {
                     &a.shapes),
         OPTION_STRING("--sparsity", "LIST",
                       "With --shape: shares of zeros in the layers' matrices. [0.5]", &a.sparsity),
-        OPTION_STRING("--values", "LIST",
-                      "With --shape: codings of the layers' matrices: int8, lut4, lut8, f16, bf16, "
-                      "f32. With a Hugging Face directory or a GGUF file: the one to convert to. "
-                      "[int8]",
-                      &a.values),
+        OPTION_STRING(
+            "--values", "LIST",
+            "With --shape: codings of the layers' matrices: int8, lut4, lut8, f16, bf16, "
+            "f32; lut4@0.5 is lut4 at this sparsity only. Without --shape, the one that a "
+            "Hugging Face directory or a GGUF file is converted to. [int8]",
+            &a.values),
         group,
         OPTION_GROUP("Tests"),
         OPTION_STRING("-p, --n-prompt", "LIST", "Tokens of a prompt; 0: no such test. [512]",

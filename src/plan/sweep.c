@@ -63,7 +63,7 @@ static pdvm_status convert_cell(struct sweep *s, struct sweep_row *row, pdvm_err
     struct convert_options o = s->options->convert;
     struct convert_result result = {0};
     o.method = row->cell.method;
-    if (!o.method->calibration) o.calibration.text.path = NULL;
+    if (!o.method->calibration) o.calibration.text = (struct calibration_options){0};
     o.plan.general.values = (int)row->cell.values;
     if (o.method->has_sparsity) o.plan.general.sparsity = row->cell.sparsity;
     o.notify = cell_notify(s);
