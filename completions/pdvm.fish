@@ -25,7 +25,7 @@ complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack
 complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack eval bench' -s t -l threads -x -d 'Threads to use'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack eval bench' -s q -l quiet -d 'Print less'
 complete -c pdvm -n '__fish_seen_subcommand_from run convert inspect tokenize eval plan sweep bench' -l json -d 'Print JSON'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat tokenize eval plan sweep bench' -s m -l model -r -d 'Model file or directory'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat tokenize eval bench' -s m -l model -r -d 'Model file or directory'
 complete -c pdvm -n '__fish_seen_subcommand_from run tokenize eval' -s o -l output -x -a 'text json' -d 'How to print'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat tokenize' -s p -l prompt -x -d 'Text to start from'
 complete -c pdvm -n '__fish_seen_subcommand_from run tokenize' -s f -l file -r -d 'Read the text from a file'
