@@ -16,6 +16,7 @@ static const enum cpu_kind kinds[MDCSR_N_VALUES] = {
 struct pack {
     const struct mdcsr *m;
     struct cpu_matrix *p;
+    struct pd_arena *arena; /* NULL: none */
     const struct cpu_packer *packer;
     size_t entry_size; /* bytes of one unpacked entry */
     uint8_t zero_code; /* what a dense layout stores at a position without an entry */
@@ -206,7 +207,7 @@ static void pack_tile(const struct pack *pk, int64_t tile, struct pack_worker *w
     uint8_t *out = p->values + p->offsets[tile * p->streams];
     size_t size = (size_t)(p->offsets[(tile + 1) * p->streams] - p->offsets[tile * p->streams]);
     if (p->scales) pack_scales(pk->m, p, tile);
-    /* Its masks stay untouched: see allocate. */
+    /* Its masks stay untouched: a few rows of an almost empty matrix cost a few pages. */
     if (read_tile(pk, tile, w) == 0 && !p->dense) return;
     if (!cpu_kind_is_integer(p->kind)) {
         pack_floats(pk, w, masks, w->values);
@@ -303,6 +304,17 @@ static void free_workers(struct pack *pk) {
     free(pk->workers);
 }
 
+/* Zeroed memory of the packed matrix. */
+static pdvm_status allocate_array(const struct pack *pk, void *out, size_t size, const char *what,
+                                  pdvm_error *err) {
+    if (pk->arena) return pd_arena_alloc(pk->arena, size, out, what, err);
+    void *p;
+    PD_TRY(pd_alloc_aligned(&p, size, what, err));
+    pd_zero(p, size + 64);
+    memcpy(out, &p, sizeof p);
+    return PDVM_OK;
+}
+
 static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_error *err) {
     struct cpu_matrix *p = pk->p;
     size_t n_tiles = (size_t)p->n_tiles, streams = (size_t)p->streams;
@@ -311,31 +323,36 @@ static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_er
         PD_TRY(pd_calloc(&pk->pairs, n_tiles, 2 * sizeof *pk->pairs, "packing", err));
         pd_threads_for(threads, p->n_tiles, 16, count_pairs, pk);
     }
-    PD_TRY(pd_calloc(&p->offsets, n_tiles * streams + 1, sizeof *p->offsets, "tile offsets", err));
+    PD_TRY(allocate_array(pk, &p->offsets, (n_tiles * streams + 1) * sizeof *p->offsets,
+                          "tile offsets", err));
     for (size_t i = 0; i < n_tiles * streams; i++)
         p->offsets[i + 1] =
             p->offsets[i] + stream_bytes(pk, (int64_t)(i / streams), (int)(i % streams));
     size_t size = (size_t)p->offsets[n_tiles * streams];
-    PD_TRY(pd_alloc_aligned(&p->values, size, "packed weights", err));
-    memset(p->values + size, 0, 64); /* kernels may load, never use, 64 bytes behind the end */
-    if (!p->dense) {
-        size_t n = n_tiles * tile_micros(p) * sizeof *p->masks;
-        PD_TRY(pd_alloc_aligned(&p->masks, n, "packed masks", err));
-        pd_zero(p->masks, n); /* a few rows of an almost empty matrix cost a few pages */
-    }
-    if (pk->m->scales) {
-        size_t n = n_tiles * (size_t)p->n_groups * TILE_ROWS * sizeof *p->scales;
-        PD_TRY(pd_alloc_aligned(&p->scales, n, "packed scales", err));
-    }
+    PD_TRY(allocate_array(pk, &p->values, size, "packed weights", err));
+    if (!p->dense)
+        PD_TRY(allocate_array(pk, &p->masks, n_tiles * tile_micros(p) * sizeof *p->masks,
+                              "packed masks", err));
+    if (pk->m->scales)
+        PD_TRY(allocate_array(pk, &p->scales,
+                              n_tiles * (size_t)p->n_groups * TILE_ROWS * sizeof *p->scales,
+                              "packed scales", err));
     return PDVM_OK;
 }
 
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
                             struct cpu_matrix **out, pdvm_error *err) {
+    return cpu_matrix_pack_into(NULL, m, threads, out, err);
+}
+
+pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
+                                 struct pd_threads *threads, struct cpu_matrix **out,
+                                 pdvm_error *err) {
     struct cpu_matrix *p;
     *out = NULL;
     PD_TRY(pd_alloc_aligned(&p, sizeof *p, "a packed matrix", err));
     memset(p, 0, sizeof *p);
+    p->owned = arena == NULL;
     p->rows = m->rows;
     p->cols = m->cols;
     p->n_tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS;
@@ -356,6 +373,7 @@ pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
     int zero = zero_code(m);
     struct pack pk = {.m = m,
                       .p = p,
+                      .arena = arena,
                       .packer = best_packer(),
                       .entry_size = entry_size,
                       .zero_code = (uint8_t)(zero < 0 ? 0 : zero),
@@ -375,10 +393,12 @@ pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
 
 void cpu_matrix_free(struct cpu_matrix *m) {
     if (!m) return;
-    free(m->masks);
-    free(m->values);
-    free(m->offsets);
-    free(m->scales);
+    if (m->owned) {
+        free(m->masks);
+        free(m->values);
+        free(m->offsets);
+        free(m->scales);
+    }
     free(m);
 }
 
