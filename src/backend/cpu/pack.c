@@ -31,17 +31,12 @@ struct pack_worker {
     uint64_t *masks;  /* [16][n_blocks + 1] of the tile's rows */
     uint8_t *entries; /* [cols * entry_size] of one row */
     uint8_t *rows;    /* [16][padded cols * entry_size] entries at their columns */
-    uint8_t *values;  /* [16 * padded cols * entry_size] the packed tile */
+    uint8_t *values;  /* [16 * padded cols * entry_size] integer kinds: the packed tile */
     uint8_t *odd;     /* LUT4: codes of odd micro-blocks */
 };
 
 static size_t padded_cols(const struct cpu_matrix *p) {
     return (size_t)p->n_blocks * BLOCK_COLS;
-}
-
-/* Micro-blocks of a tile. */
-static size_t tile_micros(const struct cpu_matrix *p) {
-    return (size_t)p->n_blocks * BLOCK_MICROS;
 }
 
 /* A code that decodes to exactly 0, or -1: needed to fill the gaps of a dense layout. */
@@ -139,10 +134,13 @@ static void transpose_nibbles(uint64_t a[16]) {
     }
 }
 
-static void pack_integers(const struct pack *pk, struct pack_worker *w, uint64_t *tile_masks,
-                          uint8_t *out[2]) {
+/* Leaves the tile's codes in values, or, of LUT4, those of odd micro-blocks in odd. */
+static void squeeze_tile(const struct pack *pk, int64_t tile, struct pack_worker *w,
+                         size_t size[2]) {
     const struct cpu_matrix *p = pk->p;
     size_t stride = padded_cols(p);
+    uint64_t *tile_masks = cpu_stream_masks(p, tile);
+    uint8_t *out[2] = {w->values, w->odd};
     for (size_t b = 0; b < (size_t)p->n_blocks; b++) {
         uint64_t masks[TILE_ROWS];
         if (p->dense) {
@@ -155,6 +153,16 @@ static void pack_integers(const struct pack *pk, struct pack_worker *w, uint64_t
         pk->packer->squeeze(w->rows + b * BLOCK_COLS, stride, masks, pk->flip, p->kind == CPU_LUT4,
                             out);
     }
+    size[0] = (size_t)(out[0] - w->values);
+    size[1] = p->kind == CPU_LUT4 ? (size_t)(out[1] - w->odd) : 0;
+}
+
+static void pack_integers(const struct pack *pk, int64_t tile, struct pack_worker *w) {
+    size_t size[2];
+    squeeze_tile(pk, tile, w, size);
+    if (size[1] > size[0]) memset(w->values + size[0], 0, size[1] - size[0]);
+    for (size_t i = 0; i < size[1]; i++) w->values[i] = (uint8_t)(w->values[i] | w->odd[i] << 4);
+    memcpy(cpu_stream_values(pk->p, tile), w->values, size[0] > size[1] ? size[0] : size[1]);
 }
 
 /* ---- micro-blocks of the others: 4 rows x 16 columns ----------------------------------- */
@@ -180,19 +188,22 @@ static uint8_t *pack_floats_micro(const struct pack *pk, const struct pack_worke
     return out;
 }
 
-static void pack_floats(const struct pack *pk, const struct pack_worker *w, uint64_t *masks,
-                        uint8_t *out) {
-    size_t micros = tile_micros(pk->p) / 4;
-    for (size_t s = 0; s < 4; s++)
+static void pack_floats(const struct pack *pk, const struct pack_worker *w, int64_t tile) {
+    const struct cpu_matrix *p = pk->p;
+    size_t micros = (size_t)cpu_stream_micros(p);
+    for (int s = 0; s < p->streams; s++) {
+        int64_t stream = tile * p->streams + s;
+        uint64_t *masks = cpu_stream_masks(p, stream);
+        uint8_t *out = cpu_stream_values(p, stream);
         for (size_t i = 0; i < micros; i++)
-            out =
-                pack_floats_micro(pk, w, 4 * s, 16 * i, masks ? masks + s * micros + i : NULL, out);
+            out = pack_floats_micro(pk, w, 4 * (size_t)s, 16 * i, masks ? masks + i : NULL, out);
+    }
 }
 
 /* ---- tiles ----------------------------------------------------------------------------- */
 
 static void pack_scales(const struct mdcsr *m, struct cpu_matrix *p, int64_t tile) {
-    float *out = p->scales + tile * p->n_groups * TILE_ROWS;
+    float *out = cpu_tile_scales(p, tile);
     int64_t rows = m->rows - tile * TILE_ROWS;
     if (rows > TILE_ROWS) rows = TILE_ROWS;
     memset(out, 0, (size_t)p->n_groups * TILE_ROWS * sizeof *out);
@@ -202,26 +213,14 @@ static void pack_scales(const struct mdcsr *m, struct cpu_matrix *p, int64_t til
 }
 
 static void pack_tile(const struct pack *pk, int64_t tile, struct pack_worker *w) {
-    struct cpu_matrix *p = pk->p;
-    uint64_t *masks = p->dense ? NULL : p->masks + (size_t)tile * tile_micros(p);
-    uint8_t *out = p->values + p->offsets[tile * p->streams];
-    size_t size = (size_t)(p->offsets[(tile + 1) * p->streams] - p->offsets[tile * p->streams]);
-    if (p->scales) pack_scales(pk->m, p, tile);
+    const struct cpu_matrix *p = pk->p;
+    if (p->scales) pack_scales(pk->m, pk->p, tile);
     /* Its masks stay untouched: a few rows of an almost empty matrix cost a few pages. */
     if (read_tile(pk, tile, w) == 0 && !p->dense) return;
-    if (!cpu_kind_is_integer(p->kind)) {
-        pack_floats(pk, w, masks, w->values);
-    } else {
-        uint8_t *ends[2] = {w->values, w->odd};
-        pack_integers(pk, w, masks, ends);
-        if (p->kind == CPU_LUT4) {
-            size_t even = (size_t)(ends[0] - w->values), odd = (size_t)(ends[1] - w->odd);
-            if (even < size) memset(w->values + even, 0, size - even);
-            for (size_t i = 0; i < odd; i++)
-                w->values[i] = (uint8_t)(w->values[i] | w->odd[i] << 4);
-        }
-    }
-    memcpy(out, w->values, size);
+    if (cpu_kind_is_integer(p->kind))
+        pack_integers(pk, tile, w);
+    else
+        pack_floats(pk, w, tile);
 }
 
 static void pack_range(void *arg, int64_t begin, int64_t end, int worker) {
@@ -251,7 +250,7 @@ static uint64_t stream_bytes(const struct pack *pk, int64_t tile, int s) {
         const int64_t *n = pk->pairs + tile * 2;
         return (uint64_t)(n[0] > n[1] ? n[0] : n[1]);
     }
-    uint64_t n = tile_micros(p) / (size_t)p->streams * 64;
+    uint64_t n = (uint64_t)cpu_stream_micros(p) * 64;
     if (p->dense) return p->kind == CPU_LUT4 ? n / 2 : n * pk->entry_size;
     n = 0;
     int rows = TILE_ROWS / p->streams;
@@ -260,6 +259,23 @@ static uint64_t stream_bytes(const struct pack *pk, int64_t tile, int s) {
         if (row < pk->m->rows) n += (uint64_t)mdcsr_row_entries(pk->m, row);
     }
     return n * pk->entry_size;
+}
+
+/* Fills offsets and bytes; returns the bytes of all values. */
+static size_t place_streams(struct pack *pk) {
+    struct cpu_matrix *p = pk->p;
+    int64_t n = p->n_tiles * p->streams;
+    uint64_t size = 0;
+    for (int64_t line = 0; line < STREAM_TEAM; line++) {
+        for (int64_t i = line; i < n; i += STREAM_TEAM) {
+            uint64_t bytes = stream_bytes(pk, i / p->streams, (int)(i % p->streams));
+            p->offsets[i] = size;
+            p->bytes[i / p->streams + 1] += bytes;
+            size += bytes;
+        }
+    }
+    for (int64_t i = 0; i < p->n_tiles; i++) p->bytes[i + 1] += p->bytes[i];
+    return (size_t)size;
 }
 
 static bool choose_dense(const struct mdcsr *m, int64_t n_blocks, size_t entry_size) {
@@ -323,15 +339,14 @@ static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_er
         PD_TRY(pd_calloc(&pk->pairs, n_tiles, 2 * sizeof *pk->pairs, "packing", err));
         pd_threads_for(threads, p->n_tiles, 16, count_pairs, pk);
     }
-    PD_TRY(allocate_array(pk, &p->offsets, (n_tiles * streams + 1) * sizeof *p->offsets,
-                          "tile offsets", err));
-    for (size_t i = 0; i < n_tiles * streams; i++)
-        p->offsets[i + 1] =
-            p->offsets[i] + stream_bytes(pk, (int64_t)(i / streams), (int)(i % streams));
-    size_t size = (size_t)p->offsets[n_tiles * streams];
+    PD_TRY(allocate_array(pk, &p->offsets, n_tiles * streams * sizeof *p->offsets, "tile offsets",
+                          err));
+    PD_TRY(allocate_array(pk, &p->bytes, (n_tiles + 1) * sizeof *p->bytes, "tile sizes", err));
+    size_t size = place_streams(pk);
     PD_TRY(allocate_array(pk, &p->values, size, "packed weights", err));
     if (!p->dense)
-        PD_TRY(allocate_array(pk, &p->masks, n_tiles * tile_micros(p) * sizeof *p->masks,
+        PD_TRY(allocate_array(pk, &p->masks,
+                              n_tiles * (size_t)p->n_blocks * BLOCK_MICROS * sizeof *p->masks,
                               "packed masks", err));
     if (pk->m->scales)
         PD_TRY(allocate_array(pk, &p->scales,
@@ -397,6 +412,7 @@ void cpu_matrix_free(struct cpu_matrix *m) {
         free(m->masks);
         free(m->values);
         free(m->offsets);
+        free(m->bytes);
         free(m->scales);
     }
     free(m);
@@ -404,8 +420,8 @@ void cpu_matrix_free(struct cpu_matrix *m) {
 
 size_t cpu_matrix_bytes_before(const struct cpu_matrix *m, int64_t tile) {
     size_t t = (size_t)tile;
-    size_t bytes = (size_t)m->offsets[tile * m->streams];
-    if (m->masks) bytes += t * tile_micros(m) * sizeof *m->masks;
+    size_t bytes = (size_t)m->bytes[tile];
+    if (m->masks) bytes += t * (size_t)m->n_blocks * BLOCK_MICROS * sizeof *m->masks;
     if (m->scales) bytes += t * (size_t)m->n_groups * TILE_ROWS * sizeof *m->scales;
     return bytes;
 }
