@@ -66,8 +66,9 @@ static void free_layer(struct layer_weights *w) {
 
 /* A text of a thousand words from a small list. */
 static char *write_words(const char *dir) {
-    static const char *const words[] = {"the ", "fox ", "house ", "ran. ", "A ", "little ", "girl ",
-                                        "said ", "who ", "why? ", "tree\n", "on ", "mountain "};
+    static const char *const words[] = {"the ",    "fox ",  "house ",   "ran. ", "A ",
+                                        "little ", "girl ", "said ",    "who ",  "why? ",
+                                        "tree\n",  "on ",   "mountain "};
     char text[12000];
     size_t n = 0;
     uint64_t seed = 5;
@@ -161,9 +162,9 @@ static void check_states(const char *dir, const char *name) {
 }
 
 static void hidden_states_are_the_engines(void **state) {
-    static const char *const models[] = {"tiny-gqa",     "tiny-odd",   "tiny-llama3", "tiny-yarn",
-                                         "tiny-linear",  "tiny-qwen2", "tiny-qwen3",  "tiny-mistral",
-                                         "tiny-phi3",    "tiny-pruned"};
+    static const char *const models[] = {"tiny-gqa",    "tiny-odd",   "tiny-llama3", "tiny-yarn",
+                                         "tiny-linear", "tiny-qwen2", "tiny-qwen3",  "tiny-mistral",
+                                         "tiny-phi3",   "tiny-pruned"};
     blas_or_skip();
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) check_states(*state, models[i]);
 }
@@ -213,8 +214,9 @@ static void hessians_are_the_mean_of_the_inputs_squares(void **state) {
         double squares = 0;
         for (int64_t j = 0; j < h; j++) squares += (double)x[j] * (double)x[j];
         for (int64_t j = 0; j < h; j++)
-            normed[i * h + j] = (float)((double)x[j] / sqrt(squares / (double)h + s->config.rms_norm_eps) *
-                                        (double)w.t[TENSOR_INPUT_NORM][j]);
+            normed[i * h + j] =
+                (float)((double)x[j] / sqrt(squares / (double)h + s->config.rms_norm_eps) *
+                        (double)w.t[TENSOR_INPUT_NORM][j]);
     }
     assert_ok(calibration_stage(&c, &w, CALIBRATION_QKV, true, &m, &err), &err);
     expect_moments(&m, normed, n, h);

@@ -221,8 +221,9 @@ static void outliers_and_damage_are_measured(void **state) {
 }
 
 static void rules_are_read(void **state) {
-    static const char *const bad[] = {"",       "own",     "owl:",     "owl:x", "owl:5,", "owl:5,1",
-                                      "owl5",   "uniform:1", "damage:0", "owl:5,0.1,2", "owl:-3"};
+    static const char *const bad[] = {"",         "own",         "owl:",  "owl:x",
+                                      "owl:5,",   "owl:5,1",     "owl5",  "uniform:1",
+                                      "damage:0", "owl:5,0.1,2", "owl:-3"};
     struct layer_sparsity_options o;
     pdvm_error err = {0};
     (void)state;

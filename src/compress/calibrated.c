@@ -510,8 +510,8 @@ pdvm_status calibrated_run(struct model_source *source, const char *output,
                     .scope = scope,
                     .threads = threads,
                     .work = &out->work,
-                    .full = method->calibration == PRUNE_NEEDS_HESSIAN ||
-                            options->calibration.refine};
+                    .full =
+                        method->calibration == PRUNE_NEEDS_HESSIAN || options->calibration.refine};
     struct calibration *c = &r.calibration;
     PD_TRY(calibration_open(source, &options->calibration.text, threads, &options->notify, output,
                             c, err));

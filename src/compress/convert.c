@@ -183,8 +183,7 @@ static pdvm_status take_matrix(struct conversion *c, struct report_tensor *t, pd
 }
 
 static bool is_calibrated(const struct conversion *c, const struct tensor_info *t) {
-    return c->calibrates && t->is_matrix && t->role != TENSOR_EMBED &&
-           t->role != TENSOR_HEAD;
+    return c->calibrates && t->is_matrix && t->role != TENSOR_EMBED && t->role != TENSOR_HEAD;
 }
 
 static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
@@ -219,8 +218,9 @@ static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
 static pdvm_status check_calibration(const struct conversion *c, pdvm_error *err) {
     const struct convert_calibration *o = &c->options->calibration;
     if (o->refine && !c->method->has_sparsity)
-        return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "--refine fits the weights that pruning leaves: choose a method with --method");
+        return pd_fail(
+            err, PDVM_ERR_ARGUMENT,
+            "--refine fits the weights that pruning leaves: choose a method with --method");
     if (c->calibrates && !o->text.path)
         return pd_fail(err, PDVM_ERR_ARGUMENT,
                        "%s needs a text to calibrate on: add --calib FILE, some megabytes of what "
@@ -276,11 +276,12 @@ static const char *base_name(const char *path, char *buffer, size_t size) {
 static int add_calibration(const struct conversion *c, json_t *object) {
     const struct convert_calibration *o = &c->options->calibration;
     const struct convert_calibration_facts *f = &c->calibrated.facts;
-    return json_object_set_new(
-        object, "calibration",
-        json_pack("{s:I, s:I, s:s, s:b, s:f}", "tokens", (json_int_t)(f->n_windows * f->seq), "window",
-                  (json_int_t)f->seq, "layer_sparsity", layer_sparsity_name(o->layers.rule), "refine",
-                  o->refine, "damping", o->solver.damping));
+    return json_object_set_new(object, "calibration",
+                               json_pack("{s:I, s:I, s:s, s:b, s:f}", "tokens",
+                                         (json_int_t)(f->n_windows * f->seq), "window",
+                                         (json_int_t)f->seq, "layer_sparsity",
+                                         layer_sparsity_name(o->layers.rule), "refine", o->refine,
+                                         "damping", o->solver.damping));
 }
 
 /* Only what the file was made from and how: nothing that differs from run to run. */
