@@ -35,8 +35,9 @@ _pdvm_flags() {
             -ctk --cache-type-k -ctv --cache-type-v --mode --kernels"
         ;;
     convert)
-        flags+=" -o --output --method --sparsity --scope --values --codebook --group --index --embed
-            --layers -t --threads --json -q --quiet"
+        flags+=" -o --output --method --sparsity --scope --calib --calib-tokens --calib-seq
+            --layer-sparsity --damping --act-order --refine --resume --values --codebook --group --index
+            --embed --layers -t --threads --json -q --quiet"
         ;;
     inspect) flags+=" --check --json --ascii -t --threads -q --quiet" ;;
     unpack) flags+=" -o --output --dtype --force -t --threads -q --quiet" ;;
@@ -55,8 +56,9 @@ _pdvm_flags() {
 # _pdvm_value COMMAND FLAG: offers values for the flag; fails if it takes none.
 _pdvm_value() {
     case $1:$2 in
-    convert:--method) _pdvm_words keep magnitude ;;
-    convert:--scope) _pdvm_words row matrix ;;
+    convert:--method) _pdvm_words keep magnitude wanda sparsegpt admm ;;
+    convert:--scope) _pdvm_words row matrix block ;;
+    convert:--layer-sparsity) _pdvm_words uniform owl damage ;;
     convert:--values) _pdvm_words f32 bf16 f16 int8 lut8 lut4 ;;
     eval:--values) _pdvm_words f32 bf16 f16 int8 lut8 lut4 source ;;
     eval:--protocol) _pdvm_words sliding llama.cpp papers ;;
