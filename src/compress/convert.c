@@ -2,6 +2,7 @@
 
 #include "base/file.h"
 #include "compress/calibrated.h"
+#include "io/gguf_set.h"
 #include "mdcsr/container.h"
 #include "model/encoding.h"
 #include "model/tokenizer.h"
@@ -23,7 +24,8 @@ struct conversion {
     const struct convert_options *options;
     const struct prune_method *method;
     enum prune_scope scope;
-    struct calibrated calibrated; /* the finished layers, of methods that need calibration */
+    bool calibrates;
+    struct calibrated calibrated; /* the finished layers, if it does */
     struct model_source *source;
     struct container_writer *writer;
     struct pd_threads *threads;
@@ -73,14 +75,29 @@ static pdvm_status directory_holds(const char *path, const struct stat *st, bool
     return status;
 }
 
+/* Whether `st` is a part of the split model whose first file is `path`. */
+static pdvm_status split_holds(const char *path, const struct stat *st, bool *out,
+                               pdvm_error *err) {
+    *out = false;
+    for (unsigned number = 2; !*out; number++) {
+        char *part;
+        struct stat entry;
+        PD_TRY(gguf_set_path(path, number, &part, err));
+        if (!part) break;
+        *out = stat(part, &entry) == 0 && same_file(&entry, st);
+        free(part);
+    }
+    return PDVM_OK;
+}
+
 pdvm_status convert_check_output(const char *source, const char *output, pdvm_error *err) {
     struct stat from, to;
     bool same = false;
     if (stat(output, &to) != 0 || stat(source, &from) != 0) return PDVM_OK;
     if (S_ISDIR(from.st_mode))
         PD_TRY(directory_holds(source, &to, &same, err));
-    else
-        same = same_file(&from, &to);
+    else if (!(same = same_file(&from, &to)))
+        PD_TRY(split_holds(source, &to, &same, err));
     if (!same) return PDVM_OK;
     return pd_fail(err, PDVM_ERR_ARGUMENT,
                    "%s: is a file of the source %s, and would be lost; give another name", output,
@@ -166,8 +183,7 @@ static pdvm_status take_matrix(struct conversion *c, struct report_tensor *t, pd
 }
 
 static bool is_calibrated(const struct conversion *c, const struct tensor_info *t) {
-    return c->method->calibration && t->is_matrix && t->role != TENSOR_EMBED &&
-           t->role != TENSOR_HEAD;
+    return c->calibrates && t->is_matrix && t->role != TENSOR_EMBED && t->role != TENSOR_HEAD;
 }
 
 static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
@@ -201,17 +217,21 @@ static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
 
 static pdvm_status check_calibration(const struct conversion *c, pdvm_error *err) {
     const struct convert_calibration *o = &c->options->calibration;
-    if (c->method->calibration && !o->text.path)
+    if (o->refine && !c->method->has_sparsity)
+        return pd_fail(
+            err, PDVM_ERR_ARGUMENT,
+            "--refine fits the weights that pruning leaves: choose a method with --method");
+    if (c->calibrates && !o->text.path)
         return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "the method %s needs a text to calibrate on: add --calib FILE, some "
-                       "megabytes of what the model is used for",
-                       c->method->name);
-    if (!c->method->calibration && (o->text.path || o->text.n_tokens || o->text.seq))
+                       "%s needs a text to calibrate on: add --calib FILE, some megabytes of what "
+                       "the model is used for",
+                       c->method->calibration ? c->method->name : "--refine");
+    if (!c->calibrates && (o->text.path || o->text.n_tokens || o->text.seq))
         return pd_fail(err, PDVM_ERR_ARGUMENT,
                        "a calibration text was given, but the method %s does without; choose "
-                       "another with --method",
+                       "another with --method, or add --refine",
                        c->method->name);
-    if (!c->method->calibration && (o->resume || o->layers.rule != LAYER_SPARSITY_UNIFORM))
+    if (!c->calibrates && (o->resume || o->layers.rule != LAYER_SPARSITY_UNIFORM))
         return pd_fail(err, PDVM_ERR_ARGUMENT,
                        "--resume and --layer-sparsity are for methods that calibrate, and %s does "
                        "not",
@@ -256,10 +276,12 @@ static const char *base_name(const char *path, char *buffer, size_t size) {
 static int add_calibration(const struct conversion *c, json_t *object) {
     const struct convert_calibration *o = &c->options->calibration;
     const struct convert_calibration_facts *f = &c->calibrated.facts;
-    return json_object_set_new(
-        object, "calibration",
-        json_pack("{s:I, s:I, s:s}", "tokens", (json_int_t)(f->n_windows * f->seq), "window",
-                  (json_int_t)f->seq, "layer_sparsity", layer_sparsity_name(o->layers.rule)));
+    return json_object_set_new(object, "calibration",
+                               json_pack("{s:I, s:I, s:s, s:b, s:f}", "tokens",
+                                         (json_int_t)(f->n_windows * f->seq), "window",
+                                         (json_int_t)f->seq, "layer_sparsity",
+                                         layer_sparsity_name(o->layers.rule), "refine", o->refine,
+                                         "damping", o->solver.damping));
 }
 
 /* Only what the file was made from and how: nothing that differs from run to run. */
@@ -277,7 +299,7 @@ static pdvm_status write_metadata(struct conversion *c, pdvm_error *err) {
             failed |= json_object_set_new(o, "sparsity", json_real(plan->general.sparsity));
         failed |= json_object_set_new(o, "scope", json_string(prune_scope_name(c->scope)));
     }
-    if (c->method->calibration) failed |= add_calibration(c, o);
+    if (c->calibrates) failed |= add_calibration(c, o);
     for (size_t i = 0; i < plan->n_rules; i++)
         failed |= json_array_append_new(rules, json_string(plan->rules[i].text));
     failed |= json_object_set_new(o, "layers", rules);
@@ -320,7 +342,7 @@ static pdvm_status write_all(struct conversion *c, pdvm_error *err) {
 }
 
 static pdvm_status calibrate(struct conversion *c, const char *output, pdvm_error *err) {
-    if (!c->method->calibration) return PDVM_OK;
+    if (!c->calibrates) return PDVM_OK;
     PD_TRY(calibrated_run(c->source, output, c->options, c->method, c->scope, c->threads,
                           &c->calibrated, err));
     c->result->calibration = c->calibrated.facts;
@@ -361,6 +383,7 @@ pdvm_status convert_model(const char *source, const char *output,
                           pdvm_error *err) {
     struct conversion c = {.options = options, .result = out};
     c.method = options->method ? options->method : prune_method_at(0);
+    c.calibrates = c.method->calibration || options->calibration.refine;
     c.scope = options->scope == PRUNE_SCOPE_DEFAULT ? c.method->scope : options->scope;
     out->report.pruned = c.method->has_sparsity;
     PD_TRY(source_open(source, &c.source, err));
