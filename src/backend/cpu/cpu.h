@@ -77,11 +77,24 @@ struct cpu_act {
 typedef void (*cpu_product_fn)(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
                                const struct cpu_act *act, uint32_t n, float *out, int64_t stride);
 
+struct cpu_batch_kernels;
+struct cpu_attention_kernels;
+
 /** Kernels for one instruction set. */
 struct cpu_kernels {
     const char *name;
     bool (*supported)(void);
     cpu_product_fn product[CPU_N_KINDS][2]; /* [kind][dense] */
+    /**
+     * Writes the codes (zeros included; LUT4: table entries) of a tile's rows r and the columns of
+     * blocks [block0, block1), in their natural order, to out[r * stride]. INT8 and LUT4.
+     */
+    void (*expand)(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
+                   int8_t *out);
+    /** The same for the other kinds: all columns of a tile, scales multiplied in. */
+    void (*expand_float)(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride);
+    const struct cpu_batch_kernels *batch;         /**< products of many tokens, see batch.h */
+    const struct cpu_attention_kernels *attention; /**< see attention.h */
     /** out[i] = x[i] / rms(x) * weight[i] */
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
     /** Quantises x[n] to out[n] and returns the scale; NaN if x is not finite. */
@@ -95,6 +108,9 @@ struct cpu_kernels {
 extern const struct cpu_kernels cpu_kernels_scalar;
 #ifdef PDVM_HAVE_AVX512
 extern const struct cpu_kernels cpu_kernels_avx512;
+#endif
+#ifdef PDVM_HAVE_AMX
+extern const struct cpu_kernels cpu_kernels_amx; /* avx512 but for batches */
 #endif
 
 /** The table of that name, or the best for "auto"; NULL and an error if this machine lacks it. */
@@ -165,14 +181,29 @@ void cpu_kv_store(struct backend_kv *kv, uint32_t layer, bool value, uint32_t he
 struct cpu_worker {
     struct cpu_act act; /* [1] for single-token passes */
     float *normed;      /* [hidden_size] */
-    float *products;    /* [2][max_batch][PRODUCT_TILES * 4] gate and up */
+    float *products;    /* [max_batch][PANEL_MAX_ROWS] */
+    void *panel;        /* [panel_bytes] expanded weights */
+    int16_t *codes;     /* [16][widest vector] activations that are to be packed */
+    float *attn;        /* attention of batches */
     float *q;           /* [head_dim] a rotated query */
     float *q_sink;      /* the same, rotated for the sinks */
     float *k;           /* [head_dim] */
     float *acc;         /* [head_dim] */
 };
 
-/** Tiles of gate and of up that are computed before they are combined. */
+/** Most rows that are expanded for a batch, and that a phase computes before it uses the results. */
+#define PANEL_MAX_ROWS 256
+
+/** A batch's activations, packed in token tiles of 16. */
+struct cpu_batch_acts {
+    uint8_t *packed; /* [token tiles][tile_bytes] */
+    size_t tile_bytes;
+    float *scales;   /* [token tiles][16] */
+    const float **x; /* [max_batch] */
+    int digits;      /* 2: 16-bit integers; 1: 8-bit ones */
+};
+
+/** Tiles of up that are computed for a few tokens before they meet the gate. */
 #define PRODUCT_TILES 8
 
 /* Rows of x, normed, attn and hidden are padded with zeros to whole blocks, as products read them. */
@@ -184,7 +215,9 @@ struct cpu_backend {
     const struct plan *plan;
     int64_t *splits;            /* [n_phases][n_workers + 1] tiles, see phase_split */
     struct cpu_worker *workers; /* [n_workers] */
-    struct cpu_act *acts;       /* [max_batch]: shared, for passes of several tokens */
+    struct cpu_act *acts;       /* [max_batch]: shared, for passes of a few tokens */
+    struct cpu_batch_acts batch; /* shared, for passes of many tokens */
+    size_t panel_bytes;
     float *normed;              /* [max_batch][hidden_size] */
     float *x;                   /* [max_batch][hidden_size] residual stream */
     float *q;                   /* [max_batch][n_heads * head_dim] */
@@ -194,7 +227,7 @@ struct cpu_backend {
     float *hidden;              /* [max_batch][intermediate_size] */
     float *rope;                /* [max_batch][2][head_dim / 2] cos, sin */
     float *rope_sink;           /* [2][head_dim / 2] of minus the dropped positions */
-    float *partial;             /* attention pieces: [pieces][max_batch][n_heads][head_dim + 2] */
+    float *partial;             /* attention pieces: [pieces][n_heads][head_dim + 2], or workers' */
     size_t partial_capacity;    /* floats */
     atomic_uint *merge;         /* [n_kv_heads] pieces that have arrived */
     void **allocations;         /* everything above, for destroy */

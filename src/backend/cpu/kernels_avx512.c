@@ -5,7 +5,8 @@
  * bytes, widened to 16 bits and multiplied with 16-bit activations by vpdpwssd. Every function
  * adds in the order that cpu.h promises, so the results equal the scalar kernels' bit for bit.
  */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/attention.h"
+#include "backend/cpu/batch.h"
 
 #include <immintrin.h>
 #include <math.h>
@@ -80,6 +81,37 @@ ALWAYS_INLINE __m512i next_codes(struct cursor *c, enum cpu_kind kind, bool dens
         c->high += n;
     }
     return dense ? v : expand_bytes(*mask, v);
+}
+
+ALWAYS_INLINE void expand_tile(const struct cpu_matrix *m, int64_t tile, enum cpu_kind kind,
+                               bool dense, int64_t block0, int64_t block1, int8_t *out,
+                               int64_t stride) {
+    const uint64_t *masks = dense ? NULL : m->masks + tile * m->n_blocks * TILE_ROWS;
+    const uint8_t *values = m->values + m->offsets[tile];
+    struct cursor cursor = {values, values};
+    const __m512i table = kind == CPU_LUT4 ? _mm512_load_si512(m->table4) : _mm512_setzero_si512();
+    for (int64_t block = 0; block < block1; block++) {
+        _mm_prefetch((const char *)cursor.low + PREFETCH_BYTES, _MM_HINT_T0);
+#pragma GCC unroll 4
+        for (int r = 0; r < TILE_ROWS; r++) {
+            const uint64_t *mask = dense ? NULL : masks + block * TILE_ROWS + r;
+            __m512i w = next_codes(&cursor, kind, dense, r, mask, table);
+            if (block >= block0)
+                _mm512_storeu_si512(out + r * stride + (block - block0) * BLOCK_COLS, w);
+        }
+    }
+}
+
+static void expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
+                   int8_t *out, int64_t stride) {
+    if (m->kind == CPU_INT8 && m->dense)
+        expand_tile(m, tile, CPU_INT8, true, block0, block1, out, stride);
+    else if (m->kind == CPU_INT8)
+        expand_tile(m, tile, CPU_INT8, false, block0, block1, out, stride);
+    else if (m->dense)
+        expand_tile(m, tile, CPU_LUT4, true, block0, block1, out, stride);
+    else
+        expand_tile(m, tile, CPU_LUT4, false, block0, block1, out, stride);
 }
 
 /* The same as 16-bit integers: columns 0 to 31 of the block, and 32 to 63. */
@@ -224,6 +256,37 @@ ALWAYS_INLINE __m512 next_values(const uint8_t **p, enum cpu_kind kind, bool den
     if (!dense) h = _mm256_maskz_expand_epi16(mask, h);
     if (kind == CPU_F16) return _mm512_cvtph_ps(h);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+ALWAYS_INLINE void expand_float_tile(const struct cpu_matrix *m, int64_t tile, enum cpu_kind kind,
+                                     float *out, int64_t stride) {
+    const uint64_t *masks = m->dense ? NULL : m->masks + tile * m->n_blocks * TILE_ROWS;
+    const float *scales = m->scales ? m->scales + tile * m->n_groups * TILE_ROWS : NULL;
+    const uint8_t *p = m->values + m->offsets[tile];
+    for (int64_t block = 0; block < m->n_blocks; block++) {
+        _mm_prefetch((const char *)p + PREFETCH_BYTES, _MM_HINT_T0);
+        for (int r = 0; r < TILE_ROWS; r++) {
+            uint64_t mask = m->dense ? ~(uint64_t)0 : masks[block * TILE_ROWS + r];
+            for (int i = 0; i < 4; i++) {
+                int64_t column = block * BLOCK_COLS + 16 * i;
+                float scale = 1;
+                if (kind == CPU_LUT8)
+                    scale = scales[(m->group ? column / m->group : 0) * TILE_ROWS + r];
+                __m512 w = next_values(&p, kind, false, (__mmask16)(mask >> (16 * i)), m->table,
+                                       scale);
+                _mm512_storeu_ps(out + r * stride + column, w);
+            }
+        }
+    }
+}
+
+static void expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride) {
+    switch (m->kind) {
+    case CPU_F32: expand_float_tile(m, tile, CPU_F32, out, stride); break;
+    case CPU_BF16: expand_float_tile(m, tile, CPU_BF16, out, stride); break;
+    case CPU_F16: expand_float_tile(m, tile, CPU_F16, out, stride); break;
+    default: expand_float_tile(m, tile, CPU_LUT8, out, stride); break;
+    }
 }
 
 ALWAYS_INLINE void float_products_of_tile(const struct cpu_matrix *m, int64_t tile,
@@ -398,17 +461,25 @@ ROW_KERNELS(f32, PDVM_KV_F32)
 ROW_KERNELS(f16, PDVM_KV_F16)
 ROW_KERNELS(i8, PDVM_KV_INT8)
 
+#define AVX512_KERNELS                                                                             \
+    .product = {[CPU_INT8] = {int8_bitmap, int8_dense},                                            \
+                [CPU_LUT4] = {lut4_bitmap, lut4_dense},                                            \
+                [CPU_F32] = {f32_bitmap, f32_dense},                                               \
+                [CPU_BF16] = {bf16_bitmap, bf16_dense},                                            \
+                [CPU_F16] = {f16_bitmap, f16_dense},                                               \
+                [CPU_LUT8] = {lut8_bitmap, lut8_dense}},                                           \
+    .attention = &cpu_attention_avx512, .expand = expand, .expand_float = expand_float, .rms_norm = rms_norm, .quantise = quantise,    \
+    .dot = {[PDVM_KV_F32] = dot_f32, [PDVM_KV_F16] = dot_f16, [PDVM_KV_INT8] = dot_i8},            \
+    .add_scaled = {[PDVM_KV_F32] = add_f32, [PDVM_KV_F16] = add_f16, [PDVM_KV_INT8] = add_i8}
+
 const struct cpu_kernels cpu_kernels_avx512 = {
-    .name = "avx512",
-    .supported = supported,
-    .product = {[CPU_INT8] = {int8_bitmap, int8_dense},
-                [CPU_LUT4] = {lut4_bitmap, lut4_dense},
-                [CPU_F32] = {f32_bitmap, f32_dense},
-                [CPU_BF16] = {bf16_bitmap, bf16_dense},
-                [CPU_F16] = {f16_bitmap, f16_dense},
-                [CPU_LUT8] = {lut8_bitmap, lut8_dense}},
-    .rms_norm = rms_norm,
-    .quantise = quantise,
-    .dot = {[PDVM_KV_F32] = dot_f32, [PDVM_KV_F16] = dot_f16, [PDVM_KV_INT8] = dot_i8},
-    .add_scaled = {[PDVM_KV_F32] = add_f32, [PDVM_KV_F16] = add_f16, [PDVM_KV_INT8] = add_i8},
-};
+    .name = "avx512", .supported = supported, .batch = &cpu_batch_avx512, AVX512_KERNELS};
+
+#ifdef PDVM_HAVE_AMX
+static bool supported_with_amx(void) {
+    return supported() && cpu_amx_supported();
+}
+
+const struct cpu_kernels cpu_kernels_amx = {
+    .name = "amx", .supported = supported_with_amx, .batch = &cpu_batch_amx, AVX512_KERNELS};
+#endif

@@ -1,5 +1,6 @@
 /* The reference kernels, in plain C. They add in the order that cpu.h promises. */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/attention.h"
+#include "backend/cpu/batch.h"
 #include "base/half.h"
 
 #include <float.h>
@@ -38,6 +39,18 @@ static void expand_codes(const struct cpu_matrix *m, struct stream *s, uint64_t 
             out[__builtin_ctzll(mask)] = (int8_t)code;
     }
     s->p[high] = p;
+}
+
+/* A stream is read from its beginning, so blocks in front of block0 cost the bits of their masks. */
+static void expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
+                   int8_t *out, int64_t stride) {
+    struct stream s = stream_open(m, tile);
+    for (int64_t block = 0; block < block1; block++)
+        for (int r = 0; r < TILE_ROWS; r++) {
+            int8_t w[BLOCK_COLS];
+            expand_codes(m, &s, block_mask(m, tile, block, r), r, w);
+            if (block >= block0) memcpy(out + r * stride + (block - block0) * BLOCK_COLS, w, 64);
+        }
 }
 
 /* Adds a block's products to 16 lanes: lane l of half h takes columns 32 h + 2 l and 2 l + 1. */
@@ -104,6 +117,29 @@ static float entry_value(const struct cpu_matrix *m, const uint8_t *p, float sca
     }
 }
 
+/* The scale of column c of a block; 1 for kinds without scales. */
+static float entry_scale(const struct cpu_matrix *m, int64_t tile, int64_t block, int r, int c) {
+    if (!m->scales) return 1;
+    int64_t g = m->group ? (block * BLOCK_COLS + c) / m->group : 0;
+    return m->scales[(tile * m->n_groups + g) * TILE_ROWS + r];
+}
+
+static void expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride) {
+    size_t size = m->kind == CPU_F32 ? 4 : m->kind == CPU_LUT8 ? 1 : 2;
+    const uint8_t *p = m->values + m->offsets[tile];
+    for (int64_t block = 0; block < m->n_blocks; block++) {
+        for (int r = 0; r < TILE_ROWS; r++) {
+            float *w = out + r * stride + block * BLOCK_COLS;
+            uint64_t mask = block_mask(m, tile, block, r);
+            memset(w, 0, BLOCK_COLS * sizeof *w);
+            for (; mask; mask &= mask - 1, p += size) {
+                int c = __builtin_ctzll(mask);
+                w[c] = entry_value(m, p, entry_scale(m, tile, block, r, c));
+            }
+        }
+    }
+}
+
 static void product_float(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
                           const struct cpu_act *act, uint32_t n, float *out, int64_t stride) {
     size_t size = m->kind == CPU_F32 ? 4 : m->kind == CPU_LUT8 ? 1 : 2;
@@ -117,11 +153,7 @@ static void product_float(const struct cpu_matrix *m, int64_t tile0, int64_t til
                     uint64_t mask = block_mask(m, tile, block, r);
                     for (; mask; mask &= mask - 1, p += size) {
                         int c = __builtin_ctzll(mask);
-                        float scale = 1;
-                        if (m->scales) {
-                            int64_t g = m->group ? (block * BLOCK_COLS + c) / m->group : 0;
-                            scale = m->scales[(tile * m->n_groups + g) * TILE_ROWS + r];
-                        }
+                        float scale = entry_scale(m, tile, block, r, c);
                         lanes[r][c % 16] += entry_value(m, p, scale) * x[c];
                     }
                 }
@@ -204,6 +236,10 @@ const struct cpu_kernels cpu_kernels_scalar = {
                 [CPU_BF16] = {product_float, product_float},
                 [CPU_F16] = {product_float, product_float},
                 [CPU_LUT8] = {product_float, product_float}},
+    .expand = expand,
+    .expand_float = expand_float,
+    .batch = &cpu_batch_scalar,
+    .attention = &cpu_attention_scalar,
     .rms_norm = rms_norm,
     .quantise = quantise,
     .dot = {[PDVM_KV_F32] = dot_f32, [PDVM_KV_F16] = dot_f16, [PDVM_KV_INT8] = dot_i8},

@@ -1,5 +1,6 @@
 /* The bodies of a token's phases, as one of several workers runs them. */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/attention.h"
+#include "backend/cpu/batch.h"
 #include "base/checked.h"
 
 #include <math.h>
@@ -15,45 +16,93 @@ static void phase_range(const struct cpu_backend *b, const struct phase *phase, 
     *end = split[worker + 1];
 }
 
+/* Whether so many tokens are multiplied with panels of expanded weights. */
+static bool is_batch(const struct cpu_backend *b, uint32_t n) {
+    return n >= b->kernels->batch->min_tokens;
+}
+
+/* Products with what prepare() has prepared for n tokens. */
 static void product(const struct cpu_backend *b, const struct backend_matrix *m, int64_t tile0,
-                    int64_t tile1, const struct cpu_act *act, uint32_t n, float *out,
+                    int64_t tile1, uint32_t n, const struct cpu_act *act, int worker, float *out,
                     int64_t stride) {
     const struct cpu_matrix *p = m->packed;
-    b->kernels->product[p->kind][p->dense](p, tile0, tile1, act, n, out, stride);
+    if (is_batch(b, n))
+        cpu_batch_product(b->kernels, p, tile0, tile1, &b->batch, n, b->workers[worker].panel,
+                          b->panel_bytes, out, stride);
+    else
+        b->kernels->product[p->kind][p->dense](p, tile0, tile1, act, n, out, stride);
+}
+
+static bool takes_integers(const struct phase *phase) {
+    for (int i = 0; i < 3; i++)
+        if (phase->w[i] && cpu_kind_is_integer(phase->w[i]->packed->kind)) return true;
+    return false;
 }
 
 /* Brings one vector into the form(s) that the phase's matrices multiply. */
 static void prepare_one(const struct cpu_backend *b, const struct phase *phase, const float *in,
-                        int64_t n, const float *norm, float *normed, struct cpu_act *act) {
-    if (norm) {
-        b->kernels->rms_norm(in, norm, n, b->plan->rms_norm_eps, normed);
+                        int64_t n, float *normed, struct cpu_act *act) {
+    if (phase->norm) {
+        b->kernels->rms_norm(in, phase->norm, n, b->plan->rms_norm_eps, normed);
         in = normed;
     }
     act->x = (float *)(uintptr_t)in; /* all vectors are zero up to a multiple of 64 */
-    bool integer = false;
-    for (int i = 0; i < 3; i++)
-        if (phase->w[i]) integer |= cpu_kind_is_integer(phase->w[i]->packed->kind);
-    if (!integer) return;
+    if (!takes_integers(phase)) return;
     act->scale = b->kernels->quantise(in, n, act->q);
     size_t padded = pd_round_up((size_t)n, BLOCK_COLS);
     memset(act->q + n, 0, (padded - (size_t)n) * sizeof *act->q);
 }
 
+/* The same for 16 vectors at a time, shared out among the workers. */
+static void prepare_batch(struct cpu_backend *b, const struct phase *phase, const float *in,
+                          size_t stride, int64_t n, uint32_t count, int worker, int n_workers) {
+    size_t width = pd_round_up(b->plan->hidden_size, BLOCK_COLS);
+    for (uint32_t tile = (uint32_t)worker; tile * BATCH_TOKENS < count;
+         tile += (uint32_t)n_workers) {
+        uint32_t first = tile * BATCH_TOKENS;
+        uint32_t tokens = count - first < BATCH_TOKENS ? count - first : BATCH_TOKENS;
+        const float *x = in + first * stride;
+        size_t x_stride = stride;
+        if (phase->norm) {
+            float *normed = b->normed + first * width;
+            for (uint32_t t = 0; t < tokens; t++)
+                b->kernels->rms_norm(x + t * stride, phase->norm, n, b->plan->rms_norm_eps,
+                                     normed + t * width);
+            x = normed;
+            x_stride = width;
+        }
+        for (uint32_t t = 0; t < tokens; t++) b->batch.x[first + t] = x + t * x_stride;
+        if (takes_integers(phase))
+            cpu_batch_pack(b->kernels, &b->batch, tile, x, x_stride, n, tokens,
+                           b->workers[worker].codes);
+    }
+}
+
+/* Prepares `count` vectors, `stride` floats apart, shared out among the workers. */
+static void prepare_shared(struct cpu_backend *b, const struct phase *phase, const float *in,
+                           size_t stride, int64_t n, uint32_t count, int worker, int n_workers) {
+    size_t width = pd_round_up(b->plan->hidden_size, BLOCK_COLS);
+    if (is_batch(b, count)) {
+        prepare_batch(b, phase, in, stride, n, count, worker, n_workers);
+        return;
+    }
+    for (uint32_t t = (uint32_t)worker; t < count; t += (uint32_t)n_workers)
+        prepare_one(b, phase, in + t * stride, n, b->normed + t * width, &b->acts[t]);
+}
+
 /*
- * Prepares `count` vectors, `stride` floats apart. For one token every worker does it for itself:
- * that is cheaper than a barrier. Several tokens are shared out.
+ * The same for all workers to use. One token every worker prepares for itself: that is cheaper than
+ * a barrier.
  */
 static const struct cpu_act *prepare(struct cpu_backend *b, const struct phase *phase,
                                      const float *in, size_t stride, int64_t n, uint32_t count,
                                      int worker, int n_workers) {
-    size_t width = pd_round_up(b->plan->hidden_size, BLOCK_COLS);
     if (count == 1) {
         struct cpu_worker *w = &b->workers[worker];
-        prepare_one(b, phase, in, n, phase->norm, w->normed, &w->act);
+        prepare_one(b, phase, in, n, w->normed, &w->act);
         return &w->act;
     }
-    for (uint32_t t = (uint32_t)worker; t < count; t += (uint32_t)n_workers)
-        prepare_one(b, phase, in + t * stride, n, phase->norm, b->normed + t * width, &b->acts[t]);
+    prepare_shared(b, phase, in, stride, n, count, worker, n_workers);
     pd_threads_barrier(b->threads);
     return b->acts;
 }
@@ -68,9 +117,12 @@ static void embed(struct cpu_backend *b, const struct batch *batch, const struct
 static void norm_step(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
                       int worker, int n_workers) {
     size_t width = pd_round_up(b->plan->hidden_size, BLOCK_COLS);
-    for (uint32_t t = (uint32_t)worker; t < batch->n_tokens; t += (uint32_t)n_workers)
-        prepare_one(b, phase, b->x + t * width, b->plan->hidden_size, phase->norm,
-                    b->normed + t * width, &b->acts[t]);
+    prepare_shared(b, phase, b->x, width, b->plan->hidden_size, batch->n_tokens, worker, n_workers);
+}
+
+/* Tiles whose products are computed before they are used. */
+static int64_t chunk_tiles(const struct cpu_backend *b, uint32_t n) {
+    return is_batch(b, n) ? PANEL_MAX_ROWS / TILE_ROWS : PRODUCT_TILES;
 }
 
 static void add_bias(const float *bias, int64_t n, uint32_t n_tokens, float *out, int64_t stride) {
@@ -98,7 +150,7 @@ static void qkv(struct cpu_backend *b, const struct batch *batch, const struct c
         int64_t row = tile0 * TILE_ROWS, rows = i == 0 ? q_rows : kv_rows;
         base += n_tiles;
         if (tile0 >= tile1) continue;
-        product(b, phase->w[i], tile0, tile1, act, batch->n_tokens, outs[i] + row, rows);
+        product(b, phase->w[i], tile0, tile1, batch->n_tokens, act, worker, outs[i] + row, rows);
         if (!phase->bias[i]) continue;
         int64_t n = (tile1 * TILE_ROWS < rows ? tile1 * TILE_ROWS : rows) - row;
         add_bias(phase->bias[i] + row, n, batch->n_tokens, outs[i] + row, rows);
@@ -114,23 +166,19 @@ static void add_projection(struct cpu_backend *b, const struct batch *batch,
     const struct cpu_matrix *m = phase->w[0]->packed;
     size_t width = pd_round_up(b->plan->hidden_size, BLOCK_COLS);
     float *out = b->workers[worker].products;
-    const int64_t stride = PRODUCT_TILES * TILE_ROWS;
+    const int64_t step = chunk_tiles(b, batch->n_tokens), stride = step * TILE_ROWS;
     int64_t begin, end;
     phase_range(b, phase, worker, n_workers, &begin, &end);
-    for (int64_t tile = begin; tile < end; tile += PRODUCT_TILES) {
-        int64_t last = tile + PRODUCT_TILES < end ? tile + PRODUCT_TILES : end;
+    for (int64_t tile = begin; tile < end; tile += step) {
+        int64_t last = tile + step < end ? tile + step : end;
         int64_t row = tile * TILE_ROWS;
         int64_t rows = (last * TILE_ROWS < m->rows ? last * TILE_ROWS : m->rows) - row;
-        product(b, phase->w[0], tile, last, act, batch->n_tokens, out, stride);
+        product(b, phase->w[0], tile, last, batch->n_tokens, act, worker, out, stride);
         if (phase->bias[0]) add_bias(phase->bias[0] + row, rows, batch->n_tokens, out, stride);
         for (uint32_t t = 0; t < batch->n_tokens; t++)
             for (int64_t r = 0; r < rows; r++)
                 b->x[t * width + (size_t)(row + r)] += out[t * stride + r];
     }
-}
-
-static float silu(float x) {
-    return x / (1.0f + expf(-x));
 }
 
 static void gate_up(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
@@ -140,22 +188,22 @@ static void gate_up(struct cpu_backend *b, const struct batch *batch, const stru
     size_t hidden_width = pd_round_up(plan->intermediate_size, BLOCK_COLS);
     const struct cpu_act *act =
         prepare(b, phase, b->x, width, plan->hidden_size, batch->n_tokens, worker, n_workers);
-    const int64_t stride = PRODUCT_TILES * TILE_ROWS;
-    float *gate = b->workers[worker].products;
-    float *up = gate + plan->max_batch * stride;
+    const int64_t step = chunk_tiles(b, batch->n_tokens), stride = step * TILE_ROWS;
+    float *up = b->workers[worker].products;
     int64_t begin, end;
     phase_range(b, phase, worker, n_workers, &begin, &end);
-    for (int64_t tile = begin; tile < end; tile += PRODUCT_TILES) {
-        int64_t last = tile + PRODUCT_TILES < end ? tile + PRODUCT_TILES : end;
+    for (int64_t tile = begin; tile < end; tile += step) {
+        int64_t last = tile + step < end ? tile + step : end;
         int64_t row = tile * TILE_ROWS;
         int64_t stop = last * TILE_ROWS;
         if (stop > plan->intermediate_size) stop = plan->intermediate_size;
-        product(b, phase->w[0], tile, last, act, batch->n_tokens, gate, stride);
-        product(b, phase->w[1], tile, last, act, batch->n_tokens, up, stride);
+        float *gate = b->hidden + row;
+        product(b, phase->w[0], tile, last, batch->n_tokens, act, worker, gate,
+                (int64_t)hidden_width);
+        product(b, phase->w[1], tile, last, batch->n_tokens, act, worker, up, stride);
         for (uint32_t t = 0; t < batch->n_tokens; t++)
-            for (int64_t r = 0; r < stop - row; r++)
-                b->hidden[t * hidden_width + (size_t)(row + r)] =
-                    silu(gate[t * stride + r]) * up[t * stride + r];
+            b->kernels->attention->silu_mul(gate + t * hidden_width, up + t * stride, stop - row,
+                                            gate + t * hidden_width);
     }
 }
 
@@ -169,8 +217,8 @@ static void head(struct cpu_backend *b, const struct batch *batch, const struct 
     int64_t begin, end;
     phase_range(b, phase, worker, n_workers, &begin, &end);
     if (begin < end)
-        product(b, phase->w[0], begin, end, act, batch->n_logits, batch->logits + begin * TILE_ROWS,
-                b->plan->n_vocab);
+        product(b, phase->w[0], begin, end, batch->n_logits, act, worker,
+                batch->logits + begin * TILE_ROWS, b->plan->n_vocab);
 }
 
 void cpu_step_run(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
