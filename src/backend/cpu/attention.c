@@ -45,13 +45,11 @@ static void prepare_head(const struct cpu_backend *b, const float *in, const flo
     attn_rotate(in, cos, cos + d / 2, d, out);
 }
 
-void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
-                   int worker, int n_workers) {
+/* Heads [begin, end) of all tokens' q and k, counted token by token. */
+static void rotate_heads(struct cpu_backend *b, const struct phase *phase, size_t begin,
+                         size_t end) {
     const struct plan *plan = b->plan;
     uint32_t d = plan->head_dim, heads = plan->n_heads + plan->n_kv_heads;
-    size_t n = (size_t)batch->n_tokens * heads;
-    size_t begin = n * (size_t)worker / (size_t)n_workers;
-    size_t end = n * (size_t)(worker + 1) / (size_t)n_workers;
     for (size_t i = begin; i < end; i++) {
         uint32_t t = (uint32_t)(i / heads), head = (uint32_t)(i % heads);
         bool key = head >= plan->n_heads;
@@ -59,6 +57,14 @@ void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, const struc
                          : b->q + ((size_t)t * plan->n_heads + head) * d;
         prepare_head(b, row, phase->head_norm[key], t, row);
     }
+}
+
+void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
+                   int worker, int n_workers) {
+    size_t n = (size_t)batch->n_tokens * (b->plan->n_heads + b->plan->n_kv_heads);
+    struct pd_share share = pd_share_items(b->threads, worker, n_workers, (int64_t)n, 1);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        rotate_heads(b, phase, (size_t)begin, (size_t)end);
 }
 
 /* ---- what a token sees ----------------------------------------------------------------- */
@@ -218,47 +224,56 @@ static void attend_piece(struct cpu_backend *b, const struct batch *batch,
     }
 }
 
+/* One kv head's share of one piece; the last of its pieces to be done joins them. */
+static void attn_item(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
+                      int worker, uint32_t kv_head, uint32_t first, uint32_t piece,
+                      uint32_t n_pieces) {
+    const struct plan *plan = b->plan;
+    const uint32_t group = plan->n_heads / plan->n_kv_heads;
+    struct attn_spans spans = attn_visible(batch, step->phase->window, 0);
+    attend_piece(b, batch, step, &b->workers[worker], &spans, kv_head, piece);
+    if (n_pieces == 1) return;
+    unsigned arrived = atomic_fetch_add_explicit(&b->merge[kv_head], 1, memory_order_acq_rel) + 1;
+    if (arrived < n_pieces) return;
+    if (!attn_in_one_piece(&spans))
+        for (uint32_t head = kv_head * group; head < (kv_head + 1) * group; head++)
+            attn_merge(&spans, partial_of(b, first, head),
+                       (size_t)plan->n_heads * (plan->head_dim + 2), first, plan->head_dim,
+                       attn_out(b, 0, head));
+    atomic_store_explicit(&b->merge[kv_head], 0, memory_order_relaxed);
+}
+
 /* Several tokens: first all of their rows are stored, then all of them attend. */
 static void attend_batch(struct cpu_backend *b, const struct batch *batch,
                          const struct cpu_step *step, int worker, int n_workers) {
     const struct plan *plan = b->plan;
-    if (!step->prepared) cpu_rope_step(b, batch, step->phase, worker, n_workers);
-    if (!step->prepared) pd_threads_barrier(b->threads);
-    for (uint32_t i = (uint32_t)worker; i < batch->n_tokens * plan->n_kv_heads;
-         i += (uint32_t)n_workers)
-        store(b, batch, step->phase, i / plan->n_kv_heads, i % plan->n_kv_heads,
-              b->k + (size_t)i * plan->head_dim);
+    if (!step->prepared) {
+        cpu_rope_step(b, batch, step->phase, worker, n_workers);
+        pd_threads_barrier(b->threads);
+    }
+    int64_t n = (int64_t)batch->n_tokens * plan->n_kv_heads;
+    struct pd_share share = pd_share_items(b->threads, worker, n_workers, n, 1);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        for (int64_t i = begin; i < end; i++)
+            store(b, batch, step->phase, (uint32_t)(i / plan->n_kv_heads),
+                  (uint32_t)(i % plan->n_kv_heads), b->k + i * plan->head_dim);
     pd_threads_barrier(b->threads);
     attn_batch(b, batch, step->phase, worker, n_workers);
 }
 
 void cpu_attn_step(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
                    int worker, int n_workers) {
-    const struct plan *plan = b->plan;
-    const uint32_t group = plan->n_heads / plan->n_kv_heads;
     if (batch->n_tokens > 1) {
         attend_batch(b, batch, step, worker, n_workers);
         return;
     }
-    struct attn_spans spans = attn_visible(batch, step->phase->window, 0);
     uint32_t first, pieces;
     attn_pass_pieces(batch, step->phase->window, &first, &pieces);
     if (pieces == 0) return; /* cannot be, but analysers don't see it */
-    size_t n = (size_t)plan->n_kv_heads * pieces;
-    size_t begin = n * (size_t)worker / (size_t)n_workers;
-    size_t end = n * (size_t)(worker + 1) / (size_t)n_workers;
-    for (size_t i = begin; i < end; i++) {
-        uint32_t kv_head = (uint32_t)(i / pieces), piece = first + (uint32_t)(i % pieces);
-        attend_piece(b, batch, step, &b->workers[worker], &spans, kv_head, piece);
-        if (pieces == 1) continue;
-        unsigned arrived =
-            atomic_fetch_add_explicit(&b->merge[kv_head], 1, memory_order_acq_rel) + 1;
-        if (arrived < pieces) continue;
-        if (!attn_in_one_piece(&spans))
-            for (uint32_t head = kv_head * group; head < (kv_head + 1) * group; head++)
-                attn_merge(&spans, partial_of(b, first, head),
-                           (size_t)plan->n_heads * (plan->head_dim + 2), first, plan->head_dim,
-                           attn_out(b, 0, head));
-        atomic_store_explicit(&b->merge[kv_head], 0, memory_order_relaxed);
-    }
+    int64_t n = (int64_t)b->plan->n_kv_heads * pieces;
+    struct pd_share share = pd_share_items(b->threads, worker, n_workers, n, 1);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        for (int64_t i = begin; i < end; i++)
+            attn_item(b, batch, step, worker, (uint32_t)(i / pieces), first,
+                      first + (uint32_t)(i % pieces), pieces);
 }

@@ -219,18 +219,24 @@ void attn_batch(struct cpu_backend *b, const struct batch *batch, const struct p
     attn_pass_pieces(batch, phase->window, &first, &pieces);
     open_work(&w, b->workers[worker].attn, b->partial + (size_t)worker * pieces *
               attn_batch_partial(plan->head_dim), plan->head_dim);
-    /* Later tokens see more: taking turns, every worker gets as many early as late ones. */
-    for (uint32_t i = (uint32_t)worker; i < blocks * plan->n_kv_heads * parts;
-         i += (uint32_t)n_workers) {
-        uint32_t block = i / (plan->n_kv_heads * parts), head = i % (plan->n_kv_heads * parts);
-        struct item it = {.batch = batch,
-                          .phase = phase,
-                          .kv_head = head / parts,
-                          .head0 = head / parts * group + head % parts * heads,
-                          .token0 = block * tokens};
-        uint32_t heads_left = (it.kv_head + 1) * group - it.head0;
-        it.n_heads = heads_left < heads ? heads_left : heads;
-        it.n_tokens = batch->n_tokens - it.token0 < tokens ? batch->n_tokens - it.token0 : tokens;
-        attend_item(b, &it, &w, first, pieces);
+    /* Head after head, so that every worker gets early tokens and late ones, which see more; the late
+     * ones first, so that what is shared out last is little. */
+    struct pd_share share = pd_share_items(b->threads, worker, n_workers,
+                                           (int64_t)blocks * plan->n_kv_heads * parts, 1);
+    for (int64_t from, to; pd_share_next(&share, &from, &to);) {
+        for (int64_t i = from; i < to; i++) {
+            uint32_t part = (uint32_t)(i / blocks);
+            uint32_t block = blocks - 1 - (uint32_t)(i % blocks);
+            struct item it = {.batch = batch,
+                              .phase = phase,
+                              .kv_head = part / parts,
+                              .head0 = part / parts * group + part % parts * heads,
+                              .token0 = block * tokens};
+            uint32_t heads_left = (it.kv_head + 1) * group - it.head0;
+            uint32_t tokens_left = batch->n_tokens - it.token0;
+            it.n_heads = heads_left < heads ? heads_left : heads;
+            it.n_tokens = tokens_left < tokens ? tokens_left : tokens;
+            attend_item(b, &it, &w, first, pieces);
+        }
     }
 }

@@ -6,19 +6,20 @@
 #include <math.h>
 #include <string.h>
 
-/* This worker's tiles of the phase's matrices, counted through all of them one after another
- * (gate and up are counted as pairs). */
-static void phase_range(const struct cpu_backend *b, const struct phase *phase, int worker,
-                        int n_workers, int64_t *begin, int64_t *end) {
-    size_t i = (size_t)(phase - b->plan->phases);
-    const int64_t *split = b->splits + i * ((size_t)n_workers + 1);
-    *begin = split[worker];
-    *end = split[worker + 1];
-}
-
 /* Whether so many tokens are multiplied with panels of expanded weights. */
 static bool is_batch(const struct cpu_backend *b, uint32_t n) {
     return n >= b->kernels->batch->min_tokens;
+}
+
+/* Deals out the tiles of the phase's matrices for n tokens, counted through all of them one after
+ * another (gate and up are counted as pairs). */
+static struct pd_share share_tiles(const struct cpu_backend *b, const struct phase *phase,
+                                   uint32_t n, int worker, int n_workers) {
+    size_t i = (size_t)(phase - b->plan->phases);
+    const int64_t *split = b->splits + i * ((size_t)n_workers + 1);
+    int64_t grain = b->grains[i];
+    if (is_batch(b, n) && grain < PANEL_STEP / TILE_ROWS) grain = PANEL_STEP / TILE_ROWS;
+    return pd_share_ranges(b->threads, worker, n_workers, split, grain);
 }
 
 /* Products with what prepare() has prepared for n tokens. */
@@ -53,41 +54,41 @@ static void prepare_one(const struct cpu_backend *b, const struct phase *phase, 
     memset(act->q + n, 0, (padded - (size_t)n) * sizeof *act->q);
 }
 
-/* The same for 16 vectors at a time, shared out among the workers. */
-static void prepare_batch(struct cpu_backend *b, const struct phase *phase, const float *in,
-                          size_t stride, int64_t n, uint32_t count, int worker, int n_workers) {
+/* The same for a token tile of a batch of `count`. */
+static void prepare_tile(struct cpu_backend *b, const struct phase *phase, const float *in,
+                         size_t stride, int64_t n, uint32_t count, uint32_t tile, int worker) {
     size_t width = pd_round_up(b->plan->hidden_size, BLOCK_COLS);
-    for (uint32_t tile = (uint32_t)worker; tile * BATCH_TOKENS < count;
-         tile += (uint32_t)n_workers) {
-        uint32_t first = tile * BATCH_TOKENS;
-        uint32_t tokens = count - first < BATCH_TOKENS ? count - first : BATCH_TOKENS;
-        const float *x = in + first * stride;
-        size_t x_stride = stride;
-        if (phase->norm) {
-            float *normed = b->normed + first * width;
-            for (uint32_t t = 0; t < tokens; t++)
-                b->kernels->rms_norm(x + t * stride, phase->norm, n, b->plan->rms_norm_eps,
-                                     normed + t * width);
-            x = normed;
-            x_stride = width;
-        }
-        for (uint32_t t = 0; t < tokens; t++) b->batch.x[first + t] = x + t * x_stride;
-        if (takes_integers(phase))
-            cpu_batch_pack(b->kernels, &b->batch, tile, x, x_stride, n, tokens,
-                           b->workers[worker].codes);
+    uint32_t first = tile * BATCH_TOKENS;
+    uint32_t tokens = count - first < BATCH_TOKENS ? count - first : BATCH_TOKENS;
+    in += first * stride;
+    if (phase->norm) {
+        float *normed = b->normed + first * width;
+        for (uint32_t t = 0; t < tokens; t++)
+            b->kernels->rms_norm(in + t * stride, phase->norm, n, b->plan->rms_norm_eps,
+                                 normed + t * width);
+        in = normed;
+        stride = width;
     }
+    for (uint32_t t = 0; t < tokens; t++) b->batch.x[first + t] = in + t * stride;
+    if (takes_integers(phase))
+        cpu_batch_pack(b->kernels, &b->batch, tile, in, stride, n, tokens,
+                       b->workers[worker].codes);
 }
 
 /* Prepares `count` vectors, `stride` floats apart, shared out among the workers. */
 static void prepare_shared(struct cpu_backend *b, const struct phase *phase, const float *in,
                            size_t stride, int64_t n, uint32_t count, int worker, int n_workers) {
     size_t width = pd_round_up(b->plan->hidden_size, BLOCK_COLS);
-    if (is_batch(b, count)) {
-        prepare_batch(b, phase, in, stride, n, count, worker, n_workers);
-        return;
-    }
-    for (uint32_t t = (uint32_t)worker; t < count; t += (uint32_t)n_workers)
-        prepare_one(b, phase, in + t * stride, n, b->normed + t * width, &b->acts[t]);
+    bool tiles = is_batch(b, count);
+    int64_t items = tiles ? (count + BATCH_TOKENS - 1) / BATCH_TOKENS : count;
+    struct pd_share share = pd_share_items(b->threads, worker, n_workers, items, 1);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        for (size_t i = (size_t)begin; i < (size_t)end; i++) {
+            if (tiles)
+                prepare_tile(b, phase, in, stride, n, count, (uint32_t)i, worker);
+            else
+                prepare_one(b, phase, in + i * stride, n, b->normed + i * width, &b->acts[i]);
+        }
 }
 
 /*
@@ -130,19 +131,14 @@ static void add_bias(const float *bias, int64_t n, uint32_t n_tokens, float *out
         for (int64_t r = 0; r < n; r++) out[t * stride + r] += bias[r];
 }
 
-static void qkv(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
-                int worker, int n_workers) {
+/* Tiles [begin, end) of q, k and v, counted through all three. */
+static void qkv_tiles(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
+                      const struct cpu_act *act, int worker, int64_t begin, int64_t end) {
     const struct plan *plan = b->plan;
-    const struct phase *phase = step->phase;
-    size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
-    const struct cpu_act *act = step->prepared ? b->acts
-                                               : prepare(b, phase, b->x, width, plan->hidden_size,
-                                                         batch->n_tokens, worker, n_workers);
     float *outs[3] = {b->q, b->k, b->v};
     int64_t q_rows = (int64_t)plan->n_heads * plan->head_dim;
     int64_t kv_rows = (int64_t)plan->n_kv_heads * plan->head_dim;
-    int64_t begin, end, base = 0;
-    phase_range(b, phase, worker, n_workers, &begin, &end);
+    int64_t base = 0;
     for (int i = 0; i < 3; i++) {
         int64_t n_tiles = phase->w[i]->packed->n_tiles;
         int64_t tile0 = begin > base ? begin - base : 0;
@@ -157,18 +153,26 @@ static void qkv(struct cpu_backend *b, const struct batch *batch, const struct c
     }
 }
 
-/* x += W * in (+ bias), for the output and the down projection. */
-static void add_projection(struct cpu_backend *b, const struct batch *batch,
-                           const struct phase *phase, const float *in, size_t in_stride, int64_t n,
-                           int worker, int n_workers) {
-    const struct cpu_act *act =
-        prepare(b, phase, in, in_stride, n, batch->n_tokens, worker, n_workers);
+static void qkv(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
+                int worker, int n_workers) {
+    const struct plan *plan = b->plan;
+    const struct phase *phase = step->phase;
+    size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
+    const struct cpu_act *act = step->prepared ? b->acts
+                                               : prepare(b, phase, b->x, width, plan->hidden_size,
+                                                         batch->n_tokens, worker, n_workers);
+    struct pd_share share = share_tiles(b, phase, batch->n_tokens, worker, n_workers);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        qkv_tiles(b, batch, phase, act, worker, begin, end);
+}
+
+/* Rows of tiles [begin, end) of x += W * in (+ bias). */
+static void add_tiles(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
+                      const struct cpu_act *act, int worker, int64_t begin, int64_t end) {
     const struct cpu_matrix *m = phase->w[0]->packed;
     size_t width = pd_round_up(b->plan->hidden_size, BLOCK_COLS);
     float *out = b->workers[worker].products;
     const int64_t step = chunk_tiles(b, batch->n_tokens), stride = step * TILE_ROWS;
-    int64_t begin, end;
-    phase_range(b, phase, worker, n_workers, &begin, &end);
     for (int64_t tile = begin; tile < end; tile += step) {
         int64_t last = tile + step < end ? tile + step : end;
         int64_t row = tile * TILE_ROWS;
@@ -181,17 +185,25 @@ static void add_projection(struct cpu_backend *b, const struct batch *batch,
     }
 }
 
-static void gate_up(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
-                    int worker, int n_workers) {
-    const struct plan *plan = b->plan;
-    size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
-    size_t hidden_width = pd_round_up(plan->intermediate_size, BLOCK_COLS);
+/* For the output and the down projection. */
+static void add_projection(struct cpu_backend *b, const struct batch *batch,
+                           const struct phase *phase, const float *in, size_t in_stride, int64_t n,
+                           int worker, int n_workers) {
     const struct cpu_act *act =
-        prepare(b, phase, b->x, width, plan->hidden_size, batch->n_tokens, worker, n_workers);
+        prepare(b, phase, in, in_stride, n, batch->n_tokens, worker, n_workers);
+    struct pd_share share = share_tiles(b, phase, batch->n_tokens, worker, n_workers);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        add_tiles(b, batch, phase, act, worker, begin, end);
+}
+
+/* Rows of tiles [begin, end) of hidden = silu(gate) * up. */
+static void gate_up_tiles(struct cpu_backend *b, const struct batch *batch,
+                          const struct phase *phase, const struct cpu_act *act, int worker,
+                          int64_t begin, int64_t end) {
+    const struct plan *plan = b->plan;
+    size_t hidden_width = pd_round_up(plan->intermediate_size, BLOCK_COLS);
     const int64_t step = chunk_tiles(b, batch->n_tokens), stride = step * TILE_ROWS;
     float *up = b->workers[worker].products;
-    int64_t begin, end;
-    phase_range(b, phase, worker, n_workers, &begin, &end);
     for (int64_t tile = begin; tile < end; tile += step) {
         int64_t last = tile + step < end ? tile + step : end;
         int64_t row = tile * TILE_ROWS;
@@ -207,6 +219,17 @@ static void gate_up(struct cpu_backend *b, const struct batch *batch, const stru
     }
 }
 
+static void gate_up(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
+                    int worker, int n_workers) {
+    const struct plan *plan = b->plan;
+    size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
+    const struct cpu_act *act =
+        prepare(b, phase, b->x, width, plan->hidden_size, batch->n_tokens, worker, n_workers);
+    struct pd_share share = share_tiles(b, phase, batch->n_tokens, worker, n_workers);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        gate_up_tiles(b, batch, phase, act, worker, begin, end);
+}
+
 static void head(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
                  int worker, int n_workers) {
     if (batch->n_logits == 0) return;
@@ -214,9 +237,8 @@ static void head(struct cpu_backend *b, const struct batch *batch, const struct 
     const float *x = b->x + (batch->n_tokens - batch->n_logits) * width;
     const struct cpu_act *act =
         prepare(b, phase, x, width, b->plan->hidden_size, batch->n_logits, worker, n_workers);
-    int64_t begin, end;
-    phase_range(b, phase, worker, n_workers, &begin, &end);
-    if (begin < end)
+    struct pd_share share = share_tiles(b, phase, batch->n_logits, worker, n_workers);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
         product(b, phase->w[0], begin, end, batch->n_logits, act, worker,
                 batch->logits + begin * TILE_ROWS, b->plan->n_vocab);
 }
