@@ -1,11 +1,9 @@
 /* Attention's kernels for AVX-512. Additions are in the order of attention_scalar.c. */
 #include "backend/cpu/attention.h"
+#include "backend/cpu/avx512.h"
 #include "backend/cpu/exp.h"
 
-#include <immintrin.h>
 #include <math.h>
-
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 ALWAYS_INLINE __m512 exp16(__m512 x) {
     const __m512 round = _mm512_set1_ps(EXP_ROUND);
@@ -23,12 +21,8 @@ ALWAYS_INLINE __m512 exp16(__m512 x) {
     p = _mm512_add_ps(p, _mm512_set1_ps(1.0f));
     __m512i bits = _mm512_add_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(127));
     p = _mm512_mul_ps(p, _mm512_castsi512_ps(_mm512_slli_epi32(bits, 23)));
-    __mmask16 zero = _mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP_MIN), _CMP_LT_OQ);
-    return _mm512_mask_setzero_ps(zero, p);
-}
-
-ALWAYS_INLINE __mmask16 tail(int64_t n, int64_t i) {
-    return n - i >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << (n - i)) - 1);
+    __mmask16 nonzero = _mm512_cmp_ps_mask(x, _mm512_set1_ps(EXP_MIN), _CMP_NLT_UQ);
+    return _mm512_maskz_mov_ps(nonzero, p);
 }
 
 static void silu_mul(const float *gate, const float *up, int64_t n, float *out) {
@@ -39,14 +33,6 @@ static void silu_mul(const float *gate, const float *up, int64_t n, float *out) 
         __m512 silu = _mm512_div_ps(g, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
         _mm512_mask_storeu_ps(out + i, k, _mm512_mul_ps(silu, u));
     }
-}
-
-/* lanes_sum on a register. */
-ALWAYS_INLINE float sum16(__m512 v) {
-    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
-    return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
 
 static float softmax(float *scores, uint32_t n, float scale, float state[2]) {
@@ -215,7 +201,8 @@ ALWAYS_INLINE void mix_columns(const float *p, int n, uint32_t begin, uint32_t e
                                float *acc) {
     __m512 sums[4][4];
     for (int j = 0; j < n; j++)
-        for (int c = 0; c < vectors; c++) sums[j][c] = _mm512_maskz_loadu_ps(k, acc + j * d + 16 * c);
+        for (int c = 0; c < vectors; c++)
+            sums[j][c] = _mm512_maskz_loadu_ps(k, acc + j * d + 16 * c);
     for (uint32_t i = begin; i < end; i++) {
         __m512 v[4];
         for (int c = 0; c < vectors; c++) v[c] = _mm512_maskz_loadu_ps(k, values + i * d + 16 * c);
@@ -241,8 +228,7 @@ ALWAYS_INLINE void mix_queries(const float *p, int n, uint32_t begin, uint32_t e
 static void mix(const float *p, uint32_t n, uint32_t begin, uint32_t end, const float *values,
                 uint32_t d, float *acc) {
     uint32_t j = 0;
-    for (; j + 4 <= n; j += 4)
-        mix_queries(p + j * KV_CHUNK, 4, begin, end, values, d, acc + j * d);
+    for (; j + 4 <= n; j += 4) mix_queries(p + j * KV_CHUNK, 4, begin, end, values, d, acc + j * d);
     for (; j < n; j++) mix_queries(p + j * KV_CHUNK, 1, begin, end, values, d, acc + j * d);
 }
 

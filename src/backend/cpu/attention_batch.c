@@ -76,7 +76,8 @@ static void chunk_scores(const struct cpu_backend *b, const struct item *it, str
                                 n, d, w->values);
     k->scores(w->q, queries, w->keys, d, w->scores);
     if (it->batch->n_dropped && first < it->batch->n_sink) {
-        uint32_t sinks = it->batch->n_sink - first < KV_CHUNK ? it->batch->n_sink - first : KV_CHUNK;
+        uint32_t sinks =
+            it->batch->n_sink - first < KV_CHUNK ? it->batch->n_sink - first : KV_CHUNK;
         k->scores(w->q_sink, queries, w->keys, d, w->sinks);
         for (uint32_t j = 0; j < queries; j++)
             memcpy(w->scores + j * KV_CHUNK, w->sinks + j * KV_CHUNK, sinks * sizeof(float));
@@ -217,8 +218,9 @@ void attn_batch(struct cpu_backend *b, const struct batch *batch, const struct p
     uint32_t first, pieces;
     struct work w;
     attn_pass_pieces(batch, phase->window, &first, &pieces);
-    open_work(&w, b->workers[worker].attn, b->partial + (size_t)worker * pieces *
-              attn_batch_partial(plan->head_dim), plan->head_dim);
+    open_work(&w, b->workers[worker].attn,
+              b->partial + (size_t)worker * pieces * attn_batch_partial(plan->head_dim),
+              plan->head_dim);
     /* Head after head, so that every worker gets early tokens and late ones, which see more; the late
      * ones first, so that what is shared out last is little. */
     struct pd_share share = pd_share_items(b->threads, worker, n_workers,

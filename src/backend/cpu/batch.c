@@ -19,28 +19,26 @@ size_t batch_panel_bytes(int64_t cols) {
     return least > PANEL_BYTES ? least : PANEL_BYTES;
 }
 
-/* 16-bit integers to the nearest multiples of 65536 / 255, which are within -127..127 of them. */
+/* 16-bit integers in units of 65536 / 255, which gives -127..127. */
 static void shorten(int16_t *q, int64_t n) {
     for (int64_t i = 0; i < n; i++) q[i] = (int16_t)((q[i] * 255 + 32768) >> 16);
 }
 
 void cpu_batch_pack(const struct cpu_kernels *k, struct cpu_batch_acts *acts, uint32_t tile,
                     const float *in, size_t stride, int64_t n, uint32_t n_tokens,
-                    int16_t *scratch) {
-    int64_t n_blocks = (n + BLOCK_COLS - 1) / BLOCK_COLS, cols = n_blocks * BLOCK_COLS;
+                    struct cpu_act *scratch) {
+    uint8_t *packed = acts->packed + tile * acts->tile_bytes;
     float *scales = acts->scales + (size_t)tile * BATCH_TOKENS;
-    memset(scales, 0, BATCH_TOKENS * sizeof *scales);
+    if (n_tokens < BATCH_TOKENS) memset(packed, 0, acts->tile_bytes);
     for (uint32_t t = 0; t < n_tokens; t++) {
-        int16_t *q = scratch + t * cols;
-        scales[t] = k->quantise(in + t * stride, n, q);
-        memset(q + n, 0, (size_t)(cols - n) * sizeof *q);
-        if (acts->digits > 1) continue;
-        shorten(q, n);
-        scales[t] *= 65536.0f / 255;
+        k->quantise(in + t * stride, n, scratch);
+        scales[t] = scratch->scale;
+        if (acts->digits == 1) {
+            shorten(scratch->q, n);
+            scales[t] *= 65536.0f / 255;
+        }
+        k->batch->pack(scratch->q, (n + BLOCK_COLS - 1) / BLOCK_COLS, acts->digits, t, packed);
     }
-    memset(scratch + n_tokens * cols, 0,
-           (BATCH_TOKENS - n_tokens) * (size_t)cols * sizeof *scratch);
-    k->batch->pack(scratch, cols, n_blocks, acts->digits, acts->packed + tile * acts->tile_bytes);
 }
 
 void cpu_batch_product(const struct cpu_kernels *k, const struct cpu_matrix *m, int64_t tile0,

@@ -33,11 +33,11 @@ struct cpu_panel {
 
 /** A token tile's activations as the kernels take them. */
 struct cpu_token_tile {
-    const void *packed;     /* by cpu_batch_kernels.pack */
-    int digits;             /* 2: 16-bit activations; 1: 8-bit ones */
-    const float *scales;    /* [16] of the tokens */
-    const float *const *x;  /* [n] float activations instead, for float kinds */
-    uint32_t n;             /* tokens, 1..16; the packed ones behind them are zero */
+    const void *packed;    /* by cpu_batch_kernels.pack */
+    int digits;            /* 2: 16-bit activations; 1: 8-bit ones */
+    const float *scales;   /* [16] of the tokens */
+    const float *const *x; /* [n] float activations instead, for float kinds */
+    uint32_t n;            /* tokens, 1..16; the packed ones behind them are zero */
 };
 
 /** Batch kernels for one instruction set. */
@@ -45,10 +45,10 @@ struct cpu_batch_kernels {
     /** From so many tokens on a batch is faster than the tokens one by one. */
     uint32_t min_tokens;
     /**
-     * Packs 16 vectors of 16-bit integers q[t * stride], n_blocks * 64 columns each, to `out` of
-     * batch_tile_bytes. With digits == 1 all values are within -127..127.
+     * Packs a vector of n_blocks * 64 integers as token t of `out`, which has batch_tile_bytes; all
+     * zero is a packed zero. With digits == 1 all values are within -127..127.
      */
-    void (*pack)(const int16_t *q, int64_t stride, int64_t n_blocks, int digits, void *out);
+    void (*pack)(const int16_t *q, int64_t n_blocks, int digits, uint32_t t, void *out);
     /** Brings expanded codes into the kernel's own form, in place; NULL: they are in it. */
     void (*arrange)(int8_t *codes, int64_t size);
     /** out[t * stride + r] for the panel's existing rows r and the tile's tokens t. */
@@ -69,11 +69,11 @@ size_t batch_panel_bytes(int64_t cols);
 
 /**
  * Packs up to 16 vectors as token tile `tile`: in[t * stride], n floats each, zero from there to
- * the next multiple of 64. `scratch` holds 16 vectors of 16-bit integers.
+ * the next multiple of 64. `scratch` is overwritten.
  */
 void cpu_batch_pack(const struct cpu_kernels *k, struct cpu_batch_acts *acts, uint32_t tile,
                     const float *in, size_t stride, int64_t n, uint32_t n_tokens,
-                    int16_t *scratch);
+                    struct cpu_act *scratch);
 
 /** cpu_product_fn for a batch; `panel` is this worker's buffer of `panel_bytes`. */
 void cpu_batch_product(const struct cpu_kernels *k, const struct cpu_matrix *m, int64_t tile0,

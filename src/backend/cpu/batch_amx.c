@@ -15,7 +15,7 @@
 bool cpu_amx_supported(void) {
     unsigned a, b, c, d, low, high;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-    if (!(d >> 24 & 1) || !(d >> 25 & 1)) return false; /* AMX-TILE, AMX-INT8 */
+    if (!(d >> 24 & 1) || !(d >> 25 & 1)) return false;                  /* AMX-TILE, AMX-INT8 */
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false; /* OSXSAVE */
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     if ((low >> 17 & 3) != 3) return false;
@@ -40,9 +40,9 @@ static void configure(int columns) {
 }
 
 /* Each step of `columns` (64, or 32) multiplies one or two digits with two times 16 rows. */
-BATCH_INLINE void dots_by(int64_t columns, int digits, const struct cpu_panel *panel, int64_t row,
-                          const struct cpu_token_tile *tokens, int64_t begin, int64_t end,
-                          struct batch_sums *sums) {
+ALWAYS_INLINE void dots_by(int64_t columns, int digits, const struct cpu_panel *panel, int64_t row,
+                           const struct cpu_token_tile *tokens, int64_t begin, int64_t end,
+                           struct batch_sums *sums) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);

@@ -3,31 +3,29 @@
 
 /* Adds the products of 4 unsigned by 4 signed bytes in each lane. As assembly, because compilers
  * copy the accumulators around the intrinsic. */
-BATCH_INLINE __m512i dot4(__m512i acc, __m512i u, __m512i s) {
+ALWAYS_INLINE __m512i dot4(__m512i acc, __m512i u, __m512i s) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
     return acc;
 }
 
-void batch_pack_avx512(const int16_t *q, int64_t stride, int64_t n_blocks, int digits, void *out) {
-    const __m512i ones = _mm512_set1_epi8(1);
+void batch_pack_avx512(const int16_t *q, int64_t n_blocks, int digits, uint32_t t, void *out) {
     int8_t *blocks = out;
     int32_t *prefix = (int32_t *)(void *)(blocks + n_blocks * digits * 1024);
-    memset(prefix, 0, 2 * BATCH_TOKENS * sizeof *prefix);
-    for (int t = 0; t < BATCH_TOKENS; t++) {
-        for (int digit = 0; digit < digits; digit++) {
-            int32_t sum = 0;
-            for (int64_t column = 0; column < n_blocks * BLOCK_COLS; column += 32) {
-                __m512i v = _mm512_loadu_si512(q + t * stride + column);
-                if (digit) /* what is left when the low byte, taken as signed, is gone */
-                    v = _mm512_srai_epi16(_mm512_add_epi16(v, _mm512_set1_epi16(128)), 8);
-                __m256i d = _mm512_cvtepi16_epi8(v);
-                int8_t *dst = blocks + (column / BLOCK_COLS * digits + digit) * 1024 +
-                              t * BLOCK_COLS + column % BLOCK_COLS;
-                _mm256_storeu_si256((__m256i *)(void *)dst, d);
-                sum += _mm512_reduce_add_epi32(
-                    dot4(_mm512_setzero_si512(), ones, _mm512_castsi256_si512(d)));
-                prefix[(column / 32 + 1) * 32 + digit * BATCH_TOKENS + t] = sum;
-            }
+    for (int digit = 0; digit < digits; digit++) {
+        __m512i ones = _mm512_set1_epi8(1);
+        int32_t sum = 0;
+        prefix[digit * BATCH_TOKENS + t] = 0;
+        for (int64_t column = 0; column < n_blocks * BLOCK_COLS; column += 32) {
+            __m512i v = _mm512_loadu_si512(q + column);
+            if (digit) /* what is left when the low byte, taken as signed, is gone */
+                v = _mm512_srai_epi16(_mm512_add_epi16(v, _mm512_set1_epi16(128)), 8);
+            __m256i d = _mm512_cvtepi16_epi8(v);
+            int8_t *dst = blocks + (column / BLOCK_COLS * digits + digit) * 1024 + t * BLOCK_COLS +
+                          column % BLOCK_COLS;
+            _mm256_storeu_si256((__m256i *)(void *)dst, d);
+            sum += _mm512_reduce_add_epi32(
+                dot4(_mm512_setzero_si512(), ones, _mm512_zextsi256_si512(d)));
+            prefix[(column / 32 + 1) * 32 + digit * BATCH_TOKENS + t] = sum;
         }
     }
 }
@@ -40,9 +38,9 @@ static void arrange(int8_t *codes, int64_t size) {
 }
 
 /* Sums of a few tokens, so that the accumulators are registers. */
-BATCH_INLINE void dots_tokens(const struct cpu_panel *panel, int64_t row, int token, int n,
-                              int digits, const struct cpu_token_tile *tokens, int64_t begin,
-                              int64_t end, struct batch_sums *sums) {
+ALWAYS_INLINE void dots_tokens(const struct cpu_panel *panel, int64_t row, int token, int n,
+                               int digits, const struct cpu_token_tile *tokens, int64_t begin,
+                               int64_t end, struct batch_sums *sums) {
     const int32_t *before = batch_prefix(panel, tokens, begin) + token;
     const int32_t *behind = batch_prefix(panel, tokens, end) + token;
     __m512i acc[8][2];
@@ -96,7 +94,7 @@ static void integers(const struct cpu_panel *panel, const struct cpu_token_tile 
 /* ---- floats ---------------------------------------------------------------------------- */
 
 /* 16 results of 4 rows and 4 tokens: each is a sum of 16 lanes by halving. */
-BATCH_INLINE __m512 sum_lanes(const __m512 acc[16]) {
+ALWAYS_INLINE __m512 sum_lanes(const __m512 acc[16]) {
     __m512 a[8], b[4], c[2];
     /* Of two vectors the lower halves and the upper halves are added, and so on inward. */
     for (int i = 0; i < 8; i++)
@@ -108,8 +106,7 @@ BATCH_INLINE __m512 sum_lanes(const __m512 acc[16]) {
     for (int i = 0; i < 2; i++)
         c[i] = _mm512_add_ps(_mm512_shuffle_ps(b[i], b[i + 2], 0x44),
                              _mm512_shuffle_ps(b[i], b[i + 2], 0xee));
-    return _mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x88),
-                         _mm512_shuffle_ps(c[0], c[1], 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_ps(c[0], c[1], 0x88), _mm512_shuffle_ps(c[0], c[1], 0xdd));
 }
 
 /* Which of the 16 sums each lane of sum_lanes' result holds: acc[i] ends in lane place[i]. */
@@ -133,8 +130,8 @@ void batch_floats_avx512(const struct cpu_panel *panel, const struct cpu_token_t
                     __m512 v = _mm512_loadu_ps(w + r * panel->stride + c);
 #pragma GCC unroll 4
                     for (int t = 0; t < 4; t++)
-                        acc[4 * r + t] = _mm512_add_ps(
-                            acc[4 * r + t], _mm512_mul_ps(v, _mm512_loadu_ps(x[t] + c)));
+                        acc[4 * r + t] = _mm512_add_ps(acc[4 * r + t],
+                                                       _mm512_mul_ps(v, _mm512_loadu_ps(x[t] + c)));
                 }
             }
             _Alignas(64) float results[16];

@@ -9,12 +9,10 @@
 #ifndef PDVM_BACKEND_CPU_BATCH_AVX512_H
 #define PDVM_BACKEND_CPU_BATCH_AVX512_H
 
+#include "backend/cpu/avx512.h"
 #include "backend/cpu/batch.h"
 
-#include <immintrin.h>
 #include <string.h>
-
-#define BATCH_INLINE static inline __attribute__((always_inline))
 
 /** Exact sums over columns for 16 tokens and two tiles of 16 rows, by digit. */
 struct batch_sums {
@@ -30,32 +28,34 @@ typedef void (*batch_dots_fn)(const struct cpu_panel *panel, int64_t row,
                               struct batch_sums *sums);
 
 /** A panel's codes from a row (a multiple of 16) and a column (a multiple of 32) on. */
-BATCH_INLINE const int8_t *batch_codes(const struct cpu_panel *panel, int64_t row, int64_t column) {
+ALWAYS_INLINE const int8_t *batch_codes(const struct cpu_panel *panel, int64_t row,
+                                        int64_t column) {
     return panel->codes + row / 16 * panel->stride + column * 16;
 }
 
 /** Low digits of 16 tokens from a column (a multiple of 32) on; the high ones are 1024 bytes on. */
-BATCH_INLINE const int8_t *batch_digits(const struct cpu_token_tile *tokens, int64_t column) {
+ALWAYS_INLINE const int8_t *batch_digits(const struct cpu_token_tile *tokens, int64_t column) {
     return (const int8_t *)tokens->packed + column / BLOCK_COLS * tokens->digits * 1024 +
            column % BLOCK_COLS;
 }
 
 /** Sums of the digits over the columns before `column`: [2][16]. */
-BATCH_INLINE const int32_t *batch_prefix(const struct cpu_panel *panel,
-                                         const struct cpu_token_tile *tokens, int64_t column) {
+ALWAYS_INLINE const int32_t *batch_prefix(const struct cpu_panel *panel,
+                                          const struct cpu_token_tile *tokens, int64_t column) {
     int64_t bytes = panel->m->n_blocks * tokens->digits * 1024;
     const void *base = (const int8_t *)tokens->packed + bytes;
     return (const int32_t *)base + column / 32 * 2 * BATCH_TOKENS;
 }
 
 /** Rows of tile i of two (16 rows from `row` + 16 i) that exist. */
-BATCH_INLINE __mmask16 batch_rows(const struct cpu_panel *panel, int64_t row, int i) {
+ALWAYS_INLINE __mmask16 batch_rows(const struct cpu_panel *panel, int64_t row, int i) {
     int64_t left = panel->rows - row - 16 * i;
     return left >= 16 ? (__mmask16)0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
 }
 
 /** Exact 64-bit sums 256 * high + low of rows 0 to 7 or 8 to 15. */
-BATCH_INLINE __m512i batch_wide(const struct batch_sums *sums, int digits, int i, int t, int half) {
+ALWAYS_INLINE __m512i batch_wide(const struct batch_sums *sums, int digits, int i, int t,
+                                 int half) {
     const __m256i *low = (const __m256i *)(const void *)sums->c[0][i][t];
     const __m256i *high = (const __m256i *)(const void *)sums->c[1][i][t];
     __m512i l = _mm512_cvtepi32_epi64(_mm256_load_si256(low + half));
@@ -65,9 +65,9 @@ BATCH_INLINE __m512i batch_wide(const struct batch_sums *sums, int digits, int i
 }
 
 /** One scale per row: the exact sum of all products, rounded once, as in one token's product. */
-BATCH_INLINE void batch_row_scaled(const struct cpu_panel *panel, int64_t row,
-                                   const struct cpu_token_tile *tokens, batch_dots_fn dots,
-                                   float *out, int64_t stride) {
+ALWAYS_INLINE void batch_row_scaled(const struct cpu_panel *panel, int64_t row,
+                                    const struct cpu_token_tile *tokens, batch_dots_fn dots,
+                                    float *out, int64_t stride) {
     const struct cpu_matrix *m = panel->m;
     const int64_t cols = m->n_blocks * BLOCK_COLS;
     const float *scales = m->scales + panel->tile0 * TILE_ROWS + row;
@@ -92,9 +92,9 @@ BATCH_INLINE void batch_row_scaled(const struct cpu_panel *panel, int64_t row,
         for (uint32_t t = 0; t < tokens->n; t++) {
             __m256 halves[2];
             for (int half = 0; half < 2; half++)
-                halves[half] = _mm512_cvtepi64_ps(
-                    cols > BATCH_SEGMENT ? _mm512_load_si512(wide[i][t][half])
-                                         : batch_wide(&sums, digits, i, (int)t, half));
+                halves[half] = _mm512_cvtepi64_ps(cols > BATCH_SEGMENT
+                                                      ? _mm512_load_si512(wide[i][t][half])
+                                                      : batch_wide(&sums, digits, i, (int)t, half));
             __m512 s = _mm512_insertf32x8(_mm512_castps256_ps512(halves[0]), halves[1], 1);
             __m512 scale = _mm512_mul_ps(row_scales, _mm512_set1_ps(tokens->scales[t]));
             _mm512_mask_storeu_ps(out + t * stride + row + 16 * i, k, _mm512_mul_ps(s, scale));
@@ -103,8 +103,8 @@ BATCH_INLINE void batch_row_scaled(const struct cpu_panel *panel, int64_t row,
 }
 
 /** acc += (float)(256 * high + low) * scale of one group; the sums of a group fit 32 bits. */
-BATCH_INLINE void batch_add_group(const struct cpu_panel *panel, int64_t row, int64_t group,
-                                  const struct batch_sums *sums, int digits, batch_floats acc) {
+ALWAYS_INLINE void batch_add_group(const struct cpu_panel *panel, int64_t row, int64_t group,
+                                   const struct batch_sums *sums, int digits, batch_floats acc) {
     const struct cpu_matrix *m = panel->m;
     for (int i = 0; i < 2; i++) {
         int64_t tile = panel->tile0 + row / TILE_ROWS + i;
@@ -120,7 +120,7 @@ BATCH_INLINE void batch_add_group(const struct cpu_panel *panel, int64_t row, in
 }
 
 /** Ends a lane: joins the finished subtrees of lanes_sum's tree on top of a stack. */
-BATCH_INLINE int batch_join(batch_floats *stack, int top, unsigned lane) {
+ALWAYS_INLINE int batch_join(batch_floats *stack, int top, unsigned lane) {
     for (unsigned bit = lane; bit & 1; bit >>= 1, top--)
         for (int t = 0; t < BATCH_TOKENS; t++)
             for (int i = 0; i < 2; i++)
@@ -133,9 +133,9 @@ BATCH_INLINE int batch_join(batch_floats *stack, int top, unsigned lane) {
  * lane after lane is finished, in the order in which lanes_sum's tree can grow on a stack. The
  * next group's sums are begun before a group's are used, because they take long to arrive.
  */
-BATCH_INLINE void batch_grouped(const struct cpu_panel *panel, int64_t row,
-                                const struct cpu_token_tile *tokens, batch_dots_fn dots, float *out,
-                                int64_t stride) {
+ALWAYS_INLINE void batch_grouped(const struct cpu_panel *panel, int64_t row,
+                                 const struct cpu_token_tile *tokens, batch_dots_fn dots,
+                                 float *out, int64_t stride) {
     static const uint8_t order[17] = {0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15, 0};
     const struct cpu_matrix *m = panel->m;
     const int64_t cols = m->n_blocks * BLOCK_COLS;
@@ -161,13 +161,12 @@ BATCH_INLINE void batch_grouped(const struct cpu_panel *panel, int64_t row,
     }
     for (int i = 0; i < 2; i++)
         for (uint32_t t = 0; t < tokens->n; t++)
-            _mm512_mask_storeu_ps(
-                out + t * stride + row + 16 * i, batch_rows(panel, row, i),
-                _mm512_mul_ps(stack[0][t][i], _mm512_set1_ps(tokens->scales[t])));
+            _mm512_mask_storeu_ps(out + t * stride + row + 16 * i, batch_rows(panel, row, i),
+                                  _mm512_mul_ps(stack[0][t][i], _mm512_set1_ps(tokens->scales[t])));
 }
 
 /** cpu_batch_kernels.pack */
-void batch_pack_avx512(const int16_t *q, int64_t stride, int64_t n_blocks, int digits, void *out);
+void batch_pack_avx512(const int16_t *q, int64_t n_blocks, int digits, uint32_t t, void *out);
 
 /** cpu_batch_kernels.floats */
 void batch_floats_avx512(const struct cpu_panel *panel, const struct cpu_token_tile *tokens,

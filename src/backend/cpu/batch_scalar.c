@@ -10,11 +10,10 @@
 #define SEGMENT 512
 
 /* Activations stay as they are, vector after vector. */
-static void pack(const int16_t *q, int64_t stride, int64_t n_blocks, int digits, void *out) {
+static void pack(const int16_t *q, int64_t n_blocks, int digits, uint32_t t, void *out) {
     (void)digits;
     size_t cols = (size_t)n_blocks * BLOCK_COLS;
-    for (int t = 0; t < BATCH_TOKENS; t++)
-        memcpy((int16_t *)out + (size_t)t * cols, q + t * stride, cols * sizeof *q);
+    memcpy((int16_t *)out + t * cols, q, cols * sizeof *q);
 }
 
 static int32_t dot(const int16_t *w, const int16_t *x, int64_t n) {

@@ -37,7 +37,8 @@ pdvm_status cpu_kernels_find(const char *name, const struct cpu_kernels **out, p
                            name);
     }
     return pd_fail(err, PDVM_ERR_ARGUMENT,
-                   "unknown kernels \"%s\": this build has auto, amx and avx512 (x86-64), scalar", name);
+                   "unknown kernels \"%s\": this build has auto, amx and avx512 (x86-64), scalar",
+                   name);
 }
 
 /* What cpu_prepare allocated. */
@@ -99,6 +100,14 @@ static pdvm_status keep(struct cpu_backend *b, void *out, size_t n, size_t size,
     memset(p, 0, bytes);
     b->allocations[b->n_allocations++] = p;
     memcpy(out, &p, sizeof p);
+    return PDVM_OK;
+}
+
+static pdvm_status keep_act(struct cpu_backend *b, struct cpu_act *act, size_t cols,
+                            pdvm_error *err) {
+    void *memory;
+    PD_TRY(keep(b, &memory, 1, cpu_act_bytes(cols), err));
+    cpu_act_place(act, memory, cols);
     return PDVM_OK;
 }
 
@@ -190,9 +199,10 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
     PD_TRY(keep(b, &b->rope, batch * d, sizeof(float), err));
     PD_TRY(keep(b, &b->rope_sink, d, sizeof(float), err));
     PD_TRY(keep(b, &b->merge, plan->n_kv_heads, sizeof *b->merge, err));
-    size_t few = b->kernels->batch->min_tokens, token_tiles = (batch + BATCH_TOKENS - 1) / BATCH_TOKENS;
+    size_t few = b->kernels->batch->min_tokens;
+    size_t token_tiles = (batch + BATCH_TOKENS - 1) / BATCH_TOKENS;
     PD_TRY(keep(b, &b->acts, few, sizeof *b->acts, err));
-    for (size_t t = 0; t < few; t++) PD_TRY(keep(b, &b->acts[t].q, widest, sizeof(int16_t), err));
+    for (size_t t = 0; t < few; t++) PD_TRY(keep_act(b, &b->acts[t], widest, err));
     b->batch.tile_bytes = batch_tile_bytes((int64_t)(widest / BLOCK_COLS));
     b->panel_bytes = batch_panel_bytes((int64_t)widest);
     PD_TRY(keep(b, &b->batch.packed, token_tiles, b->batch.tile_bytes, err));
@@ -201,11 +211,10 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
     PD_TRY(keep(b, &b->workers, n_workers, sizeof *b->workers, err));
     for (size_t i = 0; i < n_workers; i++) {
         struct cpu_worker *w = &b->workers[i];
-        PD_TRY(keep(b, &w->act.q, widest, sizeof(int16_t), err));
+        PD_TRY(keep_act(b, &w->act, widest, err));
         PD_TRY(keep(b, &w->normed, hidden, sizeof(float), err));
         PD_TRY(keep(b, &w->products, batch * PANEL_MAX_ROWS, sizeof(float), err));
         PD_TRY(keep(b, &w->panel, 1, b->panel_bytes, err));
-        PD_TRY(keep(b, &w->codes, BATCH_TOKENS * widest, sizeof(int16_t), err));
         PD_TRY(keep(b, &w->attn, attn_batch_floats(plan->head_dim), sizeof(float), err));
         PD_TRY(keep(b, &w->q, d, sizeof(float), err));
         PD_TRY(keep(b, &w->q_sink, d, sizeof(float), err));

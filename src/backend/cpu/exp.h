@@ -19,8 +19,8 @@
 #define EXP_C3 4.1665795894e-2f
 #define EXP_C4 1.6666665459e-1f
 #define EXP_C5 5.0000001201e-1f
-#define EXP_MIN -87.3365f /* below, the result is 0 and not a subnormal number */
-#define EXP_MAX 88.3762f  /* above, the result is that of this */
+#define EXP_MIN -87.3365f     /* below, the result is 0 and not a subnormal number */
+#define EXP_MAX 88.3762f      /* above, the result is that of this */
 #define EXP_ROUND 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
 
 /** exp(x); NaN for NaN. */

@@ -48,10 +48,7 @@ static void prepare_one(const struct cpu_backend *b, const struct phase *phase, 
         in = normed;
     }
     act->x = (float *)(uintptr_t)in; /* all vectors are zero up to a multiple of 64 */
-    if (!takes_integers(phase)) return;
-    act->scale = b->kernels->quantise(in, n, act->q);
-    size_t padded = pd_round_up((size_t)n, BLOCK_COLS);
-    memset(act->q + n, 0, (padded - (size_t)n) * sizeof *act->q);
+    if (takes_integers(phase)) b->kernels->quantise(in, n, act);
 }
 
 /* The same for a token tile of a batch of `count`. */
@@ -71,8 +68,7 @@ static void prepare_tile(struct cpu_backend *b, const struct phase *phase, const
     }
     for (uint32_t t = 0; t < tokens; t++) b->batch.x[first + t] = in + t * stride;
     if (takes_integers(phase))
-        cpu_batch_pack(b->kernels, &b->batch, tile, in, stride, n, tokens,
-                       b->workers[worker].codes);
+        cpu_batch_pack(b->kernels, &b->batch, tile, in, stride, n, tokens, &b->workers[worker].act);
 }
 
 /* Prepares `count` vectors, `stride` floats apart, shared out among the workers. */
