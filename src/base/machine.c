@@ -1,6 +1,6 @@
 #include "base/machine.h"
 
-#include "base/threads.h"
+#include "base/cpus.h"
 
 #include <ctype.h>
 #include <stdbool.h>
@@ -114,7 +114,9 @@ static uint64_t last_cache(void) {
 
 void pd_machine_get(struct pd_machine *m) {
     struct utsname name;
-    *m = (struct pd_machine){.n_cpus = pd_threads_available(), .cache = last_cache()};
+    struct pd_cpus cpus;
+    pd_cpus_look("", NULL, &cpus);
+    *m = (struct pd_machine){.n_cpus = cpus.allowed, .cache = last_cache()};
     bool known = uname(&name) == 0;
     if (known) snprintf(m->system, sizeof m->system, "%s %s", name.sysname, name.release);
     if (!read_line("/proc/cpuinfo", "model name", m->cpu, sizeof m->cpu) && known)

@@ -2,13 +2,12 @@
 
 #include "base/alloc.h"
 #include "base/checked.h"
+#include "base/cpus.h"
 #include "base/time.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 /*
  * How long a waiter spins before it sleeps, in microseconds. A phase of a small model lasts some
@@ -92,13 +91,9 @@ struct worker_start {
 };
 
 int pd_threads_available(void) {
-    int n = 0;
-#ifdef __linux__
-    cpu_set_t set; /* fewer than online in a container or under taskset */
-    if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
-#endif
-    if (n < 1) n = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n;
+    struct pd_cpus cpus;
+    pd_cpus_look("", NULL, &cpus);
+    return cpus.workers;
 }
 
 /* ---- waiting --------------------------------------------------------------------------- */
@@ -242,7 +237,9 @@ pdvm_status pd_threads_create(int n, struct pd_threads **out, pdvm_error *err) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     struct pd_threads *t;
     *out = NULL;
-    if (n <= 0) n = pd_threads_available();
+    struct pd_cpus cpus;
+    pd_cpus_look("", NULL, &cpus);
+    if (n <= 0) n = cpus.workers;
     if (n > 1024) return pd_fail(err, PDVM_ERR_ARGUMENT, "%d threads: at most 1024", n);
     PD_TRY(pd_alloc_aligned(&t, pd_round_up(sizeof *t, 128), "a thread team", err));
     *t = (struct pd_threads){.n = n, .n_active = n, .started = 1, .rest = ADAPT_REST};
@@ -252,7 +249,7 @@ pdvm_status pd_threads_create(int n, struct pd_threads **out, pdvm_error *err) {
     pthread_cond_init(&t->recall, NULL);
     pthread_once(&once, measure_pause);
     /* With more threads than processors, whom a spinner waits for may wait for its processor. */
-    bool crowded = n > pd_threads_available();
+    bool crowded = n > cpus.allowed || (cpus.quota > 0 && n > cpus.quota);
     t->spin_run = pauses_per_us * (crowded ? 1 : SPIN_RUN_US);
     t->spin_barrier = pauses_per_us * (crowded ? 1 : SPIN_BARRIER_US);
     pdvm_status status = pd_calloc(&t->threads, (size_t)n, sizeof *t->threads, "threads", err);

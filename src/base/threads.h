@@ -18,7 +18,7 @@ typedef void (*pd_worker_fn)(void *arg, int worker, int n_workers);
 /** One piece of a parallel loop: items [begin, end). */
 typedef void (*pd_range_fn)(void *arg, int64_t begin, int64_t end, int worker);
 
-/** Number of processors this process may run on, at least 1. */
+/** Workers that a team has by default: see pd_cpus_look. At least 1. */
 int pd_threads_available(void);
 
 /** Starts a team of n workers (the caller included); n <= 0: pd_threads_available(). */
