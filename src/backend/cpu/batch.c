@@ -66,7 +66,10 @@ void cpu_batch_product(const struct cpu_kernels *k, const struct cpu_matrix *m, 
         if (integer && k->batch->arrange) k->batch->arrange(panel, (end - tile) * p.stride);
         for (uint32_t t = 0; t < n; t += BATCH_TOKENS) {
             size_t i = t / BATCH_TOKENS;
-            struct cpu_token_tile tokens = {.packed = acts->packed + i * acts->tile_bytes,
+            const uint8_t *packed = acts->packed + i * acts->tile_bytes;
+            bool last = t + BATCH_TOKENS >= n;
+            struct cpu_token_tile tokens = {.packed = packed,
+                                            .next = last ? NULL : packed + acts->tile_bytes,
                                             .digits = acts->digits,
                                             .scales = acts->scales + i * BATCH_TOKENS,
                                             .x = acts->x + i * BATCH_TOKENS,

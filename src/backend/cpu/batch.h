@@ -34,6 +34,7 @@ struct cpu_panel {
 /** A token tile's activations as the kernels take them. */
 struct cpu_token_tile {
     const void *packed;    /* by cpu_batch_kernels.pack */
+    const void *next;      /* what comes after it, to be fetched meanwhile; or NULL */
     int digits;            /* 2: 16-bit activations; 1: 8-bit ones */
     const float *scales;   /* [16] of the tokens */
     const float *const *x; /* [n] float activations instead, for float kinds */

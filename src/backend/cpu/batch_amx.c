@@ -43,11 +43,18 @@ static void configure(int columns) {
 ALWAYS_INLINE void dots_by(int64_t columns, int digits, const struct cpu_panel *panel, int64_t row,
                            const struct cpu_token_tile *tokens, int64_t begin, int64_t end,
                            struct batch_sums *sums) {
+    const int64_t steps = (panel->rows + PANEL_STEP - 1) / PANEL_STEP, step = row / PANEL_STEP;
+    const int64_t bytes = columns * 16 * digits; /* of activations for these columns */
+    const int64_t fetch0 = bytes * step / steps, fetch1 = bytes * (step + 1) / steps;
+    const char *next = tokens->next;
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
     for (int64_t column = begin; column < end; column += columns) {
+        /* The next 16 tokens' activations may be far: each step over the rows fetches its part. */
+        for (int64_t i = fetch0; next && i < fetch1; i += 64)
+            _mm_prefetch(next + column * 16 * digits + i, _MM_HINT_T1);
         const int8_t *x = batch_digits(tokens, column);
         _tile_loadd(4, x, 64);
         _tile_loadd(6, batch_codes(panel, row, column), 64);
