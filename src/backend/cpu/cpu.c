@@ -151,6 +151,7 @@ static void split_phase(const struct phase *phase, int n_workers, int64_t *split
             else
                 high = middle;
         }
+        if (n >= 2 * STREAM_TEAM * n_workers) low = low / STREAM_TEAM * STREAM_TEAM;
         split[w] = w == n_workers ? n : low;
     }
 }
@@ -162,7 +163,8 @@ static int64_t grain_of(const struct phase *phase) {
     int64_t n = phase_tiles(phase);
     size_t bytes = n ? phase_bytes_before(phase, n) : 0;
     double grain = bytes ? (double)MIN_PIECE_BYTES * (double)n / (double)bytes : 1;
-    return grain < 1 ? 1 : grain < (double)n ? (int64_t)grain : n;
+    if (grain < STREAM_TEAM) grain = STREAM_TEAM;
+    return grain < (double)n ? (int64_t)grain / STREAM_TEAM * STREAM_TEAM : n;
 }
 
 static void split_phases(struct cpu_backend *b, int n_workers) {

@@ -39,6 +39,10 @@ enum cpu_kind { CPU_INT8, CPU_LUT4, CPU_F32, CPU_BF16, CPU_F16, CPU_LUT8, CPU_N_
  * the others. INT8 stores code + 128, because vector instructions multiply unsigned by signed bytes.
  * LUT4 holds the codes of even micro-blocks in the low nibbles and those of odd ones in the high
  * nibbles of the same bytes, both without gaps. 64 bytes and more are readable behind every array.
+ *
+ * Streams are numbered through all tiles, and every fourth of them follows the other in memory: 0, 4,
+ * 8, ..., then 1, 5, 9, ... A kernel that takes four at once reads along four lines through memory,
+ * which processors fetch faster than one. See cpu_stream_place.
  */
 struct cpu_matrix {
     int64_t rows;
@@ -50,11 +54,12 @@ struct cpu_matrix {
     int streams;      /* of a tile: 1 or 4 */
     uint32_t group;   /* columns per scale; 0: one scale per row */
     int64_t n_groups; /* scales per row in `scales`, padded to whole blocks */
-    uint64_t *masks;  /* [n_tiles][streams][n_blocks * 16 / streams]; NULL when dense */
+    uint64_t *masks;  /* [place of the stream][n_blocks * 16 / streams]; NULL when dense */
     uint8_t *values;
-    uint64_t *offsets; /* [n_tiles * streams + 1] byte offset of each stream's values */
-    float *scales;     /* [n_tiles][n_groups][16]; NULL for F32, BF16, F16 */
-    float table[256];  /* LUT8 */
+    uint64_t *offsets;              /* [n_tiles * streams] where each stream's values begin */
+    uint64_t *bytes;                /* [n_tiles + 1] bytes of values of the tiles before */
+    float *scales;                  /* [place of the tile][n_groups][16]; NULL for F32, BF16, F16 */
+    float table[256];               /* LUT8 */
     _Alignas(64) int8_t table4[64]; /* LUT4: the 16 entries four times over, so that vpermb may
                                        see junk in index bits 4 and 5 */
 };
@@ -62,6 +67,34 @@ struct cpu_matrix {
 /** Whether products with this kind take integer activations. */
 static inline bool cpu_kind_is_integer(enum cpu_kind kind) {
     return kind <= CPU_LUT4;
+}
+
+/** Streams that kernels take at once. Work is best split at multiples of so many tiles. */
+#define STREAM_TEAM 4
+
+/** Position of a stream among all of the matrix. */
+static inline int64_t cpu_stream_place(const struct cpu_matrix *m, int64_t stream) {
+    int64_t n = m->n_tiles * m->streams, line = stream % STREAM_TEAM, longer = n % STREAM_TEAM;
+    return stream / STREAM_TEAM + line * (n / STREAM_TEAM) + (line < longer ? line : longer);
+}
+
+/** A stream's micro-blocks, masks and values. */
+static inline int64_t cpu_stream_micros(const struct cpu_matrix *m) {
+    return m->n_blocks * BLOCK_MICROS / m->streams;
+}
+
+static inline uint64_t *cpu_stream_masks(const struct cpu_matrix *m, int64_t stream) {
+    return m->masks ? m->masks + cpu_stream_place(m, stream) * cpu_stream_micros(m) : NULL;
+}
+
+static inline uint8_t *cpu_stream_values(const struct cpu_matrix *m, int64_t stream) {
+    return m->values + m->offsets[stream];
+}
+
+/** A tile's scales, [n_groups][16]; NULL if it has none. */
+static inline float *cpu_tile_scales(const struct cpu_matrix *m, int64_t tile) {
+    int64_t place = m->streams == 1 ? cpu_stream_place(m, tile) : tile;
+    return m->scales ? m->scales + place * m->n_groups * TILE_ROWS : NULL;
 }
 
 /** Packs a checked matrix. */
@@ -233,6 +266,7 @@ struct cpu_worker {
     float *acc;         /* [head_dim] */
 };
 
+<<<<<<< HEAD
 /** Most rows that are expanded for a batch, and that a phase computes before it uses the results. */
 #define PANEL_MAX_ROWS 256
 
@@ -247,6 +281,10 @@ struct cpu_batch_acts {
 
 /** Tiles of up that are computed for a few tokens before they meet the gate. */
 #define PRODUCT_TILES 2
+=======
+/** Tiles of gate and of up that are computed before they are combined. */
+#define PRODUCT_TILES STREAM_TEAM
+>>>>>>> main
 
 /* Rows of x, normed, attn and hidden are padded with zeros to whole blocks, as products read them. */
 struct cpu_backend {

@@ -29,11 +29,6 @@ static size_t padded_cols(const struct cpu_matrix *p) {
     return (size_t)p->n_blocks * BLOCK_COLS;
 }
 
-/* Micro-blocks of a tile. */
-static size_t tile_micros(const struct cpu_matrix *p) {
-    return (size_t)p->n_blocks * BLOCK_MICROS;
-}
-
 /* A code that decodes to exactly 0, or -1: needed to fill the gaps of a dense layout. */
 static int zero_code(const struct mdcsr *m) {
     if (m->value_coding != MDCSR_LUT4 && m->value_coding != MDCSR_LUT8) return 0;
@@ -43,42 +38,36 @@ static int zero_code(const struct mdcsr *m) {
     return -1;
 }
 
-/* Where position 0 of row r is in a tile, counted in positions, and how columns go on from there. */
-struct row_places {
-    size_t first;
-    unsigned shift; /* columns of a micro-block: 1 << shift */
-};
-
-static struct row_places row_places(const struct cpu_matrix *p, int r) {
-    if (p->streams == 1) return (struct row_places){(size_t)r * 4, 2};
-    size_t stream = tile_micros(p) / 4 * 64;
-    return (struct row_places){(size_t)(r / 4) * stream + (size_t)(r % 4) * 16, 4};
-}
-
-static size_t place(struct row_places p, size_t col) {
-    return p.first + (col >> p.shift) * 64 + (col & (((size_t)1 << p.shift) - 1));
-}
-
-/* Puts the entries of a tile at their positions, and sets their bits in its masks, if any. */
-static void spread_tile(const struct pack *pk, int64_t tile, uint32_t *at, uint8_t *entries,
-                        uint64_t *masks, uint8_t *positions) {
-    const struct mdcsr *m = pk->m;
+/* Puts the entries of row r of a tile at their positions in its stream. */
+static void spread_row(const struct pack *pk, int64_t tile, int r, int64_t n, const uint32_t *at,
+                       const uint8_t *entries, uint8_t *positions) {
+    const struct cpu_matrix *p = pk->p;
     size_t es = pk->entry_size;
-    for (int r = 0; r < TILE_ROWS; r++) {
+    int rows = TILE_ROWS / p->streams;        /* of a stream */
+    unsigned shift = p->streams == 1 ? 2 : 4; /* columns of a micro-block: 1 << shift */
+    size_t first = (size_t)(r % rows) << shift, mask = ((size_t)1 << shift) - 1;
+    uint64_t *masks = cpu_stream_masks(p, tile * p->streams + r / rows);
+    positions += (size_t)(r / rows) * (size_t)cpu_stream_micros(p) * 64 * es;
+    for (size_t i = 0; i < (size_t)n; i++) {
+        size_t col = at ? at[i] : i;
+        size_t k = (col >> shift) * 64 + first + (col & mask);
+        if (es == 1)
+            positions[k] = entries[i] ^ pk->flip;
+        else
+            memcpy(positions + k * es, entries + i * es, es);
+        if (masks) masks[k / 64] |= (uint64_t)1 << k % 64;
+    }
+}
+
+static void spread_tile(const struct pack *pk, int64_t tile, uint32_t *at, uint8_t *entries,
+                        uint8_t *positions) {
+    const struct mdcsr *m = pk->m;
+    for (int r = 0; r < TILE_ROWS && tile * TILE_ROWS + r < m->rows; r++) {
         int64_t row = tile * TILE_ROWS + r;
-        if (row >= m->rows) break;
-        struct row_places places = row_places(pk->p, r);
         int64_t n = mdcsr_row_entries_raw(m, row, entries);
         bool indexed = m->index_coding != MDCSR_DENSE;
         if (indexed) mdcsr_row_columns(m, row, at);
-        for (int64_t i = 0; i < n; i++) {
-            size_t k = place(places, indexed ? at[i] : (size_t)i);
-            if (es == 1)
-                positions[k] = entries[i] ^ pk->flip;
-            else
-                memcpy(positions + k * es, entries + (size_t)i * es, es);
-            if (masks) masks[k / 64] |= (uint64_t)1 << k % 64;
-        }
+        spread_row(pk, tile, r, n, indexed ? at : NULL, entries, positions);
     }
 }
 
@@ -99,33 +88,39 @@ static size_t compress(uint8_t *dst, const uint8_t *src, uint64_t mask, size_t e
     return n;
 }
 
-static void pack_tile(const struct pack *pk, int64_t tile, int worker) {
-    struct cpu_matrix *p = pk->p;
-    size_t cols = padded_cols(p), micros = tile_micros(p), es = pk->entry_size;
-    uint32_t *at = pk->cols + (size_t)worker * (size_t)pk->m->cols;
-    uint8_t *entries = pk->entries + (size_t)worker * (size_t)pk->m->cols * es;
-    uint8_t *positions = pk->tiles + (size_t)worker * TILE_ROWS * cols * es;
-    uint64_t *masks = p->dense ? NULL : p->masks + (size_t)tile * micros;
-    /* Of a bitmap layout only the positions in the masks are read. */
-    if (p->dense) memset(positions, pk->zero_code ^ pk->flip, TILE_ROWS * cols * es);
-    spread_tile(pk, tile, at, entries, masks, positions);
-
-    uint8_t *out = p->values + p->offsets[tile * p->streams];
+/* Stores a stream, given what is at its positions. */
+static void pack_stream(const struct pack *pk, int64_t stream, const uint8_t *positions) {
+    const struct cpu_matrix *p = pk->p;
+    const uint64_t *masks = cpu_stream_masks(p, stream);
+    size_t es = pk->entry_size;
+    uint8_t *out = cpu_stream_values(p, stream);
     uint8_t *nibbles[2] = {out, out};
-    for (size_t i = 0; i < micros; i++) {
+    for (int64_t i = 0; i < cpu_stream_micros(p); i++, positions += 64 * es) {
         uint64_t mask = masks ? masks[i] : ~(uint64_t)0;
-        const uint8_t *src = positions + i * 64 * es;
         if (p->kind == CPU_LUT4) {
             uint8_t codes[64];
-            size_t n = compress(codes, src, mask, 1);
+            size_t n = compress(codes, positions, mask, 1);
             uint8_t **dst = &nibbles[i % 2];
             for (size_t j = 0; j < n; j++)
                 (*dst)[j] = (uint8_t)((*dst)[j] | (codes[j] & 15) << 4 * (i % 2));
             *dst += n;
         } else {
-            out += compress(out, src, mask, es) * es; /* streams follow one another */
+            out += compress(out, positions, mask, es) * es;
         }
     }
+}
+
+static void pack_tile(const struct pack *pk, int64_t tile, int worker) {
+    struct cpu_matrix *p = pk->p;
+    size_t size = TILE_ROWS * padded_cols(p) * pk->entry_size;
+    uint32_t *at = pk->cols + (size_t)worker * (size_t)pk->m->cols;
+    uint8_t *entries = pk->entries + (size_t)worker * (size_t)pk->m->cols * pk->entry_size;
+    uint8_t *positions = pk->tiles + (size_t)worker * size;
+    /* Of a bitmap layout only the positions in the masks are read. */
+    if (p->dense) memset(positions, pk->zero_code ^ pk->flip, size);
+    spread_tile(pk, tile, at, entries, positions);
+    for (int s = 0; s < p->streams; s++)
+        pack_stream(pk, tile * p->streams + s, positions + size / (size_t)p->streams * (size_t)s);
 }
 
 static void pack_range(void *arg, int64_t begin, int64_t end, int worker) {
@@ -151,7 +146,7 @@ static uint64_t stream_bytes(const struct pack *pk, int64_t tile, int s) {
         const int64_t *n = pk->pairs + tile * 2;
         return (uint64_t)(n[0] > n[1] ? n[0] : n[1]);
     }
-    uint64_t n = tile_micros(p) / (size_t)p->streams * 64;
+    uint64_t n = (uint64_t)cpu_stream_micros(p) * 64;
     if (p->dense) return p->kind == CPU_LUT4 ? n / 2 : n * pk->entry_size;
     n = 0;
     int rows = TILE_ROWS / p->streams;
@@ -162,10 +157,27 @@ static uint64_t stream_bytes(const struct pack *pk, int64_t tile, int s) {
     return n * pk->entry_size;
 }
 
+/* Fills offsets and bytes; returns the bytes of all values. */
+static size_t place_streams(struct pack *pk) {
+    struct cpu_matrix *p = pk->p;
+    int64_t n = p->n_tiles * p->streams;
+    uint64_t size = 0;
+    for (int64_t line = 0; line < STREAM_TEAM; line++) {
+        for (int64_t i = line; i < n; i += STREAM_TEAM) {
+            uint64_t bytes = stream_bytes(pk, i / p->streams, (int)(i % p->streams));
+            p->offsets[i] = size;
+            p->bytes[i / p->streams + 1] += bytes;
+            size += bytes;
+        }
+    }
+    for (int64_t i = 0; i < p->n_tiles; i++) p->bytes[i + 1] += p->bytes[i];
+    return (size_t)size;
+}
+
 static void pack_scales(const struct mdcsr *m, struct cpu_matrix *p) {
     for (int64_t r = 0; r < m->rows; r++)
         for (int64_t g = 0; g < m->n_groups; g++)
-            p->scales[((r / TILE_ROWS) * p->n_groups + g) * TILE_ROWS + r % TILE_ROWS] =
+            cpu_tile_scales(p, r / TILE_ROWS)[g * TILE_ROWS + r % TILE_ROWS] =
                 m->scales[r * m->n_groups + g];
 }
 
@@ -189,15 +201,13 @@ static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_er
         PD_TRY(pd_calloc(&pk->pairs, n_tiles, 2 * sizeof *pk->pairs, "packing", err));
         pd_threads_for(threads, p->n_tiles, 16, count_pairs, pk);
     }
-    PD_TRY(pd_calloc(&p->offsets, n_tiles * streams + 1, sizeof *p->offsets, "tile offsets", err));
-    for (size_t i = 0; i < n_tiles * streams; i++)
-        p->offsets[i + 1] =
-            p->offsets[i] + stream_bytes(pk, (int64_t)(i / streams), (int)(i % streams));
-    size_t size = (size_t)p->offsets[n_tiles * streams];
+    PD_TRY(pd_calloc(&p->offsets, n_tiles * streams, sizeof *p->offsets, "tile offsets", err));
+    PD_TRY(pd_calloc(&p->bytes, n_tiles + 1, sizeof *p->bytes, "tile sizes", err));
+    size_t size = place_streams(pk);
     PD_TRY(pd_alloc_aligned(&p->values, size, "packed weights", err));
     memset(p->values, 0, size + 64); /* kernels may load, never use, 64 bytes behind the end */
     if (!p->dense) {
-        size_t n = n_tiles * tile_micros(p) * sizeof *p->masks;
+        size_t n = n_tiles * streams * (size_t)cpu_stream_micros(p) * sizeof *p->masks;
         PD_TRY(pd_alloc_aligned(&p->masks, n, "packed masks", err));
         pd_zero(p->masks, n); /* a few rows of an almost empty matrix cost a few pages */
     }
@@ -261,14 +271,15 @@ void cpu_matrix_free(struct cpu_matrix *m) {
     free(m->masks);
     free(m->values);
     free(m->offsets);
+    free(m->bytes);
     free(m->scales);
     free(m);
 }
 
 size_t cpu_matrix_bytes_before(const struct cpu_matrix *m, int64_t tile) {
     size_t t = (size_t)tile;
-    size_t bytes = (size_t)m->offsets[tile * m->streams];
-    if (m->masks) bytes += t * tile_micros(m) * sizeof *m->masks;
+    size_t bytes = (size_t)m->bytes[tile];
+    if (m->masks) bytes += t * (size_t)m->n_blocks * BLOCK_MICROS * sizeof *m->masks;
     if (m->scales) bytes += t * (size_t)m->n_groups * TILE_ROWS * sizeof *m->scales;
     return bytes;
 }
