@@ -114,13 +114,13 @@ static int print_summary_json(const struct arguments *a, const struct convert_re
     }
     const struct convert_calibration_facts *f = &r->calibration;
     if (value && f->n_windows > 0)
-        json_object_set_new(
-            value, "calibration",
-            json_pack("{s:I, s:I, s:I, s:I, s:I, s:b}", "tokens",
-                      (json_int_t)(f->n_windows * f->seq), "window", (json_int_t)f->seq,
-                      "distinct_tokens", (json_int_t)f->n_distinct, "resumed_layers",
-                      (json_int_t)f->n_resumed, "activation_bytes", (json_int_t)f->memory,
-                      "activations_in_file", f->in_file));
+        json_object_set_new(value, "calibration",
+                            json_pack("{s:I, s:I, s:I, s:I, s:I, s:b}", "tokens",
+                                      (json_int_t)(f->n_windows * f->seq), "window",
+                                      (json_int_t)f->seq, "distinct_tokens",
+                                      (json_int_t)f->n_distinct, "resumed_layers",
+                                      (json_int_t)f->n_resumed, "activation_bytes",
+                                      (json_int_t)f->memory, "activations_in_file", f->in_file));
     return print_json("convert", value);
 }
 
@@ -194,10 +194,11 @@ int cmd_convert(int argc, char **argv) {
                     "Share of zeros to reach, from 0 to below 1; zeros that are there count. For "
                     "methods other than keep.",
                     &a.sparsity, 0, 0.9999),
-        OPTION_CHOICE("--scope", "row|matrix|block",
-                      "Reach it in every row alone, in the matrix as a whole, or in all rows of each "
-                      "block of columns; not every method knows every scope. [row]",
-                      &a.scope, scope_names),
+        OPTION_CHOICE(
+            "--scope", "row|matrix|block",
+            "Reach it in every row alone, in the matrix as a whole, or in all rows of each "
+            "block of columns; not every method knows every scope. [row]",
+            &a.scope, scope_names),
         OPTION_GROUP("Calibration"),
         OPTION_STRING("--calib", "FILE",
                       "The text to calibrate on: UTF-8, some megabytes of what the model is used "

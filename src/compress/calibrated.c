@@ -161,8 +161,10 @@ static pdvm_status compare(struct run *r, const float *before, const float *afte
     }
     free(c.sums);
     if (moments->hessian.h) {
-        PD_TRY(solver_output_error(&moments->hessian, before, NULL, rows, r->threads, &output, err));
-        PD_TRY(solver_output_error(&moments->hessian, before, after, rows, r->threads, &error, err));
+        PD_TRY(
+            solver_output_error(&moments->hessian, before, NULL, rows, r->threads, &output, err));
+        PD_TRY(
+            solver_output_error(&moments->hessian, before, after, rows, r->threads, &error, err));
     }
     t->output_error = error <= 0 ? 0 : output > 0 ? sqrt(error / output) : NAN;
     return PDVM_OK;
@@ -193,8 +195,8 @@ static pdvm_status solve_and_encode(struct run *r, float *w, const struct settin
     pdvm_status status = r->method->solve(&task, &result, err);
     if (status == PDVM_OK && result.grid.scales) coding.grid = &result.grid;
     if (status == PDVM_OK)
-        status = mdcsr_encode(w, t->tensor.rows, t->tensor.cols, &coding, r->threads, m, &report,
-                              err);
+        status =
+            mdcsr_encode(w, t->tensor.rows, t->tensor.cols, &coding, r->threads, m, &report, err);
     if (status == PDVM_OK) {
         if (result.damping_raised > 0)
             pd_log(&r->options->notify, PDVM_LOG_WARN,
@@ -290,8 +292,8 @@ static pdvm_status solve_layer(struct run *r, uint32_t layer, pdvm_error *err) {
 /* Runs the layer as it stands over the text. */
 static pdvm_status run_layer(struct run *r, const struct layer_weights *w, pdvm_error *err) {
     for (int stage = 0; stage < CALIBRATION_N_STAGES; stage++)
-        PD_TRY(calibration_stage(&r->calibration, w, (enum calibration_stage)stage, false, NULL,
-                                 err));
+        PD_TRY(
+            calibration_stage(&r->calibration, w, (enum calibration_stage)stage, false, NULL, err));
     return calibration_end_layer(&r->calibration, w, err);
 }
 
@@ -400,8 +402,8 @@ static pdvm_status share_sparsity(struct run *r, pdvm_error *err) {
         status = measure_layer(r, i, &measures[i], err);
     if (status == PDVM_OK)
         status =
-            layer_sparsity_share(&r->options->calibration.layers,
-                                 r->options->plan.general.sparsity, measures, n, r->sparsity, err);
+            layer_sparsity_share(&r->options->calibration.layers, r->options->plan.general.sparsity,
+                                 measures, n, r->sparsity, err);
     free(measures);
     return status;
 }
@@ -463,9 +465,9 @@ static pdvm_status run_all(struct run *r, pdvm_error *err) {
 }
 
 pdvm_status calibrated_run(struct model_source *source, const char *output,
-                           const struct convert_options *options,
-                           const struct prune_method *method, enum prune_scope scope,
-                           struct pd_threads *threads, struct calibrated *out, pdvm_error *err) {
+                           const struct convert_options *options, const struct prune_method *method,
+                           enum prune_scope scope, struct pd_threads *threads,
+                           struct calibrated *out, pdvm_error *err) {
     struct run r = {.source = source,
                     .options = options,
                     .method = method,
@@ -474,17 +476,18 @@ pdvm_status calibrated_run(struct model_source *source, const char *output,
                     .work = &out->work,
                     .full = method->calibration == PRUNE_NEEDS_HESSIAN};
     struct calibration *c = &r.calibration;
-    PD_TRY(calibration_open(source, &options->calibration.text, threads, &options->notify, output, c,
-                            err));
+    PD_TRY(calibration_open(source, &options->calibration.text, threads, &options->notify, output,
+                            c, err));
     pdvm_status status = work_open(output, run_key(&r), source->config.n_layers,
                                    options->calibration.resume, &options->notify, &out->work, err);
     if (status == PDVM_OK) {
-        out->facts = (struct convert_calibration_facts){.n_windows = c->n_windows,
-                                                        .seq = c->seq,
-                                                        .n_distinct = c->n_distinct,
-                                                        .n_resumed = out->work.n_done,
-                                                        .memory = c->x.size + c->inner.size,
-                                                        .in_file = c->x.in_file || c->inner.in_file};
+        out->facts =
+            (struct convert_calibration_facts){.n_windows = c->n_windows,
+                                               .seq = c->seq,
+                                               .n_distinct = c->n_distinct,
+                                               .n_resumed = out->work.n_done,
+                                               .memory = c->x.size + c->inner.size,
+                                               .in_file = c->x.in_file || c->inner.in_file};
         status = run_all(&r, err);
     }
     if (status != PDVM_OK && out->work.n_done > 0)

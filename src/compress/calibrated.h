@@ -21,9 +21,9 @@ struct calibrated {
  * On failure and cancellation finished layers stay, and a log line says so.
  */
 pdvm_status calibrated_run(struct model_source *source, const char *output,
-                           const struct convert_options *options,
-                           const struct prune_method *method, enum prune_scope scope,
-                           struct pd_threads *threads, struct calibrated *out, pdvm_error *err);
+                           const struct convert_options *options, const struct prune_method *method,
+                           enum prune_scope scope, struct pd_threads *threads,
+                           struct calibrated *out, pdvm_error *err);
 
 /** Frees the handle; with `done` the work directory goes, too. */
 void calibrated_free(struct calibrated *c, bool done);

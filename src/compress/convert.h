@@ -25,16 +25,16 @@ struct convert_calibration {
 struct convert_calibration_facts {
     int64_t n_windows; /**< 0: there was none */
     int64_t seq;
-    int64_t n_distinct;       /**< different tokens */
-    uint32_t n_resumed;       /**< layers that were there already */
-    uint64_t memory;          /**< bytes of activations */
-    bool in_file;             /**< they were in a temporary file */
+    int64_t n_distinct; /**< different tokens */
+    uint32_t n_resumed; /**< layers that were there already */
+    uint64_t memory;    /**< bytes of activations */
+    bool in_file;       /**< they were in a temporary file */
 };
 
 /** What convert_model should do. Zero-initialise, then fill `plan.general` with settings_none(). */
 struct convert_options {
     const struct prune_method *method; /**< NULL: the first of the table, keep */
-    enum prune_scope scope; /**< PRUNE_SCOPE_DEFAULT: the method's */
+    enum prune_scope scope;            /**< PRUNE_SCOPE_DEFAULT: the method's */
     struct convert_calibration calibration;
     struct settings_plan plan; /**< plan.general.sparsity is the method's target */
     int n_threads;             /**< 0: all processors */
@@ -47,7 +47,7 @@ struct convert_result {
     uint64_t source_bytes; /**< the weights and side files of the source that were used */
     uint64_t file_bytes;   /**< of the file written */
     struct convert_calibration_facts calibration;
-    bool has_tokenizer;    /**< the source has a tokenizer.json or tokenizer.model */
+    bool has_tokenizer; /**< the source has a tokenizer.json or tokenizer.model */
 };
 
 /** All options unset: keep the zeros, int8, all threads, the method's scope. */

@@ -75,8 +75,8 @@ struct matrix_run {
     const struct layer_sparsity_matrix *m;
     double target, range, limit; /* limit: of an outlier's score; before it is known 0 */
     double **scores;             /* [workers][widest] */
-    double *sums;                /* [rows, 2 + POINTS]: scores, squares, what is lost at each point */
-    int64_t *outliers;           /* [rows] */
+    double *sums;      /* [rows, 2 + POINTS]: scores, squares, what is lost at each point */
+    int64_t *outliers; /* [rows] */
 };
 
 #define SUMS (2 + LAYER_SPARSITY_POINTS)
@@ -211,9 +211,8 @@ static void centre(double target, uint32_t n, double *sparsity) {
 }
 
 /* Yin et al. 2023, "Outlier weighed layerwise sparsity": sparsity falls linearly with outliers. */
-static void share_by_outliers(double target, double range,
-                              const struct layer_sparsity_measure *m, uint32_t n,
-                              double *sparsity) {
+static void share_by_outliers(double target, double range, const struct layer_sparsity_measure *m,
+                              uint32_t n, double *sparsity) {
     double least = INFINITY, most = -INFINITY;
     for (uint32_t i = 0; i < n; i++) {
         least = fmin(least, m[i].outliers);

@@ -20,7 +20,7 @@ struct report_tensor {
     double rounding_squares; /**< of the difference that solving and coding the rest made */
     /** ||(W - W') X|| / ||W X|| over the inputs X of the calibration text; NAN without one. */
     double output_error;
-    uint64_t bytes;          /**< as stored, all parts */
+    uint64_t bytes; /**< as stored, all parts */
 };
 
 /** All tensors of a model, in its order. Zero-initialise before use. */

@@ -154,12 +154,12 @@ pdvm_status work_write_matrix(struct work_writer *out, const struct mdcsr *m,
                                   .error_squares = t->pruning_squares + t->rounding_squares,
                                   .stored_bytes = (size_t)t->bytes};
     PD_TRY(container_write_matrix(out->file, t->tensor.name, m, &report, err));
-    json_t *entry = json_pack(
-        "{s:s, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "coding", t->coding, "zeros",
-        (json_int_t)t->n_zeros, "source_zeros", (json_int_t)t->source_zeros, "bytes",
-        (json_int_t)t->bytes, "sum_squares", number(t->sum_squares), "pruning_squares",
-        number(t->pruning_squares), "rounding_squares", number(t->rounding_squares),
-        "output_error", number(t->output_error));
+    json_t *entry =
+        json_pack("{s:s, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "coding", t->coding, "zeros",
+                  (json_int_t)t->n_zeros, "source_zeros", (json_int_t)t->source_zeros, "bytes",
+                  (json_int_t)t->bytes, "sum_squares", number(t->sum_squares), "pruning_squares",
+                  number(t->pruning_squares), "rounding_squares", number(t->rounding_squares),
+                  "output_error", number(t->output_error));
     if (!entry || json_object_set_new(out->matrices, t->tensor.name, entry) != 0)
         return pd_fail_memory(err, 0, "metadata");
     return PDVM_OK;
@@ -228,8 +228,7 @@ pdvm_status work_read_matrix(struct work *w, struct report_tensor *t, struct mdc
     char *path;
     PD_TRY(layer_path(w, t->tensor.layer, &path, err));
     pdvm_status status = PDVM_OK;
-    if (!w->layer || w->open != t->tensor.layer)
-        status = open_layer(w, t->tensor.layer, path, err);
+    if (!w->layer || w->open != t->tensor.layer) status = open_layer(w, t->tensor.layer, path, err);
     if (status == PDVM_OK) status = read_report(path, w->metadata, t, err);
     if (status == PDVM_OK) status = container_read_matrix(w->layer, t->tensor.name, m, err);
     if (status == PDVM_OK && (m->rows != t->tensor.rows || m->cols != t->tensor.cols)) {

@@ -12,11 +12,11 @@
 /** A directory of finished layers. Zero-initialise, free with work_free. */
 struct work {
     char *dir;
-    char key[17];       /**< hash of everything that the layers depend on, in hexadecimal */
-    uint32_t n_layers;  /**< of the model */
-    uint32_t n_done;    /**< layers that are there, from 0 on */
-    json_t *shared;     /**< what the first layer's file says of the whole run; NULL: nothing */
-    uint32_t open;      /**< number of the layer that `layer` holds */
+    char key[17];      /**< hash of everything that the layers depend on, in hexadecimal */
+    uint32_t n_layers; /**< of the model */
+    uint32_t n_done;   /**< layers that are there, from 0 on */
+    json_t *shared;    /**< what the first layer's file says of the whole run; NULL: nothing */
+    uint32_t open;     /**< number of the layer that `layer` holds */
     struct container *layer; /**< the layer read last; NULL: none */
     json_t *metadata;        /**< its metadata */
 };

@@ -70,7 +70,6 @@ ALWAYS_INLINE void batch_row_scaled(const struct cpu_panel *panel, int64_t row,
                                     float *out, int64_t stride) {
     const struct cpu_matrix *m = panel->m;
     const int64_t cols = m->n_blocks * BLOCK_COLS;
-    const float *scales = m->scales + panel->tile0 * TILE_ROWS + row;
     const int digits = tokens->digits;
     struct batch_sums sums;
     _Alignas(64) int64_t wide[2][BATCH_TOKENS][2][8]; /* only for the widest matrices */
@@ -88,7 +87,9 @@ ALWAYS_INLINE void batch_row_scaled(const struct cpu_panel *panel, int64_t row,
     }
     for (int i = 0; i < 2; i++) {
         const __mmask16 k = batch_rows(panel, row, i);
-        const __m512 row_scales = _mm512_maskz_loadu_ps(k, scales + 16 * i);
+        if (!k) break;
+        const int64_t tile = panel->tile0 + row / TILE_ROWS + i;
+        const __m512 row_scales = _mm512_loadu_ps(cpu_tile_scales(m, tile));
         for (uint32_t t = 0; t < tokens->n; t++) {
             __m256 halves[2];
             for (int half = 0; half < 2; half++)
@@ -109,7 +110,7 @@ ALWAYS_INLINE void batch_add_group(const struct cpu_panel *panel, int64_t row, i
     for (int i = 0; i < 2; i++) {
         int64_t tile = panel->tile0 + row / TILE_ROWS + i;
         if (tile >= m->n_tiles) break;
-        const __m512 scale = _mm512_loadu_ps(m->scales + (tile * m->n_groups + group) * TILE_ROWS);
+        const __m512 scale = _mm512_loadu_ps(cpu_tile_scales(m, tile) + group * TILE_ROWS);
         for (int t = 0; t < BATCH_TOKENS; t++) {
             __m512i s = _mm512_load_si512(sums->c[0][i][t]);
             if (digits > 1)

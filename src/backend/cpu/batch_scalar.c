@@ -35,8 +35,7 @@ static void integers(const struct cpu_panel *panel, const struct cpu_token_tile 
     const struct cpu_matrix *m = panel->m;
     const int64_t cols = m->n_blocks * BLOCK_COLS, step = m->group ? m->group : SEGMENT;
     for (int64_t r = 0; r < panel->rows; r++) {
-        const float *scales =
-            m->scales + (panel->tile0 + r / TILE_ROWS) * m->n_groups * TILE_ROWS + r % TILE_ROWS;
+        const float *scales = cpu_tile_scales(m, panel->tile0 + r / TILE_ROWS) + r % TILE_ROWS;
         int64_t sums[BATCH_TOKENS] = {0};
         float lanes[BATCH_TOKENS][16] = {{0}};
         for (int64_t c = 0, g = 0; c < cols; c += step, g++) {

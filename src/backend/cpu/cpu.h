@@ -266,7 +266,6 @@ struct cpu_worker {
     float *acc;         /* [head_dim] */
 };
 
-<<<<<<< HEAD
 /** Most rows that are expanded for a batch, and that a phase computes before it uses the results. */
 #define PANEL_MAX_ROWS 256
 
@@ -280,11 +279,7 @@ struct cpu_batch_acts {
 };
 
 /** Tiles of up that are computed for a few tokens before they meet the gate. */
-#define PRODUCT_TILES 2
-=======
-/** Tiles of gate and of up that are computed before they are combined. */
 #define PRODUCT_TILES STREAM_TEAM
->>>>>>> main
 
 /* Rows of x, normed, attn and hidden are padded with zeros to whole blocks, as products read them. */
 struct cpu_backend {

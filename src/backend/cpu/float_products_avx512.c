@@ -59,21 +59,19 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
 
 ALWAYS_INLINE void expand_tile(const struct cpu_matrix *m, int64_t tile, enum cpu_kind kind,
                                float *out, int64_t stride) {
-    const int64_t micros = m->n_blocks * (BLOCK_MICROS / 4);
+    const float *scales = cpu_tile_scales(m, tile);
     for (int64_t stream = 4 * tile; stream < 4 * tile + 4; stream++, out += 4 * stride) {
-        const uint64_t *masks = m->dense ? NULL : m->masks + stream * micros;
-        const float *scales =
-            m->scales ? m->scales + tile * m->n_groups * TILE_ROWS + stream % 4 * 4 : NULL;
-        const uint8_t *p = m->values + m->offsets[stream];
-        for (int64_t i = 0; i < micros; i++) {
+        const uint64_t *masks = cpu_stream_masks(m, stream);
+        const uint8_t *p = cpu_stream_values(m, stream);
+        for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
             uint64_t mask = masks ? masks[i] : ~(uint64_t)0;
             int64_t g = kind == CPU_LUT8 && m->group ? 16 * i / m->group : 0;
             prefetch_lines(p, 1);
             for (int r = 0; r < 4; r++) {
-                float scale = kind == CPU_LUT8 ? scales[g * TILE_ROWS + r] : 1;
-                _mm512_storeu_ps(
-                    out + r * stride + 16 * i,
-                    next_values(&p, kind, false, (__mmask16)(mask >> (16 * r)), m->table, scale));
+                float scale = kind == CPU_LUT8 ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
+                __m512 w =
+                    next_values(&p, kind, false, (__mmask16)(mask >> (16 * r)), m->table, scale);
+                _mm512_storeu_ps(out + r * stride + 16 * i, w);
             }
         }
     }

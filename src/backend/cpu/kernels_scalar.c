@@ -111,27 +111,24 @@ static float entry_value(const struct cpu_matrix *m, const uint8_t *p, float sca
     }
 }
 
-/* The scale of column c and row r of a tile; 1 for kinds without scales. */
-static float entry_scale(const struct cpu_matrix *m, size_t tile, size_t r, size_t c) {
-    if (!m->scales) return 1;
-    size_t g = m->group ? c / m->group : 0;
-    return m->scales[(tile * (size_t)m->n_groups + g) * TILE_ROWS + r];
+static size_t entry_size(const struct cpu_matrix *m) {
+    return m->kind == CPU_F32 ? 4 : m->kind == CPU_LUT8 ? 1 : 2;
 }
 
 static void expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride) {
-    size_t size = m->kind == CPU_F32 ? 4 : m->kind == CPU_LUT8 ? 1 : 2;
-    for (size_t row = 0; row < TILE_ROWS; row += 4) {
-        size_t stream = ((size_t)tile * TILE_ROWS + row) / 4;
-        const uint8_t *p = m->values + m->offsets[stream];
+    const float *scales = cpu_tile_scales(m, tile);
+    for (int64_t stream = 4 * tile; stream < 4 * tile + 4; stream++, out += 4 * stride) {
+        const uint64_t *masks = cpu_stream_masks(m, stream);
+        const uint8_t *p = cpu_stream_values(m, stream);
         for (int r = 0; r < 4; r++)
-            memset(out + ((int64_t)row + r) * stride, 0,
-                   (size_t)m->n_blocks * BLOCK_COLS * sizeof *out);
-        for (size_t i = 0; i < stream_micros(m); i++) {
-            uint64_t mask = micro_mask(m, stream, i);
-            for (; mask; mask &= mask - 1, p += size) {
-                size_t k = (size_t)__builtin_ctzll(mask), r = row + k / 16, c = 16 * i + k % 16;
-                out[(int64_t)r * stride + (int64_t)c] =
-                    entry_value(m, p, entry_scale(m, (size_t)tile, r, c));
+            memset(out + r * stride, 0, (size_t)m->n_blocks * BLOCK_COLS * sizeof *out);
+        for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
+            uint64_t mask = mask_at(masks, i);
+            for (; mask; mask &= mask - 1, p += entry_size(m)) {
+                int k = __builtin_ctzll(mask), r = k / 16;
+                int64_t c = 16 * i + k % 16, g = m->group ? c / m->group : 0;
+                float scale = scales ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
+                out[r * stride + c] = entry_value(m, p, scale);
             }
         }
     }
@@ -140,7 +137,7 @@ static void expand_float(const struct cpu_matrix *m, int64_t tile, float *out, i
 /* Four rows: one stream. */
 static void product_of_stream(const struct cpu_matrix *m, int64_t stream, const float *x,
                               float result[4]) {
-    size_t size = m->kind == CPU_F32 ? 4 : m->kind == CPU_LUT8 ? 1 : 2;
+    const size_t size = entry_size(m);
     const uint64_t *masks = cpu_stream_masks(m, stream);
     const uint8_t *p = cpu_stream_values(m, stream);
     const float *scales = cpu_tile_scales(m, stream / 4);
@@ -148,15 +145,10 @@ static void product_of_stream(const struct cpu_matrix *m, int64_t stream, const 
     for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
         uint64_t mask = mask_at(masks, i);
         for (; mask; mask &= mask - 1, p += size) {
-<<<<<<< HEAD
-            size_t k = (size_t)__builtin_ctzll(mask), r = k / 16, c = 16 * i + k % 16;
-            lanes[r][k % 16] += entry_value(m, p, entry_scale(m, tile, row0 + r, c)) * x[c];
-=======
             int k = __builtin_ctzll(mask), r = k / 16;
             int64_t c = 16 * i + k % 16, g = m->group ? c / m->group : 0;
             float scale = scales ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
             lanes[r][k % 16] += entry_value(m, p, scale) * x[c];
->>>>>>> main
         }
     }
     for (int r = 0; r < 4; r++) result[r] = lanes_sum(lanes[r]);

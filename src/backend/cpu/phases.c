@@ -18,7 +18,7 @@ static struct pd_share share_tiles(const struct cpu_backend *b, const struct pha
     size_t i = (size_t)(phase - b->plan->phases);
     const int64_t *split = b->splits + i * ((size_t)n_workers + 1);
     int64_t grain = b->grains[i];
-    if (is_batch(b, n) && grain < PANEL_STEP / TILE_ROWS) grain = PANEL_STEP / TILE_ROWS;
+    if (is_batch(b, n)) grain = PANEL_STEP / TILE_ROWS; /* it is not bytes that take the time */
     return pd_share_ranges(b->threads, worker, n_workers, split, grain);
 }
 
