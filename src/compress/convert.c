@@ -140,7 +140,6 @@ static pdvm_status do_matrix(struct conversion *c, float *w, struct report_tenso
     struct prune_count count;
     struct prune_result pruned = {0};
     settings_for(&c->options->plan, &t->tensor, &settings);
-    t->output_error = NAN;
     PD_TRY(prune_count(w, t->tensor.rows, t->tensor.cols, c->threads, &count, err));
     if (settings.sparsity > 0) {
         struct prune_task task = {.w = w,
@@ -187,7 +186,7 @@ static bool is_calibrated(const struct conversion *c, const struct tensor_info *
 }
 
 static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
-    struct report_tensor t = {0};
+    struct report_tensor t = {.output_error = NAN};
     const char *coding;
     uint64_t bytes;
     float *w;
