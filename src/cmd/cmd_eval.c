@@ -399,7 +399,8 @@ int cmd_eval(int argc, char **argv) {
         OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
                       "How the values in the KV cache are stored. [f16]", &o.type_v, kv_type_names),
         OPTION_STRING("--kernels", "SET",
-                      "Instruction set of the kernels: auto, scalar, avx512. [auto]", &o.kernels),
+                      "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
+                      &o.kernels),
         OPTION_FLAG("--cache-packed",
                     "Keep the weights as packed for this machine in a file beside the model, or in "
                     "the user's cache directory, and start from it the next time.",

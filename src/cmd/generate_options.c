@@ -135,7 +135,8 @@ void generate_add_engine(struct option_table *table, struct generate_settings *o
                       "times a layer (unfused). The results are the same. [token]",
                       &o->mode, mode_names),
         OPTION_STRING("--kernels", "SET",
-                      "Instruction set of the kernels: auto, scalar, avx512. [auto]", &o->kernels),
+                      "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
+                      &o->kernels),
         OPTION_FLAG("--cache-packed",
                     "Keep the weights as packed for this machine in a file beside the model, or in "
                     "the user's cache directory, and start from it the next time.",
