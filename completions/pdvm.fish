@@ -34,6 +34,7 @@ complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -s b -l ba
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctk -l cache-type-k -x -a 'f32 f16 int8' -d 'Type of cached keys'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctv -l cache-type-v -x -a 'f32 f16 int8' -d 'Type of cached values'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l kernels -x -a 'auto scalar avx512 amx' -d 'Instruction set'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l cache-packed -d 'Keep the packed weights in a file'
 
 complete -c pdvm -n '__fish_seen_subcommand_from run' -s e -l escape -d 'Understand \\n and the like in -p'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat' -s n -l predict -x -d 'Tokens to generate'

@@ -111,6 +111,9 @@ typedef struct pdvm_model_options {
     const char *values; /**< for directories of float weights: "f32", "bf16", "f16", "int8", "lut8",
                               "lut4", or "source", the source's own precision; NULL: "int8". A
                               .pdvm file has its own. */
+    bool cache_packed;  /**< keep the weights as they are packed for this machine's kernels in a
+                              file beside the model, or in the user's cache directory where that
+                              cannot be written, and map them from there the next time */
     pdvm_progress_fn progress;
     void *progress_user;
     pdvm_log_fn log;

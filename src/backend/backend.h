@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct safetensors;
+struct safetensors_writer;
 struct backend;
 struct backend_matrix; /**< a packed matrix, in the layout that the backend's kernels read */
 struct backend_kv;     /**< the memory of one KV cache */
@@ -112,6 +114,22 @@ struct backend_ops {
     pdvm_status (*load_matrix)(struct backend *b, const struct mdcsr *m, enum matrix_use use,
                                struct backend_matrix **out, pdvm_error *err);
     void (*free_matrix)(struct backend *b, struct backend_matrix *m);
+    /**
+     * Names the layout of packed matrices, for files that keep them: no other layout has the same
+     * name. NULL, as the two functions below: the backend cannot keep them.
+     */
+    const char *(*layout)(struct backend *b);
+    /** Writes a packed matrix, tensor and metadata, under `name`. */
+    pdvm_status (*save_matrix)(struct backend *b, const struct backend_matrix *m, const char *name,
+                               struct safetensors_writer *file, pdvm_error *err);
+    /**
+     * Takes a matrix of that shape from a file that anybody may have written; its data are used
+     * where they are, as long as the matrix lives. *n_entries: stored weights. PDVM_ERR_FORMAT:
+     * it is missing, damaged or does not hold together.
+     */
+    pdvm_status (*map_matrix)(struct backend *b, const struct safetensors *file, const char *name,
+                              int64_t rows, int64_t cols, struct backend_matrix **out,
+                              int64_t *n_entries, pdvm_error *err);
     /** Bytes that the matrix occupies, and that one product reads. */
     size_t (*matrix_bytes)(const struct backend_matrix *m);
     /** Splits the work and allocates everything that passes need. Called once. */

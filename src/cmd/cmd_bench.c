@@ -44,7 +44,7 @@ struct arguments {
     struct option_list models, shapes;
     const char *sparsity, *values, *prompt, *gen, *depth, *threads, *kernels, *compare;
     int64_t group, repetitions, batch, seed;
-    bool group_given, all_modes, phases, json, quiet, verbose;
+    bool group_given, all_modes, phases, json, quiet, verbose, cache_packed;
     int mode, type_k, type_v, format;
 };
 
@@ -219,6 +219,7 @@ static pdvm_status measure(const struct arguments *a, const struct lists *l,
         .phases = a->phases,
         .repetitions = (uint32_t)a->repetitions,
         .kernels = a->kernels,
+        .cache_packed = a->cache_packed,
         .values = a->shapes.n == 0 ? a->values : NULL,
         .n_batch = (uint32_t)a->batch,
         .type_k = kv_type_of(a->type_k),
@@ -314,7 +315,8 @@ int cmd_bench(int argc, char **argv) {
         OPTION_STRING("-n, --n-gen", "LIST", "Tokens to generate; 0: no such test. [128]", &a.gen),
         OPTION_STRING("-d, --n-depth", "LIST", "Tokens in the cache before each test. [0]",
                       &a.depth),
-        OPTION_STRING("-t, --threads", "LIST", "Threads; 0 is one per processor. [0]", &a.threads),
+        OPTION_STRING("-t, --threads", "LIST", "Threads; 0 is one per physical core. [0]",
+                      &a.threads),
         OPTION_INT("-r, --repetitions", "N", "Samples of each test. [5]", &a.repetitions, 1, 10000),
         OPTION_CHOICE("--mode", "MODE",
                       "How the phases of a token are dispatched: token, layer, phase, unfused. "
@@ -343,6 +345,10 @@ int cmd_bench(int argc, char **argv) {
         OPTION_STRING("--kernels", "SET",
                       "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
                       &a.kernels),
+        OPTION_FLAG("--cache-packed",
+                    "Keep the weights as packed for this machine in a file beside the model, or in "
+                    "the user's cache directory, and start from it the next time. Not for shapes.",
+                    &a.cache_packed),
         OPTION_END,
     };
     const struct options_page page = {.command = "bench",

@@ -259,7 +259,7 @@ int cmd_convert(int argc, char **argv) {
                       &a.layers_file),
         OPTION_GROUP("Other"),
         OPTION_INT("-t, --threads", "N",
-                   "Threads; 0 is one per processor. The file does not depend on it. [0]",
+                   "Threads; 0 is one per physical core. The file does not depend on it. [0]",
                    &a.threads, 0, 1024),
         OPTION_FLAG("--json", "Print the summary as JSON, with every tensor.", &a.json),
         OPTION_FLAG("-q, --quiet", "No progress, and no summary unless as JSON.", &a.quiet),

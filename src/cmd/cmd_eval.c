@@ -55,7 +55,7 @@ struct arguments {
     const char *model, *text, *kernels, *values, *save, *base, *reference;
     int64_t window, stride, threads, batch, max_tokens;
     int type_k, type_v, format, protocol;
-    bool json, per_token, quiet, verbose;
+    bool json, per_token, quiet, verbose, cache_packed;
 };
 
 /* Everything that has to be released. */
@@ -79,6 +79,7 @@ static pdvm_status open_model(struct evaluation *e, const char *path, const char
     pdvm_model_options options = pdvm_model_options_default();
     options.n_threads = (int)o->threads;
     options.kernels = o->kernels;
+    options.cache_packed = o->cache_packed;
     options.values = values;
     options.progress = terminal_progress;
     options.progress_user = &e->progress;
@@ -388,7 +389,7 @@ int cmd_eval(int argc, char **argv) {
                       "How weights are held that are not coded yet: f32, bf16, f16, int8, lut8, "
                       "lut4, or source, as they are. [int8]",
                       &values, value_names),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per processor. [0]", &o.threads, 0,
+        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per physical core. [0]", &o.threads, 0,
                    1024),
         OPTION_INT("-b, --batch-size", "N", "Most tokens computed together. [64]", &o.batch, 1,
                    1 << 24),
@@ -400,6 +401,10 @@ int cmd_eval(int argc, char **argv) {
         OPTION_STRING("--kernels", "SET",
                       "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
                       &o.kernels),
+        OPTION_FLAG("--cache-packed",
+                    "Keep the weights as packed for this machine in a file beside the model, or in "
+                    "the user's cache directory, and start from it the next time.",
+                    &o.cache_packed),
         OPTION_END,
     };
     const struct options_page page = {.command = "eval",

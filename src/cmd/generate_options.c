@@ -119,8 +119,8 @@ void generate_add_engine(struct option_table *table, struct generate_settings *o
         OPTION_FLAG("-q, --quiet, --no-perf", "No progress and no timings.", &o->quiet),
         OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &o->verbose),
         OPTION_GROUP("Engine"),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per processor. [0]", &o->n_threads, 0,
-                   1024),
+        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per physical core. [0]", &o->n_threads,
+                   0, 1024),
         OPTION_INT("-b, --batch-size", "N", "Most prompt tokens computed together. [64]",
                    &o->n_batch, 1, 1 << 24),
         OPTION_CHOICE("-ctk, --cache-type-k", "TYPE",
@@ -137,6 +137,10 @@ void generate_add_engine(struct option_table *table, struct generate_settings *o
         OPTION_STRING("--kernels", "SET",
                       "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
                       &o->kernels),
+        OPTION_FLAG("--cache-packed",
+                    "Keep the weights as packed for this machine in a file beside the model, or in "
+                    "the user's cache directory, and start from it the next time.",
+                    &o->cache_packed),
         OPTION_UNSUPPORTED("-ngl, --gpu-layers, --n-gpu-layers",
                            "this version computes on the CPU; leave the option out"),
         OPTION_UNSUPPORTED("-fa, --flash-attn",
@@ -199,6 +203,7 @@ pdvm_status generate_open_model(const struct generate_settings *o, char *command
     pdvm_model_options options = pdvm_model_options_default();
     options.n_threads = (int)o->n_threads;
     options.kernels = o->kernels;
+    options.cache_packed = o->cache_packed;
     options.progress = terminal_progress;
     options.progress_user = progress;
     options.log = o->verbose ? terminal_log_verbose : terminal_log;

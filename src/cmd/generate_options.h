@@ -17,7 +17,7 @@ struct generate_settings {
     struct option_list logit_bias, stop;
     pdvm_logit_bias *bias; /**< [logit_bias.n], by generate_settings_check */
     int type_k, type_v, mode;
-    bool ignore_eos, rolling, quiet, verbose;
+    bool ignore_eos, rolling, quiet, verbose, cache_packed;
 };
 
 /** A command's options, put together from parts; always ended by OPTION_END. Starts zeroed. */

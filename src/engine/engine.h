@@ -25,7 +25,10 @@ struct pdvm_model {
     struct plan plan;
     struct backend_matrix **matrices; /* [n_matrices] owned; the plan points to them */
     size_t n_matrices;
-    struct mdcsr embedding; /* looked up row by row, so it stays in canonical form */
+    bool cache_packed;          /* packed matrices are kept in a file */
+    struct safetensors *packed; /* the file that some of them are mapped from; NULL: none */
+    bool packed_stale;          /* it could not give all of them */
+    struct mdcsr embedding;     /* looked up row by row, so it stays in canonical form */
     struct backend_matrix *lookup;
     float **vectors; /* [tensors_count] norms and biases by tensors_index; NULL for matrices */
     float *inv_freq;

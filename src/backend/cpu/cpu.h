@@ -50,6 +50,8 @@ struct cpu_matrix {
     int64_t cols;
     int64_t n_tiles;
     int64_t n_blocks; /* columns / 64, rounded up */
+    int64_t n_entries;
+    enum mdcsr_values values_coding;
     enum cpu_kind kind;
     bool dense;
     bool owned;       /* the arrays are freed with the matrix */
@@ -109,6 +111,24 @@ pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
                             struct cpu_matrix **out, pdvm_error *err);
 void cpu_matrix_free(struct cpu_matrix *m);
+
+/**
+ * Turns the sizes of streams that `offsets` holds into places, and fills `bytes`; returns the bytes
+ * of all values.
+ */
+uint64_t cpu_matrix_place_streams(struct cpu_matrix *m);
+
+/** The parts of a matrix that follow from its value coding: see MDCSR's. */
+void cpu_matrix_init(struct cpu_matrix *m, int64_t rows, int64_t cols, enum mdcsr_values values,
+                     uint32_t group);
+void cpu_matrix_set_table(struct cpu_matrix *m, const float *codebook);
+
+/** backend_ops.save_matrix and map_matrix for packed matrices: see packed_file.c. */
+pdvm_status cpu_matrix_save(const struct cpu_matrix *m, struct pd_threads *threads,
+                            const char *name, struct safetensors_writer *file, pdvm_error *err);
+pdvm_status cpu_matrix_map(const struct safetensors *file, const char *name, int64_t rows,
+                           int64_t cols, struct pd_threads *threads, struct pd_arena *arena,
+                           struct cpu_matrix **out, pdvm_error *err);
 
 /** Bytes of all arrays; and of tiles [0, tile) as a product reads them, for the work split. */
 size_t cpu_matrix_bytes(const struct cpu_matrix *m);
@@ -296,6 +316,7 @@ struct cpu_backend {
     struct pd_threads *threads;
     struct pd_arena arena; /* the packed matrices' arrays */
     char description[64];
+    char layout[64];
     const struct plan *plan;
     int64_t *splits;             /* [n_phases][n_split + 1] tiles, see split_phases */
     int64_t *grains;             /* [n_phases] least tiles of a piece of work */

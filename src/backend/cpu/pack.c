@@ -261,21 +261,20 @@ static uint64_t stream_bytes(const struct pack *pk, int64_t tile, int s) {
     return n * pk->entry_size;
 }
 
-/* Fills offsets and bytes; returns the bytes of all values. */
-static size_t place_streams(struct pack *pk) {
-    struct cpu_matrix *p = pk->p;
-    int64_t n = p->n_tiles * p->streams;
+uint64_t cpu_matrix_place_streams(struct cpu_matrix *m) {
+    int64_t n = m->n_tiles * m->streams;
     uint64_t size = 0;
+    memset(m->bytes, 0, ((size_t)m->n_tiles + 1) * sizeof *m->bytes);
     for (int64_t line = 0; line < STREAM_TEAM; line++) {
         for (int64_t i = line; i < n; i += STREAM_TEAM) {
-            uint64_t bytes = stream_bytes(pk, i / p->streams, (int)(i % p->streams));
-            p->offsets[i] = size;
-            p->bytes[i / p->streams + 1] += bytes;
+            uint64_t bytes = m->offsets[i];
+            m->offsets[i] = size;
+            m->bytes[i / m->streams + 1] += bytes;
             size += bytes;
         }
     }
-    for (int64_t i = 0; i < p->n_tiles; i++) p->bytes[i + 1] += p->bytes[i];
-    return (size_t)size;
+    for (int64_t i = 0; i < m->n_tiles; i++) m->bytes[i + 1] += m->bytes[i];
+    return size;
 }
 
 static bool choose_dense(const struct mdcsr *m, int64_t n_blocks, size_t entry_size) {
@@ -342,7 +341,9 @@ static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_er
     PD_TRY(allocate_array(pk, &p->offsets, n_tiles * streams * sizeof *p->offsets, "tile offsets",
                           err));
     PD_TRY(allocate_array(pk, &p->bytes, (n_tiles + 1) * sizeof *p->bytes, "tile sizes", err));
-    size_t size = place_streams(pk);
+    for (size_t i = 0; i < n_tiles * streams; i++)
+        p->offsets[i] = stream_bytes(pk, (int64_t)(i / streams), (int)(i % streams));
+    size_t size = (size_t)cpu_matrix_place_streams(p);
     PD_TRY(allocate_array(pk, &p->values, size, "packed weights", err));
     if (!p->dense)
         PD_TRY(allocate_array(pk, &p->masks,
@@ -353,6 +354,25 @@ static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_er
                               n_tiles * (size_t)p->n_groups * TILE_ROWS * sizeof *p->scales,
                               "packed scales", err));
     return PDVM_OK;
+}
+
+void cpu_matrix_init(struct cpu_matrix *m, int64_t rows, int64_t cols, enum mdcsr_values values,
+                     uint32_t group) {
+    m->rows = rows;
+    m->cols = cols;
+    m->n_tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    m->n_blocks = (cols + BLOCK_COLS - 1) / BLOCK_COLS;
+    m->values_coding = values;
+    m->kind = kinds[values];
+    m->streams = cpu_kind_is_integer(m->kind) ? 1 : 4;
+    m->group = group;
+    m->n_groups = group ? (m->n_blocks * BLOCK_COLS + group - 1) / group : 1;
+}
+
+void cpu_matrix_set_table(struct cpu_matrix *m, const float *codebook) {
+    memcpy(m->table, codebook, sizeof m->table);
+    if (m->kind == CPU_LUT4)
+        for (int i = 0; i < 64; i++) m->table4[i] = (int8_t)codebook[i % 16];
 }
 
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
@@ -368,22 +388,11 @@ pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
     PD_TRY(pd_alloc_aligned(&p, sizeof *p, "a packed matrix", err));
     memset(p, 0, sizeof *p);
     p->owned = arena == NULL;
-    p->rows = m->rows;
-    p->cols = m->cols;
-    p->n_tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS;
-    p->n_blocks = (m->cols + BLOCK_COLS - 1) / BLOCK_COLS;
-    p->kind = kinds[m->value_coding];
-    p->streams = cpu_kind_is_integer(p->kind) ? 1 : 4;
-    p->group = m->group;
-    if (m->group)
-        p->n_groups = (p->n_blocks * BLOCK_COLS + m->group - 1) / m->group;
-    else
-        p->n_groups = 1;
+    cpu_matrix_init(p, m->rows, m->cols, m->value_coding, m->group);
+    cpu_matrix_set_table(p, m->codebook);
+    p->n_entries = m->n_entries;
     size_t entry_size = mdcsr_entry_size(m->value_coding);
     p->dense = choose_dense(m, p->n_blocks, entry_size);
-    memcpy(p->table, m->codebook, sizeof p->table);
-    if (p->kind == CPU_LUT4)
-        for (int i = 0; i < 64; i++) p->table4[i] = (int8_t)m->codebook[i % 16];
 
     int zero = zero_code(m);
     struct pack pk = {.m = m,
