@@ -106,8 +106,29 @@ static void fill_info(pdvm_model *m) {
     }
 }
 
+static bool wants_source_values(const pdvm_model_options *o) {
+    return o->values && strcmp(o->values, "source") == 0;
+}
+
+/* The coding that keeps all of a source's matrices as they are. */
+static enum mdcsr_values source_values(struct model_source *source) {
+    bool bf16 = true, f16 = true;
+    for (size_t i = 0; i < tensors_count(&source->config); i++) {
+        struct tensor_info t;
+        const char *coding;
+        uint64_t bytes;
+        tensors_at(&source->config, i, &t);
+        if (!t.is_matrix) continue;
+        source_stored(source, &t, &coding, &bytes);
+        bf16 &= strcmp(coding, "BF16") == 0;
+        f16 &= strcmp(coding, "F16") == 0;
+    }
+    return bf16 ? MDCSR_BF16 : f16 ? MDCSR_F16 : MDCSR_F32;
+}
+
 /* With the source's weights; `o` has been checked. */
 static pdvm_status open_into(pdvm_model *m, const pdvm_model_options *o, pdvm_error *err) {
+    if (wants_source_values(o)) m->values = source_values(m->source);
     m->config = m->source->config;
     PD_TRY(open_tokenizer(m, err));
     PD_TRY(pd_threads_create(o->n_threads, &m->threads, err));
@@ -125,9 +146,10 @@ static pdvm_status check_options(const pdvm_model_options *o, enum mdcsr_values 
         return pd_fail(err, PDVM_ERR_ARGUMENT, "%d threads: give a positive number, or 0 for all",
                        o->n_threads);
     *values = MDCSR_INT8;
-    if (o->values && !mdcsr_values_parse(o->values, values))
+    if (o->values && !wants_source_values(o) && !mdcsr_values_parse(o->values, values))
         return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "unknown values \"%s\": f32, bf16, f16, int8, lut8 or lut4", o->values);
+                       "unknown values \"%s\": f32, bf16, f16, int8, lut8, lut4 or source",
+                       o->values);
     return PDVM_OK;
 }
 

@@ -142,6 +142,23 @@ static void split_phase(const struct phase *phase, int n_workers, int64_t *split
     }
 }
 
+/* Pieces of work below this would be short streams and many. */
+#define MIN_PIECE_BYTES ((size_t)16 << 10)
+
+static int64_t grain_of(const struct phase *phase) {
+    int64_t n = phase_tiles(phase);
+    size_t bytes = n ? phase_bytes_before(phase, n) : 0;
+    double grain = bytes ? (double)MIN_PIECE_BYTES * (double)n / (double)bytes : 1;
+    return grain < 1 ? 1 : grain < (double)n ? (int64_t)grain : n;
+}
+
+static void split_phases(struct cpu_backend *b, int n_workers) {
+    const struct plan *plan = b->plan;
+    for (size_t i = 0; i < plan->n_phases; i++)
+        split_phase(&plan->phases[i], n_workers, b->splits + i * ((size_t)n_workers + 1));
+    b->n_split = n_workers;
+}
+
 static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pdvm_error *err) {
     struct cpu_backend *b = (struct cpu_backend *)base;
     size_t n_workers = (size_t)pd_threads_count(b->threads);
@@ -156,8 +173,9 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
 
     b->plan = plan;
     PD_TRY(keep(b, &b->splits, plan->n_phases * (n_workers + 1), sizeof *b->splits, err));
-    for (size_t i = 0; i < plan->n_phases; i++)
-        split_phase(&plan->phases[i], (int)n_workers, b->splits + i * (n_workers + 1));
+    PD_TRY(keep(b, &b->grains, plan->n_phases, sizeof *b->grains, err));
+    for (size_t i = 0; i < plan->n_phases; i++) b->grains[i] = grain_of(&plan->phases[i]);
+    split_phases(b, (int)n_workers);
     PD_TRY(keep(b, &b->x, batch * hidden, sizeof(float), err));
     PD_TRY(keep(b, &b->normed, batch * hidden, sizeof(float), err));
     PD_TRY(keep(b, &b->q, batch * plan->n_heads * d, sizeof(float), err));
@@ -330,6 +348,9 @@ static pdvm_status cpu_run(struct backend *base, const struct batch *batch, pdvm
     struct cpu_backend *b = (struct cpu_backend *)base;
     const struct plan *plan = b->plan;
     size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
+
+    int n_workers = pd_threads_adapt(b->threads);
+    if (n_workers != b->n_split) split_phases(b, n_workers);
 
     uint32_t pieces = cpu_attn_pieces(batch);
     if (pieces > 1) {
