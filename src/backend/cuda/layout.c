@@ -173,13 +173,12 @@ static pdvm_status set_streams(struct gpu_layout *l, const struct job *job, pdvm
     for (uint32_t b = 0; b < l->n_blocks; b++)
         if (job->block_fill[b] + 1 > fill) fill = job->block_fill[b] + 1;
     /* What fills up comes behind the entries; a lane without a row walks from column 0. */
-    uint64_t step = 1, groups = 0;
+    uint64_t groups = 0;
     for (int i = 0; i < l->n_matrices; i++) {
         const struct gpu_coding *c = &l->coding[i];
-        if (c->skip && (1ull << c->gap_bits) > step) step = 1ull << c->gap_bits;
         if (c->group) groups = (uint64_t)l->n_groups * c->group;
     }
-    uint64_t x_cols = (l->n_in > groups ? l->n_in : groups) + GPU_CHUNK * fill * step;
+    uint64_t x_cols = (l->n_in > groups ? l->n_in : groups) + (uint64_t)GPU_CHUNK * fill;
     x_cols = pd_round_up(x_cols, 64);
     if (x_cols < GPU_CHUNK * 64) x_cols = GPU_CHUNK * 64;
     if (x_cols > GPU_MAX_COLS)

@@ -16,8 +16,8 @@ struct gpu_coding {
     uint32_t gap_bits; /**< 0: dense */
     uint32_t group;    /**< columns per scale inside the streams; 0: none */
     bool decode;       /**< LUT4 entries are stored as the INT8 numbers that they stand for */
-    bool skip;         /**< no code stands for 0: the largest gap code says "no entry" */
-    uint8_t zero;      /**< code of the value 0, for entries that fill up */
+    bool has_zero;     /**< `zero` is the code of the value 0, for entries that fill up */
+    uint8_t zero;
 };
 
 /** The layout of one phase's matrices. Freed with gpu_layout_free. */

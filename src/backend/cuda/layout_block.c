@@ -63,18 +63,26 @@ static int key_of(const struct gpu_layout *l, int matrix) {
     return matrix;
 }
 
-/* Pieces of all rows of a key with a limit; stores them if `out` is not NULL. */
-static pdvm_status cut_rows(const struct gpu_layout *l, uint32_t b, int key, uint32_t limit,
-                            uint64_t *n, struct block_plan *out, pdvm_error *err) {
-    *n = 0;
+/* How the rows of a key are cut: those before `rest` into pieces of `limit` chunks, the others
+ * into shorter ones of `rest_limit`. */
+struct cuts {
+    uint32_t limit;
+    uint32_t rest; /* row of the phase */
+    uint32_t rest_limit;
+};
+
+static bool has_key(const struct gpu_layout *l, uint32_t row, int key) {
+    int64_t r;
+    return key_of(l, gpu_layout_row(l, row, &r)) == key;
+}
+
+static pdvm_status cut_rows(const struct gpu_layout *l, uint32_t b, int key,
+                            const struct cuts *cuts, struct block_plan *out, pdvm_error *err) {
     for (uint32_t row = l->block_rows[b]; row < l->block_rows[b + 1]; row++) {
-        int64_t r;
-        int matrix = gpu_layout_row(l, row, &r);
-        if (key_of(l, matrix) != key) continue;
+        if (!has_key(l, row, key)) continue;
+        uint32_t limit = row < cuts->rest ? cuts->limit : cuts->rest_limit;
         struct block_item item = {.row = row - l->block_rows[b]};
         for (; next_piece(l, row, &l->coding[key], limit, &item); item.begin = item.end) {
-            ++*n;
-            if (!out) continue;
             PD_TRY(pd_grow(&out->items, &out->item_capacity, out->n_items + 1, sizeof *out->items,
                            "packing", err));
             out->items[out->n_items++] = item;
@@ -91,13 +99,20 @@ static int compare_items(const void *a, const void *b) {
     return x->row < y->row ? -1 : 1;
 }
 
-static pdvm_status gather_tasks(const struct gpu_layout *l, int key, size_t first,
+static pdvm_status gather_tasks(const struct gpu_layout *l, uint32_t b, int key, size_t first,
                                 struct block_plan *p, pdvm_error *err) {
     const struct gpu_coding *c = &l->coding[key];
     if (p->n_items == first) return PDVM_OK; /* nothing is stored */
     qsort(p->items + first, p->n_items - first, sizeof *p->items, compare_items);
-    for (size_t i = first; i < p->n_items; i += GPU_LANES) {
-        size_t n = p->n_items - i < GPU_LANES ? p->n_items - i : GPU_LANES;
+    /* Where nothing stands for 0, a lane may only fall short at the end of its row, where x is 0. */
+    bool alike = !c->has_zero && !c->gap_bits && !c->group;
+    for (size_t i = first, n = 0; i < p->n_items; i += n) {
+        size_t most = p->n_items - i < GPU_LANES ? p->n_items - i : GPU_LANES;
+        for (n = 1; n < most; n++) {
+            const struct block_item *item = &p->items[i + n];
+            bool last = item->end == l->chunks[l->block_rows[b] + item->row];
+            if (alike && item->chunks < p->items[i].chunks && !last) break;
+        }
         PD_TRY(pd_grow(&p->tasks, &p->task_capacity, p->n_tasks + 1, sizeof *p->tasks, "packing",
                        err));
         uint32_t length = p->items[i].chunks, shortest = p->items[i + n - 1].chunks;
@@ -111,21 +126,66 @@ static pdvm_status gather_tasks(const struct gpu_layout *l, int key, size_t firs
     return PDVM_OK;
 }
 
-/* The smallest limit with which the rows of a key fit n_tasks tasks. */
-static pdvm_status find_limit(const struct gpu_layout *l, uint32_t b, int key, uint64_t n_tasks,
-                              uint32_t *limit, pdvm_error *err) {
-    uint32_t low = 1, high = l->coding[key].group ? MAX_LENGTH : GPU_MAX_CHUNKS;
+/* Pieces that a row gives: an estimate where groups meet gaps. */
+static uint32_t pieces(const struct gpu_layout *l, const struct gpu_coding *c, uint32_t row,
+                       uint32_t limit) {
+    uint32_t n = l->chunks[row];
+    if (c->group && !c->gap_bits) {
+        uint32_t each = gpu_group_chunks(c);
+        limit = limit < each ? each : limit / each * each;
+    }
+    return (n + limit - 1) / limit;
+}
+
+/* The smallest limit with which rows [first, ...) of a key give at most n pieces; 0: none does. */
+static uint32_t find_limit(const struct gpu_layout *l, uint32_t b, int key, uint32_t first,
+                           uint64_t n, uint32_t most) {
+    uint32_t low = 1, high = most + 1;
     while (low < high) {
         uint32_t middle = (low + high) / 2;
-        uint64_t n;
-        PD_TRY(cut_rows(l, b, key, middle, &n, NULL, err));
-        if (n <= n_tasks * GPU_LANES)
+        uint64_t total = 0;
+        for (uint32_t row = first; row < l->block_rows[b + 1]; row++)
+            if (has_key(l, row, key)) total += pieces(l, &l->coding[key], row, middle);
+        if (total <= n)
             high = middle;
         else
             low = middle + 1;
     }
-    *limit = low;
-    return PDVM_OK;
+    return low > most ? 0 : low;
+}
+
+/*
+ * Cuts rows for `rounds` tasks a warp. Rows are few and lanes are many: pieces of one length fill
+ * whole rounds only by luck. So as many rows as fit are cut alike, and the rest is spread over all
+ * lanes once more, in pieces that are as short as it takes.
+ */
+static struct cuts choose_cuts(const struct gpu_layout *l, uint32_t b, int key, uint64_t n_tasks) {
+    const struct gpu_coding *c = &l->coding[key];
+    const uint32_t most = c->group ? MAX_LENGTH : GPU_MAX_CHUNKS;
+    const uint32_t end = l->block_rows[b + 1];
+    const uint64_t lanes = n_tasks * GPU_LANES;
+    const uint64_t rest_lanes =
+        (n_tasks < l->n_warps ? n_tasks : (uint64_t)l->n_warps) * GPU_LANES;
+    double rounds = (double)lanes / (double)rest_lanes, best = 1e30;
+    struct cuts cuts = {.limit = most, .rest = end, .rest_limit = most};
+    for (uint32_t limit = 1; limit <= most; limit++) {
+        uint64_t n = 0;
+        uint32_t rest = l->block_rows[b], short_limit = 0;
+        for (; rest < end; rest++) {
+            uint32_t more = has_key(l, rest, key) ? pieces(l, c, rest, limit) : 0;
+            if (n + more > lanes) break;
+            n += more;
+        }
+        if (rest < end) {
+            short_limit = find_limit(l, b, key, rest, rest_lanes, most);
+            if (!short_limit) continue;
+        }
+        double cost = rounds * limit + (short_limit ? short_limit + 0.25 : 0);
+        if (cost >= best) continue;
+        best = cost;
+        cuts = (struct cuts){limit, rest, short_limit ? short_limit : limit};
+    }
+    return cuts;
 }
 
 /* Largest first, each to the warp that has least. */
@@ -167,12 +227,10 @@ static pdvm_status plan_block(const struct gpu_layout *l, uint32_t b, struct blo
         before += chunks[key];
         uint64_t upto = (n_tasks * before + total / 2) / total;
         uint64_t n = upto > given ? upto - given : 1;
-        uint32_t limit;
-        uint64_t n_items;
         size_t first = p->n_items;
-        PD_TRY(find_limit(l, b, key, n, &limit, err));
-        PD_TRY(cut_rows(l, b, key, limit, &n_items, p, err));
-        PD_TRY(gather_tasks(l, key, first, p, err));
+        struct cuts cuts = choose_cuts(l, b, key, n);
+        PD_TRY(cut_rows(l, b, key, &cuts, p, err));
+        PD_TRY(gather_tasks(l, b, key, first, p, err));
         given += n;
     }
     share_out(l, p);

@@ -45,10 +45,9 @@ void row_sequence(const struct mdcsr *m, const struct gpu_coding *c, int64_t row
         while (next < m->cols) push(b, next++, GPU_NO_ENTRY);
         return;
     }
-    uint32_t step = 1u << c->gap_bits;       /* columns that an entry without a value covers */
-    uint32_t reach = step - 1 - c->skip;     /* largest gap in front of a value */
+    uint32_t step = 1u << c->gap_bits; /* columns that the largest code takes, its own included */
     for (int64_t i = 0; i < n; i++) {
-        while (b->cols[i] - next > reach) {
+        while (b->cols[i] - next >= step) {
             push(b, next + step - 1, GPU_NO_ENTRY);
             next += step;
         }
@@ -112,8 +111,7 @@ void row_put_value(const struct mdcsr *m, const struct gpu_coding *c, const uint
 }
 
 /* Sequence entries per stored entry for every number of gap bits, from a sample of the rows. */
-static void measure_bridges(const struct mdcsr *m, struct row_buffer *b, bool skip,
-                            double ratio[9]) {
+static void measure_bridges(const struct mdcsr *m, struct row_buffer *b, double ratio[9]) {
     static const uint32_t bits[] = {2, 3, 4, 5, 6, 8};
     const int64_t step = m->rows > 64 ? m->rows / 64 : 1;
     uint64_t entries = 0, slots[9] = {0};
@@ -125,9 +123,7 @@ static void measure_bridges(const struct mdcsr *m, struct row_buffer *b, bool sk
             uint32_t gap = b->cols[i] - next;
             next = b->cols[i] + 1;
             for (size_t k = 0; k < sizeof bits / sizeof *bits; k++) {
-                uint32_t width = 1u << bits[k], reach = width - 1 - skip;
-                uint32_t bridges = gap > reach ? (gap - reach + width - 1) / width : 0;
-                slots[bits[k]] += 1 + bridges;
+                slots[bits[k]] += 1 + (gap >> bits[k]);
             }
         }
     }
@@ -147,24 +143,21 @@ void row_choose_coding(const struct mdcsr *m, struct row_buffer *b, struct gpu_c
         [MDCSR_F32] = GPU_F32,   [MDCSR_BF16] = GPU_BF16, [MDCSR_F16] = GPU_F16,
         [MDCSR_INT8] = GPU_INT8, [MDCSR_LUT8] = GPU_F32,  [MDCSR_LUT4] = GPU_LUT4};
     int zero = find_zero(m);
-    *out = (struct gpu_coding){.values = values[m->value_coding], .zero = (uint8_t)(zero & 15)};
+    *out = (struct gpu_coding){.values = values[m->value_coding], .has_zero = zero >= 0, .zero = zero < 0 ? 0 : (uint8_t)zero};
     if (out->values == GPU_INT8 || out->values == GPU_LUT4) out->group = m->group;
     if (m->index_coding == MDCSR_DENSE) return;
 
-    /* Groups need entries that fill up anywhere, which "no entry" codes, being as wide as the
-     * largest gap, cannot be. */
+    /* What bridges gaps and fills up has the value 0. */
     bool missing = zero < 0;
-    out->skip = missing && !out->group;
-    out->decode = missing && out->group;
-    if (out->decode) out->values = GPU_INT8;
+    out->decode = missing;
+    if (missing) out->values = GPU_INT8;
     double positions = (double)m->rows * (double)m->cols;
     double best = missing ? INFINITY : gpu_value_bytes(out->values) * positions;
     if (out->group && !missing) best += positions * 32 / out->group;
     static const uint32_t bits[] = {2, 3, 4, 5, 6, 8};
     double ratio[9];
-    measure_bridges(m, b, out->skip, ratio);
-    uint32_t most = out->skip ? 4 : 8; /* "no entry" takes as many columns */
-    for (size_t k = 0; k < sizeof bits / sizeof *bits && bits[k] <= most; k++) {
+    measure_bridges(m, b, ratio);
+    for (size_t k = 0; k < sizeof bits / sizeof *bits; k++) {
         struct gpu_coding c = *out;
         c.gap_bits = bits[k];
         double bytes = gpu_coding_chunk_bytes(&c) * ratio[bits[k]] * (double)m->n_entries;
@@ -173,5 +166,4 @@ void row_choose_coding(const struct mdcsr *m, struct row_buffer *b, struct gpu_c
             out->gap_bits = bits[k];
         }
     }
-    if (out->gap_bits == 0) out->skip = false;
 }

@@ -94,6 +94,13 @@ static float group_scale(const struct lane *o, uint32_t group) {
     return o->m->scales[o->r * o->m->n_groups + group];
 }
 
+/* Scale of the entries that are stored as the floats that they stand for (LUT8). */
+static float entry_scale(const struct lane *o, uint32_t col) {
+    if (!o->m->scales) return 1;
+    if (!o->m->group) return o->m->scales[o->r];
+    return col < o->l->n_in ? group_scale(o, col / o->m->group) : 1;
+}
+
 static void write_gapped(const struct lane *o, const struct row_buffer *row,
                          const struct walk *w) {
     const struct gpu_coding *c = o->c;
@@ -105,9 +112,8 @@ static void write_gapped(const struct lane *o, const struct row_buffer *row,
         uint8_t *chunk = o->chunks + (size_t)(i / GPU_CHUNK) * stride;
         int32_t src = i < w->n ? w->src[i] : GPU_NO_ENTRY;
         uint32_t code = i < w->n ? w->col[i] - next : 0;
-        if (src == GPU_NO_ENTRY && c->skip) code = (1u << c->gap_bits) - 1;
-        row_put_value(o->m, c, row->raw, src, o->m->scales ? o->m->scales[o->r] : 1, chunk,
-                      o->index, i % GPU_CHUNK);
+        row_put_value(o->m, c, row->raw, src, entry_scale(o, next + code), chunk, o->index,
+                      i % GPU_CHUNK);
         put_gap(o, chunk + gaps, i % GPU_CHUNK, code);
         next += code + 1;
     }
@@ -131,10 +137,7 @@ static void write_dense(const struct lane *o, const struct row_buffer *row, uint
             uint32_t i = k * GPU_CHUNK + s;
             int32_t src =
                 i < n_entries && first + i < row->n ? row->src[first + i] : GPU_NO_ENTRY;
-            float scale = o->m->scales ? o->m->scales[o->r] : 1;
-            if (o->m->value_coding == MDCSR_LUT8 && o->m->group && first + i < o->l->n_in)
-                scale = group_scale(o, (first + i) / o->m->group);
-            row_put_value(o->m, c, row->raw, src, scale, p, o->index, s);
+            row_put_value(o->m, c, row->raw, src, entry_scale(o, first + i), p, o->index, s);
         }
         p += plane;
         if (!each || (k + 1) % each) continue;
@@ -221,8 +224,7 @@ static void write_header(const struct gpu_layout *l, const struct block_task *t,
                             .group = (uint16_t)c->group,
                             .values = (uint8_t)c->values,
                             .gap_bits = (uint8_t)c->gap_bits,
-                            .matrix = (uint8_t)t->matrix,
-                            .flags = c->skip ? GPU_TASK_SKIP : 0};
+                            .matrix = (uint8_t)t->matrix};
     for (int i = 0; i < GPU_LANES; i++) task.row[i] = GPU_NO_ROW;
     memcpy(p, &task, sizeof task);
 }
