@@ -28,6 +28,7 @@ PDVM_SHARED;
 #define GLOBAL
 #define LOCAL
 #define LOCAL_BASE(c) pdvm_shared
+#define UNROLL _Pragma("unroll")
 #define LOAD_ONLY(T, p) __ldg((const T *)(p))
 
 typedef uint2 u32x2;
