@@ -41,9 +41,10 @@
  *              chunk of each group, that is every group / 16 chunks. See below.
  *
  * Columns: a lane starts at col[lane]. Entry: column = next + code, then next = column + 1. Dense:
- * column = next. An entry that is there only to bridge a gap or to fill up a chunk has the value 0;
- * of LUT4 with GPU_TASK_SKIP (codebooks without a zero) the largest code says that there is no
- * entry, whatever its nibble. Columns in [n_in, x_cols) may be named by entries that fill up: x is
+ * column = next. An entry that is there only to bridge a gap or to fill up a chunk has the value 0.
+ * With GPU_TASK_SKIP (LUT4, codebooks without a zero) the largest code says that there is no entry,
+ * whatever the value, and next = next + 1. Columns in [n_in, x_cols) may be named by entries that
+ * fill up: x is
  * zero there. No column may reach x_cols, nor may `next` exceed it behind the last entry. Dense
  * tasks start at multiples of 16 columns.
  *
@@ -92,7 +93,7 @@
 enum gpu_values { GPU_INT8, GPU_LUT4, GPU_F16, GPU_BF16, GPU_F32 };
 
 /** gpu_task.flags */
-#define GPU_TASK_SKIP 1u /**< LUT4 with gaps: the largest gap code means "no entry" */
+#define GPU_TASK_SKIP 1u /**< LUT4 with gaps: the largest gap code means "no entry, one column" */
 
 /** Header of a task, in front of its chunks. */
 struct gpu_task {

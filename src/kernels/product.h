@@ -160,7 +160,11 @@ FN void integer_task(const struct Ctx *c, struct Run *run, uint32_t row, uint32_
         for (uint32_t q = 0; q < 4; q++) {
             uint32_t codes = gaps_of(&k, gap_bits, q);
             uint32_t v = quad_values(&k, values, book, q);
-            if (values == GPU_LUT4) v &= ~skipped(codes, gap_bits, skips);
+            if (values == GPU_LUT4) {
+                uint32_t none = skipped(codes, gap_bits, skips);
+                codes &= ~none;
+                v &= ~none;
+            }
             /* The gaps' prefix sums are addresses; the entries' own widths are in the offsets. */
             uint32_t x0 = L(uint16_t, dot4_u8(codes, 0x00000002u, at) + 8 * q);
             uint32_t x1 = L(uint16_t, dot4_u8(codes, 0x00000202u, at) + 8 * q + 2);
