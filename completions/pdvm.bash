@@ -45,8 +45,8 @@ _pdvm_flags() {
             --no-parse-special --decode --special"
         ;;
     eval)
-        flags+=" -m --model -f --text -c --ctx-size --stride --max-tokens -o --output --json
-            --per-token --save-logits -q --quiet -v --verbose -t --threads -b --batch-size -ctk
+        flags+=" -m --model -f --text --protocol -c --ctx-size --stride --max-tokens --reference
+            --kl-base --save-logits --values -o --output --json --per-token -q --quiet -v --verbose -t --threads -b --batch-size -ctk
             --cache-type-k -ctv --cache-type-v --kernels"
         ;;
     esac
@@ -58,6 +58,8 @@ _pdvm_value() {
     convert:--method) _pdvm_words keep magnitude ;;
     convert:--scope) _pdvm_words row matrix ;;
     convert:--values) _pdvm_words f32 bf16 f16 int8 lut8 lut4 ;;
+    eval:--values) _pdvm_words f32 bf16 f16 int8 lut8 lut4 source ;;
+    eval:--protocol) _pdvm_words sliding llama.cpp papers ;;
     convert:--codebook) _pdvm_words linear prime learned ;;
     convert:--group) _pdvm_words 0 32 64 128 256 ;;
     convert:--index) _pdvm_words auto dense bitmap delta8 delta4 ;;
@@ -73,7 +75,8 @@ _pdvm_value() {
     unpack:-o | unpack:--output) _pdvm_directories ;;
     convert:-o | convert:--output) _pdvm_files ;;
     *:-o | *:--output) _pdvm_words text json ;;
-    *:-m | *:--model | *:-f | *:--file | *:--text | *:--session | *:--save-logits) _pdvm_files ;;
+    *:-m | *:--model | *:-f | *:--file | *:--text | *:--session | *:--save-logits | \
+        *:--kl-base | *:--reference) _pdvm_files ;;
     *:-p | *:--prompt | *:-n | *:--predict | *:-r | *:--reverse-prompt | *:-c | *:--ctx-size | \
         *:-t | *:--threads | *:-b | *:--batch-size | *:-s | *:--seed | *:--keep | *:-l | \
         *:--logit-bias | *:--temp | *:--top-k | *:--top-p | *:--min-p | *:--typical | \

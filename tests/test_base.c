@@ -7,6 +7,7 @@
 #include "base/half.h"
 #include "base/notify.h"
 #include "base/threads.h"
+#include "base/time.h"
 #include "support/support.h"
 
 #include <math.h>
@@ -297,6 +298,110 @@ static void parallel_loops_visit_every_item_once(void **state) {
     assert_error(pd_threads_create(5000, &threads, &err), PDVM_ERR_ARGUMENT, &err, "5000");
 }
 
+struct sharing {
+    struct pd_threads *threads;
+    const int64_t *split; // NULL: equal ranges
+    int64_t n, grain;
+    atomic_int seen[3000];
+    atomic_int done[WORKERS];
+    atomic_int wrong;
+    int slow; // this worker takes long over each piece
+};
+
+static void share_items(void *arg, int worker, int n_workers) {
+    struct sharing *s = arg;
+    for (int round = 0; round < 3; round++) {
+        struct pd_share share =
+            s->split ? pd_share_ranges(s->threads, worker, n_workers, s->split, s->grain)
+                     : pd_share_items(s->threads, worker, n_workers, s->n, s->grain);
+        for (int64_t begin, end; pd_share_next(&share, &begin, &end);) {
+            if (begin >= end || end > s->n) atomic_fetch_add(&s->wrong, 1);
+            for (int64_t i = begin; i < end; i++) atomic_fetch_add(&s->seen[i], 1);
+            atomic_fetch_add(&s->done[worker], (int)(end - begin));
+            if (worker == s->slow) usleep(1000);
+        }
+        pd_threads_barrier(s->threads);
+    }
+}
+
+static void shared_work_is_done_once_for_any_ranges(void **state) {
+    (void)state;
+    static const int64_t uneven[WORKERS + 1] = {0, 0, 1, 900, 901, 2999};
+    pdvm_error err;
+    for (int n = 1; n <= WORKERS; n++) {
+        for (int64_t grain = 1; grain < 500; grain *= 7) {
+            for (int64_t size = 0; size < 3000; size = size * 5 + 1) {
+                struct sharing s = {.n = size, .grain = grain, .slow = -1};
+                if (n == WORKERS && size > 1000) s.split = uneven, s.n = 2999;
+                assert_ok(pd_threads_create(n, &s.threads, &err), &err);
+                for (int i = 0; i < 2; i++) pd_threads_run(s.threads, share_items, &s);
+                assert_int_equal(s.wrong, 0);
+                for (int64_t i = 0; i < 3000; i++) assert_int_equal(s.seen[i], i < s.n ? 6 : 0);
+                pd_threads_free(s.threads);
+            }
+        }
+    }
+}
+
+static void others_help_a_slow_worker(void **state) {
+    (void)state;
+    pdvm_error err;
+    struct sharing s = {.n = 3000, .grain = 1, .slow = 1};
+    assert_ok(pd_threads_create(3, &s.threads, &err), &err);
+    pd_threads_run(s.threads, share_items, &s);
+    for (int64_t i = 0; i < 3000; i++) assert_int_equal(s.seen[i], 3);
+    assert_true(s.done[1] < s.done[0]);
+    assert_true(s.done[0] > 3300 || s.done[2] > 3300); // without help: 3000 each
+    pd_threads_free(s.threads);
+}
+
+struct stalling {
+    struct pd_threads *threads;
+    atomic_int workers; // that have run
+    atomic_int wrong;
+    atomic_bool stalls; // the last worker keeps the others waiting
+};
+
+static void stall(void *arg, int worker, int n_workers) {
+    struct stalling *s = arg;
+    if (worker >= n_workers) atomic_fetch_add(&s->wrong, 1);
+    atomic_fetch_add(&s->workers, 1);
+    if (worker == 2 && s->stalls) usleep(3000);
+    pd_threads_barrier(s->threads);
+    if (atomic_load(&s->workers) != n_workers) atomic_fetch_add(&s->wrong, 1);
+}
+
+/* Runs until that many workers take part, for at most 20 seconds. */
+static int run_until(struct stalling *s, int n) {
+    int active = 0;
+    double start = pd_seconds();
+    while (pd_seconds() - start < 20) {
+        active = pd_threads_adapt(s->threads);
+        if (active == n) break;
+        atomic_store(&s->workers, 0);
+        pd_threads_run(s->threads, stall, s);
+        if (atomic_load(&s->workers) != active) atomic_fetch_add(&s->wrong, 1);
+    }
+    return active;
+}
+
+static void a_worker_that_stalls_the_others_sits_out_for_a_while(void **state) {
+    (void)state;
+    pdvm_error err;
+    struct stalling s = {.stalls = true};
+    assert_ok(pd_threads_create(3, &s.threads, &err), &err);
+    assert_int_equal(pd_threads_adapt(s.threads), 3);
+    assert_int_equal(run_until(&s, 2), 2);
+    s.stalls = false;
+    assert_int_equal(run_until(&s, 3), 3);
+    s.stalls = true;
+    assert_int_equal(run_until(&s, 2), 2);
+    assert_int_equal(s.wrong, 0);
+    assert_int_equal(pd_threads_count(s.threads), 3);
+    pd_threads_free(s.threads); // with one that sits out
+    assert_int_equal(pd_threads_adapt(NULL), 1);
+}
+
 static void messages_cannot_carry_terminal_escapes(void **state) {
     (void)state;
     pdvm_error err;
@@ -339,6 +444,9 @@ int main(void) {
         cmocka_unit_test(only_regular_files_are_read),
         cmocka_unit_test(barriers_make_writes_visible),
         cmocka_unit_test(parallel_loops_visit_every_item_once),
+        cmocka_unit_test(shared_work_is_done_once_for_any_ranges),
+        cmocka_unit_test(others_help_a_slow_worker),
+        cmocka_unit_test(a_worker_that_stalls_the_others_sits_out_for_a_while),
         cmocka_unit_test(messages_cannot_carry_terminal_escapes),
         cmocka_unit_test(log_lines_cannot_carry_terminal_escapes),
     };

@@ -211,7 +211,7 @@ static void the_file_does_not_depend_on_the_number_of_threads(void **state) {
     struct prune_method method = magnitude();
     char *source = golden("tiny-odd"), *data[2];
     size_t size[2];
-    for (int scope = 0; scope < PRUNE_N_SCOPES; scope++) {
+    for (int scope = 0; scope <= PRUNE_MATRIX; scope++) {
         for (int i = 0; i < 2; i++) {
             char *file = support_path(*state, names[i]);
             struct convert_options o = convert_options_default();

@@ -52,41 +52,51 @@ struct scores {
     int stop_after; /* scores; 0: never */
 };
 
-static pdvm_status keep(void *user, size_t position, int32_t token, double nll, const float *logits,
-                        size_t n_vocab, pdvm_error *err) {
+static pdvm_status keep(void *user, const struct perplexity_token *t, pdvm_error *err) {
     struct scores *s = user;
-    assert_true(position < N_TOKENS);
-    assert_true(s->n == 0 || position > s->last);
-    assert_true(isnan(s->nll[position]));
-    assert_int_equal(n_vocab, 512);
-    assert_true(nll == perplexity_nll(logits, n_vocab, token));
-    s->nll[position] = nll;
-    s->last = position;
+    assert_true(t->position < N_TOKENS);
+    assert_true(s->n == 0 || t->position > s->last);
+    assert_true(isnan(s->nll[t->position]));
+    assert_int_equal(t->n_vocab, 512);
+    assert_true(t->nll == perplexity_nll(t->logits, t->n_vocab, t->token));
+    s->nll[t->position] = t->nll;
+    s->last = t->position;
     s->n++;
     if (s->n == s->stop_after) return pd_fail(err, PDVM_ERR_IO, "the disk is full");
     return PDVM_OK;
 }
 
-static struct scores measure(const struct fixture *f, size_t n, uint32_t n_ctx, uint32_t stride,
-                             struct perplexity_result *result) {
+static struct scores measure_by(const struct fixture *f, size_t n,
+                                const struct perplexity_options *options,
+                                struct perplexity_result *result) {
     pdvm_error err;
     struct scores scores = {0};
     for (int i = 0; i < N_TOKENS; i++) scores.nll[i] = NAN;
-    pdvm_session *session = new_session(f, n_ctx);
-    const struct perplexity_options options = {.n_ctx = n_ctx, .stride = stride};
-    assert_ok(perplexity_measure(session, f->tokens, n, &options, keep, &scores, result, &err),
+    pdvm_session *session = new_session(f, options->n_ctx);
+    assert_ok(perplexity_measure(session, f->tokens, n, options, keep, &scores, result, &err),
               &err);
     pdvm_session_free(session);
+    struct perplexity_extent extent = perplexity_extent(n, options);
     assert_int_equal(result->n_scored, scores.n);
-    assert_int_equal(result->n_computed, perplexity_work(n, n_ctx, stride));
+    assert_int_equal(result->n_scored, extent.n_scored);
+    assert_int_equal(result->n_computed, extent.n_computed);
+    assert_int_equal(result->n_windows, extent.n_windows);
     return scores;
 }
 
-/* In float64: the likelihood of tokens[position] after tokens[begin..position). */
-static double reference_nll(const struct fixture *f, size_t begin, size_t position) {
+static struct scores measure(const struct fixture *f, size_t n, uint32_t n_ctx, uint32_t stride,
+                             struct perplexity_result *result) {
+    const struct perplexity_options options = {.n_ctx = n_ctx, .stride = stride};
+    return measure_by(f, n, &options, result);
+}
+
+/* In float64: the likelihood of tokens[position] after tokens[begin..position), of which the first is
+ * `bos` unless that is -1. */
+static double reference_nll(const struct fixture *f, size_t begin, size_t position, int32_t bos) {
     double logits[512], max = -INFINITY, sum = 0;
     struct reference *r = reference_open(f->path, MDCSR_INT8, 0, 0);
-    for (size_t i = begin; i < position; i++) reference_step(r, f->tokens[i], logits);
+    for (size_t i = begin; i < position; i++)
+        reference_step(r, i == begin && bos >= 0 ? bos : f->tokens[i], logits);
     reference_free(r);
     for (int i = 0; i < 512; i++) max = fmax(max, logits[i]);
     for (int i = 0; i < 512; i++) sum += exp(logits[i] - max);
@@ -103,7 +113,7 @@ static void every_token_is_scored_once_with_the_context_of_its_window(void **sta
     for (size_t position = 1; position < N_TOKENS; position += 3) {
         size_t begin = 0;
         while (position >= begin + 16) begin += 6;
-        double expected = reference_nll(f, begin, position);
+        double expected = reference_nll(f, begin, position, -1);
         if (fabs(scores.nll[position] - expected) > 1e-3 * expected)
             support_fail("token %zu: %g instead of %g", position, scores.nll[position], expected);
     }
@@ -115,6 +125,59 @@ static void without_overlap_the_first_token_of_each_piece_is_not_scored(void **s
     assert_int_equal(result.n_windows, 3);
     assert_int_equal(scores.n, 30);
     assert_true(isnan(scores.nll[0]) && isnan(scores.nll[16]) && isnan(scores.nll[32]));
+}
+
+static void check_against_reference(const struct fixture *f, const struct scores *scores,
+                                    size_t n_ctx, int32_t bos) {
+    for (size_t position = 1; position < N_TOKENS; position += 5) {
+        if (isnan(scores->nll[position])) continue;
+        double expected = reference_nll(f, position / n_ctx * n_ctx, position, bos);
+        if (fabs(scores->nll[position] - expected) > 1e-3 * expected)
+            support_fail("token %zu: %g instead of %g", position, scores->nll[position], expected);
+    }
+}
+
+static void the_papers_count_all_but_the_first_of_whole_windows(void **state) {
+    struct perplexity_result result;
+    const struct perplexity_options o = {.protocol = PERPLEXITY_PAPERS, .n_ctx = 12};
+    struct scores scores = measure_by(*state, N_TOKENS, &o, &result);
+    assert_int_equal(result.n_windows, 3);
+    for (size_t i = 0; i < N_TOKENS; i++)
+        assert_int_equal(isnan(scores.nll[i]), i % 12 == 0 || i >= 36);
+    check_against_reference(*state, &scores, 12, -1);
+}
+
+static void llama_cpp_counts_the_second_half_of_whole_windows(void **state) {
+    struct perplexity_result result;
+    const struct perplexity_options o = {.protocol = PERPLEXITY_LLAMA_CPP, .n_ctx = 12, .bos = 7};
+    struct scores scores = measure_by(*state, N_TOKENS, &o, &result);
+    assert_int_equal(result.n_windows, 3);
+    for (size_t i = 0; i < N_TOKENS; i++)
+        assert_int_equal(isnan(scores.nll[i]), i % 12 < 7 || i >= 36);
+    check_against_reference(*state, &scores, 12, 7);
+}
+
+/* A perplexity_fn: the second model's logits are there and are those of the first. */
+static pdvm_status compare(void *user, const struct perplexity_token *t, pdvm_error *err) {
+    (void)err;
+    assert_non_null(t->reference);
+    assert_memory_equal(t->reference, t->logits, t->n_vocab * sizeof *t->logits);
+    ++*(int *)user;
+    return PDVM_OK;
+}
+
+static void a_second_model_is_run_over_the_same_windows(void **state) {
+    const struct fixture *f = *state;
+    pdvm_error err;
+    int n = 0;
+    struct perplexity_result result;
+    pdvm_session *session = new_session(f, 16), *second = new_session(f, 16);
+    const struct perplexity_options o = {.n_ctx = 16, .stride = 10, .reference = second};
+    assert_ok(perplexity_measure(session, f->tokens, N_TOKENS, &o, compare, &n, &result, &err),
+              &err);
+    assert_int_equal(n, N_TOKENS - 1);
+    pdvm_session_free(session);
+    pdvm_session_free(second);
 }
 
 static void the_window_before_the_last_may_end_with_the_text(void **state) {
@@ -175,6 +238,10 @@ static void bad_options_and_tokens_are_refused_before_computing(void **state) {
     assert_error(measure_badly(f, tokens, 3, 16, 17, &err), PDVM_ERR_ARGUMENT, &err, "stride");
     /* The last token is never passed through the model, only predicted. */
     assert_error(measure_badly(f, tokens, 4, 16, 8, &err), PDVM_ERR_RANGE, &err, "position 3");
+    const struct perplexity_options papers = {.protocol = PERPLEXITY_PAPERS, .n_ctx = 5};
+    assert_error(perplexity_check(4, &papers, &err), PDVM_ERR_ARGUMENT, &err,
+                 "a text of 4 tokens is shorter than a window of 5");
+    assert_ok(perplexity_check(5, &papers, &err), &err);
     tokens[1] = -1;
     assert_error(measure_badly(f, tokens, 3, 16, 8, &err), PDVM_ERR_RANGE, &err, "position 1");
 }
@@ -223,6 +290,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_token_is_scored_once_with_the_context_of_its_window),
         cmocka_unit_test(without_overlap_the_first_token_of_each_piece_is_not_scored),
+        cmocka_unit_test(the_papers_count_all_but_the_first_of_whole_windows),
+        cmocka_unit_test(llama_cpp_counts_the_second_half_of_whole_windows),
+        cmocka_unit_test(a_second_model_is_run_over_the_same_windows),
         cmocka_unit_test(the_window_before_the_last_may_end_with_the_text),
         cmocka_unit_test(mean_and_standard_error_are_those_of_the_likelihoods),
         cmocka_unit_test(likelihoods_are_stable_for_large_logits),

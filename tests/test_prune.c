@@ -96,7 +96,7 @@ static void magnitude_zeroes_exactly_what_a_sort_would(void **state) {
     struct pd_threads *threads = team(3);
     (void)state;
     for (int kind = 0; kind < N_KINDS; kind++) {
-        for (int scope = 0; scope < PRUNE_N_SCOPES; scope++) {
+        for (int scope = 0; scope <= PRUNE_MATRIX; scope++) {
             for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
                 for (size_t i = 0; i < sizeof sparsities / sizeof *sparsities; i++)
                     check_case((enum kind)kind, (enum prune_scope)scope, shapes[s][0], shapes[s][1],

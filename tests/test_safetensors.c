@@ -439,6 +439,40 @@ static void converts_only_floats_and_only_inside_the_tensor(void **state) {
 
 /* ---- writing --------------------------------------------------------------------------- */
 
+static void a_tensor_may_come_in_pieces(void **state) {
+    (void)state;
+    char *dir = support_tmpdir();
+    char *path = support_path(dir, "m.safetensors");
+    struct safetensors_writer *w;
+    struct safetensors *st;
+    size_t size;
+    pdvm_error err = {0};
+    assert_ok(safetensors_writer_open(path, 1000, &w, &err), &err);
+    assert_ok(safetensors_writer_begin(w, "a", SAFETENSORS_U16, (int64_t[]){4}, 1, &size, &err),
+              &err);
+    assert_int_equal(size, 8);
+    assert_ok(safetensors_writer_append(w, "abc", 3, &err), &err);
+    /* The next one, and the end, must wait for the rest. */
+    assert_error(safetensors_writer_tensor(w, "b", SAFETENSORS_U8, (int64_t[]){1}, 1, "x", 1, &err),
+                 PDVM_ERR_ARGUMENT, &err, "lacks 5 bytes");
+    assert_error(safetensors_writer_append(w, "defghi", 6, &err), PDVM_ERR_ARGUMENT, &err, "6");
+    assert_ok(safetensors_writer_append(w, "defgh", 5, &err), &err);
+    assert_ok(safetensors_writer_tensor(w, "b", SAFETENSORS_U8, (int64_t[]){1}, 1, "x", 1, &err),
+              &err);
+    assert_ok(safetensors_writer_commit(w, &err), &err);
+    assert_ok(safetensors_open(path, &st, &err), &err);
+    assert_memory_equal(safetensors_find(st, "a")->data, "abcdefgh", 8);
+    assert_memory_equal(safetensors_find(st, "b")->data, "x", 1);
+    safetensors_close(st);
+
+    assert_ok(safetensors_writer_open(path, 1000, &w, &err), &err);
+    assert_ok(safetensors_writer_begin(w, "a", SAFETENSORS_U16, (int64_t[]){4}, 1, &size, &err),
+              &err);
+    assert_error(safetensors_writer_commit(w, &err), PDVM_ERR_IO, &err, "not finished");
+    free(path);
+    support_tmpdir_remove(dir);
+}
+
 static void round_trips_tensors_and_metadata(void **state) {
     (void)state;
     char *dir = support_tmpdir();
@@ -694,6 +728,7 @@ int main(void) {
         cmocka_unit_test(quotes_hostile_names_harmlessly),
         cmocka_unit_test(names_missing_files_and_directories),
         cmocka_unit_test(converts_only_floats_and_only_inside_the_tensor),
+        cmocka_unit_test(a_tensor_may_come_in_pieces),
         cmocka_unit_test(round_trips_tensors_and_metadata),
         cmocka_unit_test(writer_refuses_what_a_reader_would),
         cmocka_unit_test(commit_says_how_long_the_header_is),

@@ -83,6 +83,8 @@ struct batch {
     size_t end_phase;
     pdvm_mode mode;
     uint64_t *n_dispatches; /**< raised by the number of dispatches */
+    double *phase_seconds;  /**< [plan.n_phases] each raised by the time its phase took, the barrier
+                                 behind it included; NULL: not measured */
 };
 
 /** The shape of a KV cache. */
@@ -114,6 +116,11 @@ struct backend_ops {
     size_t (*matrix_bytes)(const struct backend_matrix *m);
     /** Splits the work and allocates everything that passes need. Called once. */
     pdvm_status (*prepare)(struct backend *b, const struct plan *plan, pdvm_error *err);
+    /**
+     * Goes over to another team, between passes; results stay the same. On failure the backend can
+     * only be destroyed. NULL: the backend does its work without threads of the host.
+     */
+    pdvm_status (*set_threads)(struct backend *b, struct pd_threads *threads, pdvm_error *err);
     /** Runs a pass. The caller makes sure that passes don't overlap. */
     pdvm_status (*run)(struct backend *b, const struct batch *batch, pdvm_error *err);
     pdvm_status (*kv_create)(struct backend *b, const struct kv_shape *shape,

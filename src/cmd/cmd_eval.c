@@ -1,188 +1,298 @@
-/* pdvm eval: the perplexity on a text. */
+/* pdvm eval: the perplexity on a text, and the divergence from another model. */
 #include "base/alloc.h"
 #include "base/file.h"
-#include "base/time.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
 #include "cmd/options.h"
 #include "cmd/terminal.h"
 #include "compress/convert.h"
 #include "engine/engine.h"
-#include "eval/perplexity.h"
+#include "eval/evaluation.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* llama.cpp's default window. */
+/* llama.cpp's default window, and the papers'. */
 #define DEFAULT_WINDOW 512
+#define PAPERS_WINDOW 2048
 
 static const char description[] =
     "Measures how well a model predicts a text: its perplexity, which is exp of the mean negative "
     "log likelihood (nll) of the tokens. Lower is better; what a coding or sparsity costs is the "
-    "difference to the original model on the same text with the same -c and --stride.\n"
-    "The text is cut into windows of -c tokens that start --stride tokens apart. Each window is "
-    "computed from an empty cache and scores the tokens that no window before it has scored: the "
-    "first window all but its first token, the others their last --stride. So every token but the "
-    "text's first is scored exactly once, and after the first window with at least (c - stride) "
-    "tokens before it. Small strides give the lowest values and take the longest; --stride equal "
-    "to -c is the fastest, and then the first token of each window is not scored. The definition "
-    "is that of the Hugging Face guide for models of fixed length; llama.cpp's perplexity tool "
-    "scores only the second half of each window, so compare values of one tool only.\n"
-    "The standard error takes the tokens as independent. Names of special tokens in the text are "
+    "difference to the original model on the same text with the same protocol and windows.\n"
+    "The protocol says how the text is cut into windows of -c tokens, each computed from an empty "
+    "cache, and which tokens count. Values of different protocols or windows cannot be compared.\n"
+    "sliding: windows start --stride tokens apart and score the tokens that no window before has "
+    "scored, so that every token but the text's first counts once (the Hugging Face guide for "
+    "models of fixed length). --stride equal to -c is the fastest.\n"
+    "llama.cpp: as its perplexity tool does it: whole windows of 512 without overlap, of which the "
+    "second half counts; the token that begins a text stands first in each.\n"
+    "papers: as in the papers on pruning and quantisation (GPTQ, SparseGPT, Wanda): whole windows of "
+    "2048 without overlap, of which all tokens but the first count.\n"
+    "With --reference or --kl-base each prediction is also compared with another model's, normally "
+    "the uncompressed one: the Kullback-Leibler divergence from it, how often the likeliest "
+    "candidate is the same, and how the right token's probability changed. --save-logits writes the "
+    "file that --kl-base reads: 2 bytes per token and candidate.\n"
+    "Standard errors take the tokens as independent. Names of special tokens in the text are "
     "ordinary text; the token that begins a text, if the model has one, comes first.";
 
 static const char examples[] =
     "pdvm eval tales.pdvm --text stories.txt\n"
-    "pdvm eval tales.pdvm --text stories.txt -c 1024 --stride 256 -ctk f32 -ctv f32\n"
-    "pdvm eval tales.pdvm --text stories.txt --json --per-token > scores.json\n";
+    "pdvm eval tales.pdvm --text stories.txt --protocol papers --reference models/tales\n"
+    "pdvm eval models/tales --values source --text stories.txt --save-logits tales.logits\n"
+    "pdvm eval tales.pdvm --text stories.txt --kl-base tales.logits\n"
+    "pdvm eval tales.pdvm --text stories.txt --json --per-token > scores.json";
+
+/* In the order of enum perplexity_protocol. */
+static const char *const protocol_names[] = {"sliding", "llama.cpp", "papers", NULL};
+
+static const char *const value_names[] = {"f32",  "bf16", "f16",    "int8",
+                                          "lut8", "lut4", "source", NULL};
 
 struct arguments {
-    const char *model, *text, *kernels, *logits;
+    const char *model, *text, *kernels, *values, *save, *base, *reference;
     int64_t window, stride, threads, batch, max_tokens;
-    int type_k, type_v, format;
+    int type_k, type_v, format, protocol;
     bool json, per_token, quiet, verbose;
 };
-
-/* What is kept of the scored tokens. */
-struct record {
-    struct pd_writer *logits; /* NULL: not asked for */
-    double *nll;              /* [n tokens], NAN where not scored; NULL: not asked for */
-};
-
-/* A perplexity_fn. */
-static pdvm_status keep(void *user, size_t position, int32_t token, double nll, const float *logits,
-                        size_t n_vocab, pdvm_error *err) {
-    struct record *r = user;
-    (void)token;
-    if (r->nll) r->nll[position] = nll;
-    if (!r->logits) return PDVM_OK;
-    return pd_writer_append(r->logits, logits, n_vocab * sizeof *logits, err);
-}
 
 /* Everything that has to be released. */
 struct evaluation {
     const struct arguments *o;
     struct terminal_progress progress;
-    pdvm_model *model;
-    pdvm_session *session;
+    pdvm_model *model, *reference;
+    pdvm_session *session, *reference_session;
     struct token_list tokens;
-    struct record record;
+    struct logits_file *base;
+    struct logits_writer *save;
+    double *nll; /* [n tokens], NAN where not scored; NULL: not asked for */
     struct perplexity_options options;
-    struct perplexity_result result;
-    double seconds;
+    struct evaluation_result result;
 };
 
-static pdvm_status open_model(struct evaluation *e, pdvm_error *err) {
+static pdvm_status open_model(struct evaluation *e, const char *path, const char *values,
+                              pdvm_model **out, pdvm_error *err) {
     const struct arguments *o = e->o;
     static char name[] = "eval";
     pdvm_model_options options = pdvm_model_options_default();
     options.n_threads = (int)o->threads;
     options.kernels = o->kernels;
+    options.values = values;
     options.progress = terminal_progress;
     options.progress_user = &e->progress;
     options.log = o->verbose ? terminal_log_verbose : terminal_log;
     options.log_user = name;
-    pdvm_status status = pdvm_model_open(o->model, &options, &e->model, err);
+    pdvm_status status = pdvm_model_open(path, &options, out, err);
     terminal_progress_end(&e->progress);
     return status;
 }
 
-static pdvm_status tokenize_text(struct evaluation *e, const char *text, size_t size,
+static pdvm_status tokenize_text(struct evaluation *e, const pdvm_model *model, const char *path,
+                                 const char *text, size_t size, struct token_list *tokens,
                                  pdvm_error *err) {
-    if (!e->model->tokenizer)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", e->o->model,
+    if (!model->tokenizer)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", path,
                        SOURCE_TOKENIZER);
-    PD_TRY(tokenizer_encode(e->model->tokenizer, text, size, PDVM_TOKENIZE_ADD_SPECIAL, &e->tokens,
-                            err));
-    if (e->o->max_tokens > 0 && e->tokens.n > (size_t)e->o->max_tokens)
-        e->tokens.n = (size_t)e->o->max_tokens;
+    PD_TRY(tokenizer_encode(model->tokenizer, text, size, PDVM_TOKENIZE_ADD_SPECIAL, tokens, err));
+    if (e->o->max_tokens > 0 && tokens->n > (size_t)e->o->max_tokens)
+        tokens->n = (size_t)e->o->max_tokens;
     return PDVM_OK;
 }
 
-static pdvm_status create_session(struct evaluation *e, pdvm_error *err) {
+static void choose_windows(struct evaluation *e) {
     const struct arguments *o = e->o;
+    struct perplexity_options *p = &e->options;
     uint32_t most = e->model->config.max_position_embeddings;
-    uint32_t window = o->window > 0           ? (uint32_t)o->window
-                      : most < DEFAULT_WINDOW ? most
-                                              : DEFAULT_WINDOW;
-    e->options.n_ctx = window;
-    e->options.stride = o->stride > 0 ? (uint32_t)o->stride : (window + 1) / 2;
-    e->options.notify =
-        (struct pd_notify){.progress = terminal_progress, .progress_user = &e->progress};
+    uint32_t usual = o->protocol == PERPLEXITY_PAPERS ? PAPERS_WINDOW : DEFAULT_WINDOW;
+    p->protocol = (enum perplexity_protocol)o->protocol;
+    p->n_ctx = o->window > 0 ? (uint32_t)o->window : most < usual ? most : usual;
+    p->stride = o->stride > 0 ? (uint32_t)o->stride : (p->n_ctx + 1) / 2;
+    p->bos = -1;
+    if (e->tokens.n > 0 && tokenizer_begins_text(e->model->tokenizer, e->tokens.ids[0]))
+        p->bos = e->tokens.ids[0];
+    p->notify = (struct pd_notify){.progress = terminal_progress, .progress_user = &e->progress};
+}
+
+static pdvm_status create_session(const struct evaluation *e, pdvm_model *model, pdvm_session **out,
+                                  pdvm_error *err) {
+    const struct arguments *o = e->o;
     pdvm_session_options options = pdvm_session_options_default();
-    options.n_ctx = window;
+    options.n_ctx = e->options.n_ctx;
     options.n_batch = (uint32_t)o->batch;
     options.type_k = kv_type_of(o->type_k);
     options.type_v = kv_type_of(o->type_v);
-    return pdvm_session_create(e->model, &options, &e->session, err);
+    return pdvm_session_create(model, &options, out, err);
+}
+
+/* The reference must cut the text into the same tokens. */
+static pdvm_status open_reference(struct evaluation *e, const char *text, size_t size,
+                                  pdvm_error *err) {
+    const char *path = e->o->reference;
+    struct token_list tokens = {0};
+    PD_TRY(open_model(e, path, "source", &e->reference, err));
+    pdvm_status status = tokenize_text(e, e->reference, path, text, size, &tokens, err);
+    if (status == PDVM_OK &&
+        (tokens.n != e->tokens.n ||
+         (tokens.n > 0 && memcmp(tokens.ids, e->tokens.ids, tokens.n * sizeof *tokens.ids) != 0)))
+        status = pd_fail(err, PDVM_ERR_ARGUMENT,
+                         "%s: cuts the text into other tokens than %s: only models with the same "
+                         "tokenizer can be compared",
+                         path, e->o->model);
+    free(tokens.ids);
+    if (status == PDVM_OK) status = create_session(e, e->reference, &e->reference_session, err);
+    e->options.reference = e->reference_session;
+    return status;
+}
+
+/* Opens what is read and written beside the model, before anything is computed. */
+static pdvm_status open_files(struct evaluation *e, const char *text, size_t size,
+                              pdvm_error *err) {
+    const struct arguments *o = e->o;
+    struct logits_key key = logits_key_of(text, size, e->tokens.ids, e->tokens.n,
+                                          e->model->config.n_vocab, &e->options);
+    if (o->base) {
+        PD_TRY(logits_file_open(o->base, &e->base, err));
+        PD_TRY(logits_file_check(e->base, &key, err));
+    }
+    if (!o->save) return PDVM_OK;
+    const char *const inputs[] = {o->model, o->text, o->base, o->reference};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+        if (inputs[i]) PD_TRY(convert_check_output(inputs[i], o->save, err));
+    return logits_writer_open(o->save, &key, o->model, &e->save, err);
 }
 
 static pdvm_status measure(struct evaluation *e, const char *text, size_t size, pdvm_error *err) {
-    PD_TRY(open_model(e, err));
-    PD_TRY(tokenize_text(e, text, size, err));
-    PD_TRY(create_session(e, err));
-    if (e->o->per_token)
-        PD_TRY(pd_calloc(&e->record.nll, e->tokens.n, sizeof *e->record.nll, "likelihoods", err));
-    for (size_t i = 0; e->record.nll && i < e->tokens.n; i++) e->record.nll[i] = NAN;
-    if (e->o->logits) {
-        PD_TRY(convert_check_output(e->o->model, e->o->logits, err));
-        PD_TRY(convert_check_output(e->o->text, e->o->logits, err));
-    }
-    if (e->o->logits) PD_TRY(pd_writer_open(e->o->logits, &e->record.logits, err));
+    const struct arguments *o = e->o;
+    PD_TRY(open_model(e, o->model, o->values, &e->model, err));
+    PD_TRY(tokenize_text(e, e->model, o->model, text, size, &e->tokens, err));
+    choose_windows(e);
+    PD_TRY(perplexity_check(e->tokens.n, &e->options, err));
+    PD_TRY(create_session(e, e->model, &e->session, err));
+    if (o->reference) PD_TRY(open_reference(e, text, size, err));
+    if (o->per_token) PD_TRY(pd_calloc(&e->nll, e->tokens.n, sizeof *e->nll, "likelihoods", err));
+    PD_TRY(open_files(e, text, size, err));
     e->progress.unit = "tokens";
-    e->progress.total = (double)perplexity_work(e->tokens.n, e->options.n_ctx, e->options.stride);
-    double start = pd_seconds();
-    PD_TRY(perplexity_measure(e->session, e->tokens.ids, e->tokens.n, &e->options, keep, &e->record,
-                              &e->result, err));
-    e->seconds = pd_seconds() - start;
-    struct pd_writer *logits = e->record.logits;
-    e->record.logits = NULL;
-    return logits ? pd_writer_commit(logits, err) : PDVM_OK;
+    e->progress.total = (double)perplexity_extent(e->tokens.n, &e->options).n_computed;
+    const struct evaluation_task task = {.session = e->session,
+                                         .tokens = e->tokens.ids,
+                                         .n = e->tokens.n,
+                                         .options = &e->options,
+                                         .base = e->base,
+                                         .save = e->save,
+                                         .nll = e->nll};
+    PD_TRY(evaluation_run(&task, &e->result, err));
+    struct logits_writer *save = e->save;
+    e->save = NULL;
+    return save ? logits_writer_commit(save, err) : PDVM_OK;
+}
+
+/* ---- printing -------------------------------------------------------------------------- */
+
+static const char *reference_name(const struct evaluation *e) {
+    return e->o->reference ? e->o->reference : logits_file_model(e->base);
+}
+
+static void print_divergence(const struct evaluation *e) {
+    const struct divergence_result *d = &e->result.divergence;
+    printf("\ncompared with ");
+    print_escaped(reference_name(e), strlen(reference_name(e)));
+    printf(", perplexity %.4f\n", d->reference_perplexity);
+    printf("ratio       %.5f +- %.5f of its perplexity\n", d->perplexity_ratio.value,
+           d->perplexity_ratio.error);
+    printf("KL          %.6f +- %.6f nats per token, at most %.4f\n", d->kl.value, d->kl.error,
+           d->max);
+    printf("quantiles  ");
+    for (int i = 0; i < DIVERGENCE_N_QUANTILES; i++)
+        printf(" %s%g %%: %.3g", i ? " " : "", 100 * divergence_quantiles[i], d->quantiles[i]);
+    printf("\nsame top    %.3f +- %.3f %% of the tokens\n", 100 * d->same_top.value,
+           100 * d->same_top.error);
+    printf("p(token)    changed by %.3f +- %.3f %%, RMS %.3f +- %.3f %%\n", 100 * d->dp.value,
+           100 * d->dp.error, 100 * d->dp_rms.value, 100 * d->dp_rms.error);
+}
+
+static double tokens_per_second(const struct evaluation *e) {
+    const struct evaluation_result *r = &e->result;
+    return r->seconds > 0 ? (double)r->perplexity.n_computed / r->seconds : 0;
 }
 
 static void print_text(const struct evaluation *e) {
-    const struct perplexity_result *r = &e->result;
-    char buf[32];
+    const struct perplexity_result *r = &e->result.perplexity;
+    char buf[32], stride[32] = "";
+    if (e->options.protocol == PERPLEXITY_SLIDING)
+        snprintf(stride, sizeof stride, ", stride %u", e->options.stride);
     printf("perplexity  %.4f +- %.4f\n", r->perplexity, r->perplexity_stderr);
     printf("nll         %.5f +- %.5f per token\n", r->nll, r->nll_stderr);
-    printf("tokens      %llu scored in %llu windows of %u, stride %u\n",
+    printf("tokens      %llu scored in %llu windows of %u%s (protocol %s)\n",
            (unsigned long long)r->n_scored, (unsigned long long)r->n_windows, e->options.n_ctx,
-           e->options.stride);
-    printf("time        %s, %.1f tokens/s\n", terminal_duration(buf, e->seconds),
-           e->seconds > 0 ? (double)r->n_computed / e->seconds : 0);
+           stride, perplexity_protocol_name(e->options.protocol));
+    printf("time        %s, %.1f tokens/s\n", terminal_duration(buf, e->result.seconds),
+           tokens_per_second(e));
+    if (e->result.compared) print_divergence(e);
 }
 
 /* Adds "token_positions", "token_ids" and "token_nll" of the scored tokens. */
 static void add_tokens(json_t *value, const struct evaluation *e) {
     json_t *positions = json_array(), *ids = json_array(), *nll = json_array();
     for (size_t i = 0; i < e->tokens.n; i++) {
-        if (isnan(e->record.nll[i])) continue;
+        if (isnan(e->nll[i])) continue;
         json_array_append_new(positions, json_integer((json_int_t)i));
         json_array_append_new(ids, json_integer(e->tokens.ids[i]));
-        json_array_append_new(nll, json_real(e->record.nll[i]));
+        json_array_append_new(nll, json_real(e->nll[i]));
     }
     json_object_set_new(value, "token_positions", positions);
     json_object_set_new(value, "token_ids", ids);
     json_object_set_new(value, "token_nll", nll);
 }
 
+static void add_mean(json_t *value, const char *name, struct divergence_mean mean) {
+    char error[64];
+    snprintf(error, sizeof error, "%s_stderr", name);
+    json_object_set_new(value, name, json_number(mean.value));
+    json_object_set_new(value, error, json_number(mean.error));
+}
+
+static json_t *divergence_json(const struct evaluation *e) {
+    const struct divergence_result *d = &e->result.divergence;
+    json_t *value = json_object(), *quantiles = json_object();
+    const char *name = reference_name(e);
+    json_object_set_new(value, "reference", json_text(name, strlen(name)));
+    json_object_set_new(value, "reference_perplexity", json_number(d->reference_perplexity));
+    add_mean(value, "perplexity_ratio", d->perplexity_ratio);
+    add_mean(value, "nll_change", d->nll_change);
+    add_mean(value, "kl", d->kl);
+    json_object_set_new(value, "kl_max", json_number(d->max));
+    for (int i = 0; i < DIVERGENCE_N_QUANTILES; i++) {
+        char share[32];
+        snprintf(share, sizeof share, "%g", divergence_quantiles[i]);
+        json_object_set_new(quantiles, share, json_number(d->quantiles[i]));
+    }
+    json_object_set_new(value, "kl_quantiles", quantiles);
+    add_mean(value, "same_top", d->same_top);
+    add_mean(value, "p_change", d->dp);
+    add_mean(value, "p_change_rms", d->dp_rms);
+    return value;
+}
+
 static int print_result(const struct evaluation *e) {
-    const struct perplexity_result *r = &e->result;
+    const struct perplexity_result *r = &e->result.perplexity;
     if (e->o->format == OUTPUT_TEXT) {
         print_text(e);
         return CMD_OK;
     }
     json_t *value = json_pack(
-        "{s:o, s:o, s:i, s:i, s:I, s:I, s:I, s:o, s:o, s:f, s:f, s:f, s:f}", "model",
+        "{s:o, s:o, s:s, s:i, s:I, s:I, s:I, s:o, s:o, s:f, s:f, s:f, s:f}", "model",
         json_text(e->o->model, strlen(e->o->model)), "text",
-        json_text(e->o->text, strlen(e->o->text)), "n_ctx", (int)e->options.n_ctx, "stride",
-        (int)e->options.stride, "n_windows", (json_int_t)r->n_windows, "n_tokens",
-        (json_int_t)e->tokens.n, "n_scored", (json_int_t)r->n_scored, "perplexity",
-        json_number(r->perplexity), "perplexity_stderr", json_number(r->perplexity_stderr), "nll",
-        r->nll, "nll_stderr", r->nll_stderr, "seconds", e->seconds, "tokens_per_second",
-        e->seconds > 0 ? (double)r->n_computed / e->seconds : 0.0);
+        json_text(e->o->text, strlen(e->o->text)), "protocol",
+        perplexity_protocol_name(e->options.protocol), "n_ctx", (int)e->options.n_ctx, "n_windows",
+        (json_int_t)r->n_windows, "n_tokens", (json_int_t)e->tokens.n, "n_scored",
+        (json_int_t)r->n_scored, "perplexity", json_number(r->perplexity), "perplexity_stderr",
+        json_number(r->perplexity_stderr), "nll", r->nll, "nll_stderr", r->nll_stderr, "seconds",
+        e->result.seconds, "tokens_per_second", tokens_per_second(e));
+    if (value && e->options.protocol == PERPLEXITY_SLIDING)
+        json_object_set_new(value, "stride", json_integer(e->options.stride));
+    if (value && e->result.compared) json_object_set_new(value, "divergence", divergence_json(e));
     if (value && e->o->per_token) add_tokens(value, e);
     return print_json("eval", value);
 }
@@ -197,17 +307,40 @@ static int evaluate(const struct arguments *o) {
     if (status == PDVM_OK) status = measure(&e, text, size, &err);
     terminal_progress_end(&e.progress);
     int code = status == PDVM_OK ? print_result(&e) : terminal_fail("eval", &err);
-    pd_writer_abort(e.record.logits);
-    free(e.record.nll);
+    logits_writer_abort(e.save);
+    logits_file_close(e.base);
+    free(e.nll);
     free(e.tokens.ids);
     free(text);
     pdvm_session_free(e.session);
+    pdvm_session_free(e.reference_session);
     pdvm_model_close(e.model);
+    pdvm_model_close(e.reference);
     return code;
+}
+
+static int check_arguments(const struct options_page *page, const struct arguments *o) {
+    int64_t usual = o->protocol == PERPLEXITY_PAPERS ? PAPERS_WINDOW : DEFAULT_WINDOW;
+    int64_t window = o->window > 0 ? o->window : usual;
+    if (!o->model) return options_error(page, "no model: pdvm eval MODEL --text FILE");
+    if (!o->text) return options_error(page, "no text: give one with --text FILE");
+    if (o->per_token && o->format != OUTPUT_JSON)
+        return options_error(page, "--per-token needs --json");
+    if (o->stride > 0 && o->protocol != PERPLEXITY_SLIDING)
+        return options_error(page, "--stride: only the protocol sliding has one");
+    if (o->base && o->reference)
+        return options_error(page, "--kl-base and --reference: only one can be compared with");
+    if (o->stride > window)
+        return options_error(page,
+                             "--stride %lld is longer than the window of %lld tokens: some tokens "
+                             "would never be scored",
+                             (long long)o->stride, (long long)window);
+    return OPTIONS_GO_ON;
 }
 
 int cmd_eval(int argc, char **argv) {
     struct arguments o = {.type_k = PDVM_KV_F16, .type_v = PDVM_KV_F16, .kernels = "auto"};
+    int values = -1;
     const struct operand operands[] = {
         {"MODEL", "A .pdvm file, a GGUF file or a Hugging Face directory.", &o.model, false},
         OPERAND_END};
@@ -216,13 +349,29 @@ int cmd_eval(int argc, char **argv) {
                       &o.model),
         OPTION_STRING("-f, --text, --file", "FILE",
                       "The text, in UTF-8; - is standard input. Required.", &o.text),
+        OPTION_CHOICE("--protocol", "NAME", "sliding, llama.cpp or papers, see above. [sliding]",
+                      &o.protocol, protocol_names),
         OPTION_INT("-c, --ctx-size", "N",
-                   "Tokens of a window. [512, or the model's context if that is shorter]",
+                   "Tokens of a window. [512, with --protocol papers 2048; or the model's context "
+                   "if that is shorter]",
                    &o.window, 2, 1 << 24),
         OPTION_INT("--stride, --ppl-stride", "N",
-                   "Tokens between the starts of two windows. [half of -c]", &o.stride, 1, 1 << 24),
+                   "Tokens between the starts of two sliding windows. [half of -c]", &o.stride, 1,
+                   1 << 24),
         OPTION_INT("--max-tokens", "N", "Use only the first N tokens of the text.", &o.max_tokens,
                    2, INT32_MAX),
+        OPTION_GROUP("Comparison"),
+        OPTION_STRING("--reference", "MODEL",
+                      "Also run this model, with its source's own precision, and compare.",
+                      &o.reference),
+        OPTION_STRING("--kl-base", "FILE",
+                      "Compare with the predictions that --save-logits has saved. They must be of "
+                      "the same text, tokenizer, protocol and windows.",
+                      &o.base),
+        OPTION_STRING("--save-logits", "FILE",
+                      "Save the predictions of each scored token, for --kl-base. The file is a "
+                      "safetensors file, see docs/evaluation.md.",
+                      &o.save),
         OPTION_GROUP("Output"),
         OPTION_CHOICE("-o, --output", "text|json", "How to print the result. [text]", &o.format,
                       output_formats),
@@ -232,13 +381,13 @@ int cmd_eval(int argc, char **argv) {
             "With JSON: also the place in the text (token_positions), the number (token_ids) "
             "and the negative log likelihood in nats (token_nll) of each scored token.",
             &o.per_token),
-        OPTION_STRING("--save-logits", "FILE",
-                      "Write the logits that each token was scored with: one row of n_vocab "
-                      "little-endian 32-bit floats per scored token, nothing else in the file.",
-                      &o.logits),
         OPTION_FLAG("-q, --quiet", "Show no progress.", &o.quiet),
         OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &o.verbose),
         OPTION_GROUP("Engine"),
+        OPTION_CHOICE("--values", "TYPE",
+                      "How weights are held that are not coded yet: f32, bf16, f16, int8, lut8, "
+                      "lut4, or source, as they are. [int8]",
+                      &values, value_names),
         OPTION_INT("-t, --threads", "N", "Threads; 0 is one per processor. [0]", &o.threads, 0,
                    1024),
         OPTION_INT("-b, --batch-size", "N", "Most tokens computed together. [64]", &o.batch, 1,
@@ -261,16 +410,8 @@ int cmd_eval(int argc, char **argv) {
                                       .operand_hint = "a text's file is given with --text"};
     int code = options_parse(&page, argc, argv);
     if (code != OPTIONS_GO_ON) return code;
-    if (!o.model) return options_error(&page, "no model: pdvm eval MODEL --text FILE");
-    if (!o.text) return options_error(&page, "no text: give one with --text FILE");
     if (o.json) o.format = OUTPUT_JSON;
-    if (o.per_token && o.format != OUTPUT_JSON)
-        return options_error(&page, "--per-token needs --json");
-    if (o.stride > 0 && o.stride > (o.window > 0 ? o.window : DEFAULT_WINDOW))
-        return options_error(&page,
-                             "--stride %lld is longer than the window of %lld tokens: some tokens "
-                             "would never be scored",
-                             (long long)o.stride,
-                             (long long)(o.window > 0 ? o.window : DEFAULT_WINDOW));
-    return evaluate(&o);
+    if (values >= 0) o.values = value_names[values];
+    code = check_arguments(&page, &o);
+    return code == OPTIONS_GO_ON ? evaluate(&o) : code;
 }

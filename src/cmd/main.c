@@ -17,6 +17,7 @@ const struct command commands[] = {
     {"unpack", "turn a .pdvm file back into plain safetensors", cmd_unpack},
     {"tokenize", "show the tokens of a text, or the text of tokens", cmd_tokenize},
     {"eval", "measure the perplexity on a text", cmd_eval},
+    {"bench", "measure the speed of prompts and generation", cmd_bench},
     {"help", "explain a command", cmd_help},
     {"version", "print the version", cmd_version},
     {NULL, NULL, NULL},

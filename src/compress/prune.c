@@ -25,7 +25,7 @@ int64_t prune_target(double sparsity, int64_t n) {
 }
 
 const char *prune_scope_name(enum prune_scope scope) {
-    return scope == PRUNE_MATRIX ? "matrix" : "row";
+    return scope == PRUNE_MATRIX ? "matrix" : scope == PRUNE_BLOCK ? "block" : "row";
 }
 
 /* ---- counting -------------------------------------------------------------------------- */
@@ -203,9 +203,10 @@ static pdvm_status prune_magnitude(const struct prune_task *task, struct prune_r
     size_t rows = (size_t)task->rows, n_workers = (size_t)pd_threads_count(task->threads);
     int64_t grain = PIECE / task->cols + 1;
     *out = (struct prune_result){0};
-    if (!(task->sparsity >= 0 && task->sparsity < 1))
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "sparsity %g: must be from 0 to below 1",
-                       task->sparsity);
+    if (!(task->sparsity >= 0 && task->sparsity <= 1))
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "sparsity %g: must be from 0 to 1", task->sparsity);
+    if (task->scope != PRUNE_ROW && task->scope != PRUNE_MATRIX)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "magnitude: unknown scope");
     pdvm_status status =
         pd_calloc(&p.counts, n_workers * DIGITS, sizeof *p.counts, "histograms of weights", err);
     if (status == PDVM_OK)
@@ -234,9 +235,20 @@ static pdvm_status prune_keep(const struct prune_task *task, struct prune_result
     return PDVM_OK;
 }
 
+#define SCOPE(s) (1u << PRUNE_##s)
+
 static const struct prune_method methods[] = {
-    {"keep", "keeps the zeros that the checkpoint has", false, prune_keep},
-    {"magnitude", "zeroes the weights of least magnitude", true, prune_magnitude},
+    {.name = "keep",
+     .help = "keeps the zeros that the checkpoint has",
+     .scope = PRUNE_ROW,
+     .scopes = SCOPE(ROW) | SCOPE(MATRIX),
+     .prune = prune_keep},
+    {.name = "magnitude",
+     .help = "zeroes the weights of least magnitude",
+     .has_sparsity = true,
+     .scope = PRUNE_ROW,
+     .scopes = SCOPE(ROW) | SCOPE(MATRIX),
+     .prune = prune_magnitude},
 };
 
 const struct prune_method *prune_method_at(size_t i) {

@@ -33,6 +33,19 @@ struct pdvm_model {
     pdvm_model_info info;
 };
 
+/**
+ * pdvm_model_open from an open source, which the model then owns; it is closed on failure, too.
+ * For sources that are not at a path.
+ */
+pdvm_status model_open_source(struct model_source *source, const pdvm_model_options *options,
+                              pdvm_model **out, pdvm_error *err);
+
+/**
+ * Goes over to n worker threads, 0: one per available core, without loading anything again. Not
+ * while a pass runs. On failure the model can only be closed.
+ */
+pdvm_status model_set_threads(pdvm_model *model, int n, pdvm_error *err);
+
 /** A sequence of tokens with its cache. */
 struct pdvm_session {
     pdvm_model *model;
@@ -43,7 +56,8 @@ struct pdvm_session {
     size_t token_capacity;
     float *logits; /* [n_logit_rows, n_vocab] */
     uint32_t n_logit_rows;
-    bool logits_valid; /* of the last token, in the first row */
+    bool logits_valid;     /* of the last token, in the first row */
+    double *phase_seconds; /* borrowed, NULL by default: see struct batch */
     pdvm_session_stats stats;
 };
 

@@ -106,16 +106,29 @@ static void fill_info(pdvm_model *m) {
     }
 }
 
-static pdvm_status open_into(pdvm_model *m, const char *path, const pdvm_model_options *o,
-                             pdvm_error *err) {
-    if (o->n_threads < 0)
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "%d threads: give a positive number, or 0 for all",
-                       o->n_threads);
-    m->values = MDCSR_INT8;
-    if (o->values && !mdcsr_values_parse(o->values, &m->values))
-        return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "unknown values \"%s\": f32, bf16, f16, int8, lut8 or lut4", o->values);
-    PD_TRY(source_open(path, &m->source, err));
+static bool wants_source_values(const pdvm_model_options *o) {
+    return o->values && strcmp(o->values, "source") == 0;
+}
+
+/* The coding that keeps all of a source's matrices as they are. */
+static enum mdcsr_values source_values(struct model_source *source) {
+    bool bf16 = true, f16 = true;
+    for (size_t i = 0; i < tensors_count(&source->config); i++) {
+        struct tensor_info t;
+        const char *coding;
+        uint64_t bytes;
+        tensors_at(&source->config, i, &t);
+        if (!t.is_matrix) continue;
+        source_stored(source, &t, &coding, &bytes);
+        bf16 &= strcmp(coding, "BF16") == 0;
+        f16 &= strcmp(coding, "F16") == 0;
+    }
+    return bf16 ? MDCSR_BF16 : f16 ? MDCSR_F16 : MDCSR_F32;
+}
+
+/* With the source's weights; `o` has been checked. */
+static pdvm_status open_into(pdvm_model *m, const pdvm_model_options *o, pdvm_error *err) {
+    if (wants_source_values(o)) m->values = source_values(m->source);
     m->config = m->source->config;
     PD_TRY(open_tokenizer(m, err));
     PD_TRY(pd_threads_create(o->n_threads, &m->threads, err));
@@ -127,23 +140,65 @@ static pdvm_status open_into(pdvm_model *m, const char *path, const pdvm_model_o
     return PDVM_OK;
 }
 
-pdvm_status pdvm_model_open(const char *path, const pdvm_model_options *options, pdvm_model **out,
-                            pdvm_error *err) {
+static pdvm_status check_options(const pdvm_model_options *o, enum mdcsr_values *values,
+                                 pdvm_error *err) {
+    if (o->n_threads < 0)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "%d threads: give a positive number, or 0 for all",
+                       o->n_threads);
+    *values = MDCSR_INT8;
+    if (o->values && !wants_source_values(o) && !mdcsr_values_parse(o->values, values))
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "unknown values \"%s\": f32, bf16, f16, int8, lut8, lut4 or source",
+                       o->values);
+    return PDVM_OK;
+}
+
+pdvm_status model_open_source(struct model_source *source, const pdvm_model_options *options,
+                              pdvm_model **out, pdvm_error *err) {
     pdvm_model_options o = options ? *options : pdvm_model_options_default();
-    if (!out) return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_model_open: out is NULL");
-    *out = NULL;
-    if (!path) return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_model_open: path is NULL");
     pdvm_model *m;
-    PD_TRY(pd_calloc(&m, 1, sizeof *m, "a model", err));
+    *out = NULL;
+    pdvm_status status = pd_calloc(&m, 1, sizeof *m, "a model", err);
+    if (status != PDVM_OK) {
+        source_close(source);
+        return status;
+    }
+    m->source = source;
     m->notify = (struct pd_notify){o.progress, o.progress_user, o.log, o.log_user};
     pthread_mutex_init(&m->pass, NULL);
-    pdvm_status status = open_into(m, path, &o, err);
+    status = check_options(&o, &m->values, err);
+    if (status == PDVM_OK) status = open_into(m, &o, err);
     if (status != PDVM_OK) {
         pdvm_model_close(m);
         return status;
     }
     *out = m;
     return PDVM_OK;
+}
+
+pdvm_status pdvm_model_open(const char *path, const pdvm_model_options *options, pdvm_model **out,
+                            pdvm_error *err) {
+    pdvm_model_options o = options ? *options : pdvm_model_options_default();
+    enum mdcsr_values values;
+    struct model_source *source;
+    if (!out) return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_model_open: out is NULL");
+    *out = NULL;
+    if (!path) return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_model_open: path is NULL");
+    PD_TRY(check_options(&o, &values, err)); /* before a large file is looked through */
+    PD_TRY(source_open(path, &source, err));
+    return model_open_source(source, &o, out, err);
+}
+
+pdvm_status model_set_threads(pdvm_model *m, int n, pdvm_error *err) {
+    struct pd_threads *threads;
+    if (!m->backend->ops->set_threads)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the number of threads cannot be changed",
+                       m->info.backend);
+    PD_TRY(pd_threads_create(n, &threads, err));
+    pdvm_status status = m->backend->ops->set_threads(m->backend, threads, err);
+    pd_threads_free(m->threads);
+    m->threads = threads;
+    return status;
 }
 
 void pdvm_model_close(pdvm_model *m) {

@@ -104,6 +104,7 @@ static pdvm_status run_pass(pdvm_session *s, struct batch *batch, pdvm_error *er
     PD_TRY(kv_cache_place(&s->cache, batch, err));
     batch->mode = s->options.mode;
     batch->n_dispatches = &s->stats.n_dispatches;
+    batch->phase_seconds = s->phase_seconds;
     pthread_mutex_lock(&m->pass);
     pdvm_status status = m->backend->ops->run(m->backend, batch, err);
     pthread_mutex_unlock(&m->pass);

@@ -116,6 +116,18 @@ pdvm_status safetensors_writer_tensor(struct safetensors_writer *w, const char *
                                       enum safetensors_dtype dtype, const int64_t *dims, int n_dims,
                                       const void *data, size_t size, pdvm_error *err);
 
+/**
+ * Begins a tensor whose data come in pieces, and sets *size to their bytes in all: they are given
+ * to safetensors_writer_append, completely, before the next tensor or the end.
+ */
+pdvm_status safetensors_writer_begin(struct safetensors_writer *w, const char *name,
+                                     enum safetensors_dtype dtype, const int64_t *dims, int n_dims,
+                                     size_t *size, pdvm_error *err);
+
+/** Appends a piece of the tensor that was begun last. */
+pdvm_status safetensors_writer_append(struct safetensors_writer *w, const void *data, size_t size,
+                                      pdvm_error *err);
+
 /** Writes the header, flushes, renames into place and frees `w`, also on failure. */
 pdvm_status safetensors_writer_commit(struct safetensors_writer *w, pdvm_error *err);
 

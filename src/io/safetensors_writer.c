@@ -17,7 +17,8 @@ struct safetensors_writer {
     uint64_t data_size; /* bytes of tensors so far */
     json_t *header;
     json_t *metadata;
-    bool failed; /* a tensor was written in part: the file can't be finished */
+    uint64_t missing; /* bytes of the last tensor that are still to come */
+    bool failed;      /* a tensor was written in part: the file can't be finished */
 };
 
 static void writer_free(struct safetensors_writer *w) {
@@ -86,9 +87,9 @@ static json_t *describe(enum safetensors_dtype dtype, const int64_t *dims, int n
                      "data_offsets", (json_int_t)begin, (json_int_t)end);
 }
 
-pdvm_status safetensors_writer_tensor(struct safetensors_writer *w, const char *name,
-                                      enum safetensors_dtype dtype, const int64_t *dims, int n_dims,
-                                      const void *data, size_t size, pdvm_error *err) {
+pdvm_status safetensors_writer_begin(struct safetensors_writer *w, const char *name,
+                                     enum safetensors_dtype dtype, const int64_t *dims, int n_dims,
+                                     size_t *size, pdvm_error *err) {
     if (n_dims < 0 || n_dims > SAFETENSORS_MAX_DIMS || !safetensors_dtype_name(dtype))
         return pd_fail(err, PDVM_ERR_ARGUMENT,
                        "%s: tensor \"%.200s\": %d dimensions or dtype %d out of range", w->path,
@@ -100,25 +101,54 @@ pdvm_status safetensors_writer_tensor(struct safetensors_writer *w, const char *
                            "%s: tensor \"%.200s\": its shape is negative or overflows", w->path,
                            name);
     }
-    size_t expected;
-    if (!pd_mul_size((size_t)n, safetensors_dtype_size(dtype), &expected) || expected != size)
+    if (!pd_mul_size((size_t)n, safetensors_dtype_size(dtype), size))
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: tensor \"%.200s\": its size overflows", w->path,
+                       name);
+    if (w->missing > 0)
         return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "%s: tensor \"%.200s\": %zu bytes given for %" PRId64 " elements of %s",
-                       w->path, name, size, n, safetensors_dtype_name(dtype));
+                       "%s: tensor \"%.200s\": the one before lacks %" PRIu64 " bytes", w->path,
+                       name, w->missing);
     if (strcmp(name, METADATA) == 0)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: tensor name \"%s\" is reserved", w->path, name);
     if (json_object_get(w->header, name))
         return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: tensor \"%.200s\": written twice", w->path,
                        name);
-    json_t *entry = describe(dtype, dims, n_dims, w->data_size, size);
+    json_t *entry = describe(dtype, dims, n_dims, w->data_size, *size);
     if (!entry) return pd_fail_memory(err, sizeof *entry, "a safetensors header");
     if (json_object_set_new(w->header, name, entry) != 0)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: tensor name \"%.200s\" is not valid UTF-8",
                        w->path, name);
+    w->data_size += *size;
+    w->missing = *size;
+    return PDVM_OK;
+}
+
+pdvm_status safetensors_writer_append(struct safetensors_writer *w, const void *data, size_t size,
+                                      pdvm_error *err) {
+    if (size > w->missing)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: %zu bytes given where a tensor lacks %" PRIu64,
+                       w->path, size, w->missing);
     pdvm_status status = pd_writer_append(w->file, data, size, err);
     w->failed |= status != PDVM_OK;
-    w->data_size += size;
+    w->missing -= size;
     return status;
+}
+
+pdvm_status safetensors_writer_tensor(struct safetensors_writer *w, const char *name,
+                                      enum safetensors_dtype dtype, const int64_t *dims, int n_dims,
+                                      const void *data, size_t size, pdvm_error *err) {
+    int64_t n = 1;
+    size_t expected;
+    bool known = n_dims >= 0 && n_dims <= SAFETENSORS_MAX_DIMS && safetensors_dtype_name(dtype);
+    for (int i = 0; known && i < n_dims; i++) known = pd_mul_i64(n, dims[i], &n);
+    /* Before anything is noted of it; what is not known here, begin refuses. */
+    if (known &&
+        (!pd_mul_size((size_t)n, safetensors_dtype_size(dtype), &expected) || expected != size))
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "%s: tensor \"%.200s\": %zu bytes given for %" PRId64 " elements of %s",
+                       w->path, name, size, n, safetensors_dtype_name(dtype));
+    PD_TRY(safetensors_writer_begin(w, name, dtype, dims, n_dims, &expected, err));
+    return safetensors_writer_append(w, data, size, err);
 }
 
 /* The header's text, metadata first; NULL if memory runs out. Freed with free(). */
@@ -133,7 +163,7 @@ static char *header_text(const struct safetensors_writer *w) {
 }
 
 static pdvm_status write_header(struct safetensors_writer *w, pdvm_error *err) {
-    if (w->failed)
+    if (w->failed || w->missing > 0)
         return pd_fail(err, PDVM_ERR_IO, "%s: not finished: writing a tensor failed before",
                        w->path);
     char *text = header_text(w);

@@ -219,6 +219,24 @@ static void book_linear(struct mdcsr_book *b, bool zero) {
     book_prepare(b);
 }
 
+pdvm_status mdcsr_book_given(int n, const float *entries, struct mdcsr_book *out, pdvm_error *err) {
+    *out = (struct mdcsr_book){.n = n};
+    bool good = n == 16 || n == 256, zeros = true;
+    for (int i = 0; i < n && good; i++) {
+        float e = entries[i];
+        good = isfinite(e) && (i == 0 || e >= entries[i - 1]);
+        if (n == 16) good &= e == rintf(e) && fabsf(e) <= 127;
+        zeros &= e == 0;
+        out->entry[i] = e + 0.0f; /* no -0.0 */
+    }
+    if (!good || zeros)
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "a codebook must be 16 whole numbers or 256 floats "
+                       "that rise and are not all zero");
+    book_prepare(out);
+    return PDVM_OK;
+}
+
 /* ---- learned books --------------------------------------------------------------------- */
 
 /* Sums over the bins before bin i, weighted by the squared scale: the true squared error. */

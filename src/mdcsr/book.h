@@ -44,6 +44,12 @@ pdvm_status mdcsr_book_make(enum mdcsr_values values, enum mdcsr_codebook kind, 
                             struct mdcsr_book *out, pdvm_error *err);
 
 /**
+ * Makes a codebook of the `n` given entries (16 or 256): ascending, finite, not all zero, and whole
+ * numbers in -127..127 for 16. PDVM_ERR_ARGUMENT otherwise.
+ */
+pdvm_status mdcsr_book_given(int n, const float *entries, struct mdcsr_book *out, pdvm_error *err);
+
+/**
  * The scale, of a few around the one that maps the largest |x| to the largest entry and one least
  * squares step from the best of them, that gives x[n] the least squared error. 0 for values
  * that are all zero or too small for a normal scale.

@@ -41,6 +41,7 @@ struct scratch {
 struct encoder {
     const float *w;
     struct mdcsr *m;
+    const struct mdcsr_grid *grid; /* NULL: fit one */
     struct row *rows;
     struct scratch *scratch; /* one per worker */
     float limit;             /* smallest magnitude that overflows the value coding */
@@ -132,9 +133,9 @@ static size_t stored_bytes(const struct mdcsr *m, enum mdcsr_index index, const 
     return bytes + (size_t)size + mdcsr_offsets_bytes(m->rows, size);
 }
 
-static enum mdcsr_index smallest_index(const struct mdcsr *m, const struct totals *t) {
-    enum mdcsr_index best = MDCSR_DENSE;
-    for (int i = MDCSR_DENSE + 1; i < MDCSR_N_INDEX; i++)
+static enum mdcsr_index smallest_index(const struct mdcsr *m, const struct totals *t, bool dense) {
+    enum mdcsr_index best = dense ? MDCSR_DENSE : MDCSR_BITMAP;
+    for (int i = (int)best + 1; i < MDCSR_N_INDEX; i++)
         if (stored_bytes(m, (enum mdcsr_index)i, t) < stored_bytes(m, best, t))
             best = (enum mdcsr_index)i;
     return best;
@@ -188,7 +189,13 @@ static pdvm_status sample_rows(const struct encoder *e, int64_t entries, struct 
 static pdvm_status make_codebook(struct encoder *e, int64_t entries, struct pd_threads *threads,
                                  pdvm_error *err) {
     struct mdcsr *m = e->m;
-    if (mdcsr_codebook_size(m->value_coding) == 0) return PDVM_OK;
+    int size = mdcsr_codebook_size(m->value_coding);
+    if (size == 0) return PDVM_OK;
+    if (e->grid) {
+        PD_TRY(mdcsr_book_given(size, e->grid->codebook, &e->book, err));
+        memcpy(m->codebook, e->book.entry, (size_t)size * sizeof *m->codebook);
+        return PDVM_OK;
+    }
     bool zero = m->index_coding == MDCSR_DENSE && entries < m->rows * m->cols;
     struct mdcsr_sample sample = {0};
     pdvm_status status = PDVM_OK;
@@ -230,6 +237,32 @@ static float int8_scale(const float *x, int64_t n, bool bf16) {
     return scale;
 }
 
+/* Of entries that lie so close together that rounding takes one for the other, the right one. */
+static void settle_codes(const struct mdcsr_book *b, const float *x, int64_t n, float scale,
+                         uint8_t *codes) {
+    for (int64_t i = 0; i < n; i++) {
+        int code = codes[i];
+        if (scale * b->entry[code] == x[i]) continue;
+        if (code > 0 && scale * b->entry[code - 1] == x[i]) codes[i] = (uint8_t)(code - 1);
+        if (code + 1 < b->n && scale * b->entry[code + 1] == x[i]) codes[i] = (uint8_t)(code + 1);
+    }
+}
+
+/* Codes for a scale that is given; the squared error. */
+static double encode_given(const struct encoder *e, const float *x, int64_t n, float scale,
+                           uint8_t *codes) {
+    if (e->m->value_coding == MDCSR_INT8) return encode_int8(x, n, scale, codes);
+    double error = mdcsr_book_encode(&e->book, x, n, scale, codes);
+    if (error == 0) return 0;
+    settle_codes(&e->book, x, n, scale, codes);
+    error = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double d = (double)x[i] - (double)(scale * e->book.entry[codes[i]]);
+        error += d * d;
+    }
+    return error;
+}
+
 /* Scales, codes and error of row r, whose n entries are x[] at cols[]. */
 static double encode_codes(const struct encoder *e, int64_t r, const float *x, int64_t n,
                            const uint32_t *cols, uint8_t *codes) {
@@ -246,7 +279,10 @@ static double encode_codes(const struct encoder *e, int64_t r, const float *x, i
         }
         const float *part = x + begin;
         int64_t size = end - begin;
-        if (m->value_coding == MDCSR_INT8) {
+        if (e->grid) {
+            scales[g] = e->grid->scales[r * m->n_groups + g];
+            error += encode_given(e, part, size, scales[g], codes + begin);
+        } else if (m->value_coding == MDCSR_INT8) {
             scales[g] = int8_scale(part, size, bf16);
             error += encode_int8(part, size, scales[g], codes + begin);
         } else {
@@ -376,6 +412,33 @@ static pdvm_status check_arguments(int64_t rows, int64_t cols, const struct mdcs
     return PDVM_OK;
 }
 
+/* The scales of a grid must be what the file can hold, and stay finite times any entry. */
+static pdvm_status check_grid(const struct encoder *e, const struct totals *t,
+                              const struct mdcsr_options *o, bool *zero, pdvm_error *err) {
+    const struct mdcsr *m = e->m;
+    int size = mdcsr_codebook_size(m->value_coding);
+    float max = size ? 0 : 127;
+    *zero = size == 0;
+    for (int i = 0; i < size; i++) {
+        max = fmaxf(max, fabsf(e->grid->codebook[i]));
+        *zero |= e->grid->codebook[i] == 0;
+    }
+    for (int64_t i = 0; i < m->rows * m->n_groups; i++) {
+        float s = e->grid->scales[i];
+        bool good = isfinite(s * max) && (s == 0 || fabsf(s) >= MDCSR_SMALLEST_SCALE);
+        if (m->group) good &= (pd_float_bits(s) & 0xffffu) == 0;
+        if (m->value_coding == MDCSR_INT8) good &= s >= 0;
+        if (!good)
+            return pd_fail(err, PDVM_ERR_ARGUMENT,
+                           "row %" PRId64 ": the file cannot hold the scale %g", i / m->n_groups,
+                           (double)s);
+    }
+    if (!*zero && t->entries < m->rows * m->cols && !o->index_auto && o->index == MDCSR_DENSE)
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "a dense matrix with zeros needs a codebook with a zero");
+    return PDVM_OK;
+}
+
 static pdvm_status allocate(struct encoder *e, const struct totals *t, int n_workers,
                             pdvm_error *err) {
     struct mdcsr *m = e->m;
@@ -433,7 +496,10 @@ static pdvm_status encode(struct encoder *e, const struct mdcsr_options *options
         t.delta8 += e->rows[r].delta8;
         t.delta4 += e->rows[r].delta4;
     }
-    m->index_coding = options->index_auto ? smallest_index(m, &t) : options->index;
+    bool zero = true;
+    if (e->grid) PD_TRY(check_grid(e, &t, options, &zero, err));
+    zero |= t.entries == m->rows * m->cols;
+    m->index_coding = options->index_auto ? smallest_index(m, &t, zero) : options->index;
     PD_TRY(make_codebook(e, t.entries, threads, err));
     PD_TRY(allocate(e, &t, pd_threads_count(threads), err));
     set_offsets(m, e->rows);
@@ -468,6 +534,7 @@ pdvm_status mdcsr_encode(const float *w, int64_t rows, int64_t cols,
                           .group = group,
                           .n_groups = mdcsr_groups(options->values, cols, group),
                           .owned = true};
+    if (mdcsr_has_scales(options->values)) e.grid = options->grid;
     pdvm_status status = encode(&e, options, threads, report, err);
     for (int i = 0; e.scratch && i < pd_threads_count(threads); i++) {
         free(e.scratch[i].x);

@@ -75,6 +75,15 @@ struct mdcsr {
     bool owned;             /**< values and index are freed by mdcsr_free */
 };
 
+/**
+ * Scales and codebook that a matrix's values were rounded to before encoding: the encoder takes
+ * them as they are, so that every value that is scale * entry is stored exactly.
+ */
+struct mdcsr_grid {
+    float *scales;       /**< [rows, groups per row]; with groups they are bfloat16 numbers */
+    float codebook[256]; /**< ascending; 256 entries of LUT8, or 16 whole ones of LUT4 */
+};
+
 /** How mdcsr_encode should store a matrix. */
 struct mdcsr_options {
     enum mdcsr_values values;
@@ -82,6 +91,9 @@ struct mdcsr_options {
     bool index_auto; /**< choose the smallest index coding; `index` is ignored then */
     enum mdcsr_index index;
     uint32_t group; /**< 0, 32, 64, 128 or 256 */
+    /** For INT8, LUT8 and LUT4: use these scales and this codebook; NULL: fit them to the values.
+     * The index is never dense then if the matrix has zeros and the codebook does not. */
+    const struct mdcsr_grid *grid;
 };
 
 /** What encoding did to the values. Sums are over all positions, in double. */

@@ -28,7 +28,9 @@ scored=$(json_field first n_scored)
 [ "$(json_field first n_tokens)" = "$("$PDVM" tokenize "$model" -f text --count)" ] ||
     fail "other tokens than pdvm tokenize"
 [ "$(json_field first stride)" = 32 ] || fail "the default stride"
-[ "$(wc -c <logits | tr -d ' ')" = $((scored * 512 * 4)) ] || fail "size of the logits"
+size=$(wc -c <logits | tr -d ' ')
+[ "$size" -ge $((scored * 512 * 2)) ] && [ "$size" -lt $((scored * (512 * 2 + 4) + 4096)) ] ||
+    fail "size of the logits: $size"
 
 # The mean and the standard error of the tokens' likelihoods are what is printed.
 sed -n '/"token_nll"/,/\]/p' first | tr -d '", ' | grep -E '^[0-9.e-]+$' >likelihoods
@@ -43,22 +45,78 @@ close "$(json_field first nll_stderr)" "$nll_stderr" "nll_stderr"
 close "$(json_field first perplexity)" "$perplexity" "perplexity"
 close "$(json_field first perplexity_stderr)" "$perplexity_stderr" "perplexity_stderr"
 
-# The saved logits give the likelihoods.
+# The saved logits give the likelihoods, by the layout that docs/evaluation.md describes.
 if command -v python3 >/dev/null; then
     python3 - <<'PYTHON' || fail "the logits do not give the likelihoods"
-import array, json, math, sys
+import array, json, math, struct
 result = json.load(open("first", encoding="utf-8"))
-logits = array.array("f")
-logits.frombytes(open("logits", "rb").read())
-if sys.byteorder == "big":
-    logits.byteswap()
+data = open("logits", "rb").read()
+size = struct.unpack("<Q", data[:8])[0]
+header = json.loads(data[8:8 + size])
+def tensor(name, kind):
+    begin, end = header[name]["data_offsets"]
+    values = array.array(kind)
+    values.frombytes(data[8 + size + begin:8 + size + end])
+    return values
+codes, steps = tensor("codes", "H"), tensor("steps", "f")
+assert header["codes"]["shape"] == [len(result["token_ids"]), 512]
 for i, (token, nll) in enumerate(zip(result["token_ids"], result["token_nll"])):
-    row = logits[512 * i:512 * (i + 1)]
-    top = max(row)
-    value = math.log(sum(math.exp(x - top) for x in row)) + top - row[token]
-    assert abs(value - nll) < 1e-6, (i, value, nll)
+    row = [-(65535 - code) * steps[i] for code in codes[512 * i:512 * (i + 1)]]
+    value = math.log(sum(math.exp(x) for x in row)) - row[token]
+    assert abs(value - nll) < steps[i], (i, value, nll)
 PYTHON
 fi
+
+# A model compared with its own saved predictions, and with itself, does not differ.
+below() {
+    awk -v a="$1" -v b="$2" 'BEGIN { exit !(a != "" && a + 0 >= 0 && a + 0 < b + 0) }' ||
+        fail "$3: $1 is not below $2"
+}
+expect 0 "${evaluate[@]}" --json --kl-base logits
+valid_json out
+below "$(json_field out kl)" 1e-6 "KL of a model with itself"
+below "$(json_field out kl_max)" 1e-6 "KL of a model with itself"
+[ "$(json_field out same_top)" = 1 ] || [ "$(json_field out same_top)" = 1.0 ] || fail "same_top"
+expect 0 "${evaluate[@]}" --values source --json --reference "$model"
+below "$(json_field out kl)" 1e-12 "KL of a model with itself"
+
+# Saved predictions and a reference that runs beside the model give the same figures.
+expect 0 "${evaluate[@]}" --values source --save-logits base
+expect 0 "${evaluate[@]}" --values lut4 --json --kl-base base
+cp out by_file
+expect 0 "${evaluate[@]}" --values lut4 --json --reference "$model"
+for name in kl perplexity_ratio same_top p_change_rms reference_perplexity; do
+    awk -v a="$(json_field by_file $name)" -v b="$(json_field out $name)" \
+        'BEGIN { d = a - b; if (d < 0) d = -d; exit !(a != "" && d <= 1e-4 * (b < 0 ? -b : b)) }' ||
+        fail "$name: $(json_field by_file $name) from the file, $(json_field out $name) directly"
+done
+awk -v kl="$(json_field out kl)" 'BEGIN { exit !(kl > 1e-4) }' || fail "lut4 costs nothing: $(cat out)"
+expect 0 "${evaluate[@]}" --values lut4 --kl-base base
+for line in "compared with" ratio KL quantiles "same top" "p(token)"; do out_has "$line"; done
+
+# They belong to one text, tokenizer, protocol and window.
+echo "Another text." >other
+refused 1 "the text is" "$PDVM" eval "$model" --text other -c 64 --kl-base base
+refused 1 "the window is 32 now, and was 64 then" "$PDVM" eval "$model" --text text -c 32 --kl-base base
+refused 1 "the protocol is papers" "${evaluate[@]}" --protocol papers --kl-base base
+refused 1 "vocabulary" "$PDVM" eval "$SOURCE_DIR/models/tales" --text text -c 64 --kl-base base
+refused 1 "not a file of saved logits" "${evaluate[@]}" --kl-base "$model/model.safetensors"
+head -c 5000 base >short
+refused 1 "short" "${evaluate[@]}" --kl-base short
+refused 1 "other tokens" "${evaluate[@]}" --reference "$SOURCE_DIR/models/tales"
+refused 2 "only one" "${evaluate[@]}" --reference "$model" --kl-base base
+
+# Protocols.
+expect 0 "${evaluate[@]}" --json --protocol papers
+n=$(json_field out n_windows)
+[ "$(json_field out n_scored)" = $((n * 63)) ] || fail "papers: $(cat out)"
+[ "$n" = $(($(json_field out n_tokens) / 64)) ] || fail "papers: whole windows: $(cat out)"
+expect 0 "${evaluate[@]}" --json --protocol llama.cpp
+[ "$(json_field out n_scored)" = $((n * 31)) ] || fail "llama.cpp: $(cat out)"
+expect 0 "$PDVM" eval "$model" --text text --json --protocol papers --max-tokens 256
+[ "$(json_field out n_ctx)" = 256 ] || fail "the papers' window is not the model's: $(cat out)"
+refused 1 "is shorter than a window of 64" "${evaluate[@]}" --protocol papers --max-tokens 63
+refused 2 "--stride" "${evaluate[@]}" --protocol papers --stride 3
 
 # However it is computed, the result is the same.
 for way in "-t 1" "-b 1" "-b 7" "-q" "--stride 32"; do
@@ -95,4 +153,5 @@ refused 1 "no-such-directory" "${evaluate[@]}" --save-logits no-such-directory/l
 # The logits never take the place of what they are made from.
 cp text kept
 refused 1 "would be lost" "${evaluate[@]}" --save-logits text
+refused 1 "would be lost" "${evaluate[@]}" --kl-base base --save-logits base
 cmp -s text kept || fail "the text was overwritten"

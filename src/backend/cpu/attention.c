@@ -46,13 +46,11 @@ static void prepare_head(const struct cpu_backend *b, const float *in, const flo
     rotate(in, cos, cos + d / 2, d, out);
 }
 
-void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
-                   int worker, int n_workers) {
+/* Heads [begin, end) of all tokens' q and k, counted token by token. */
+static void rotate_heads(struct cpu_backend *b, const struct phase *phase, size_t begin,
+                         size_t end) {
     const struct plan *plan = b->plan;
     uint32_t d = plan->head_dim, heads = plan->n_heads + plan->n_kv_heads;
-    size_t n = (size_t)batch->n_tokens * heads;
-    size_t begin = n * (size_t)worker / (size_t)n_workers;
-    size_t end = n * (size_t)(worker + 1) / (size_t)n_workers;
     for (size_t i = begin; i < end; i++) {
         uint32_t t = (uint32_t)(i / heads), head = (uint32_t)(i % heads);
         bool key = head >= plan->n_heads;
@@ -60,6 +58,14 @@ void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, const struc
                          : b->q + ((size_t)t * plan->n_heads + head) * d;
         prepare_head(b, row, phase->head_norm[key], t, row);
     }
+}
+
+void cpu_rope_step(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
+                   int worker, int n_workers) {
+    size_t n = (size_t)batch->n_tokens * (b->plan->n_heads + b->plan->n_kv_heads);
+    struct pd_share share = pd_share_items(b->threads, worker, n_workers, (int64_t)n, 1);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        rotate_heads(b, phase, (size_t)begin, (size_t)end);
 }
 
 /* ---- what a token sees ----------------------------------------------------------------- */
@@ -271,22 +277,26 @@ static void attend_piece(struct cpu_backend *b, const struct batch *batch,
     }
 }
 
+/* One kv head's share of one piece; the last of its pieces to be done joins them. */
+static void attn_item(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
+                      int worker, uint32_t kv_head, uint32_t piece, uint32_t n_pieces) {
+    attend_piece(b, batch, step, &b->workers[worker], kv_head, piece);
+    if (n_pieces == 1) return;
+    unsigned arrived = atomic_fetch_add_explicit(&b->merge[kv_head], 1, memory_order_acq_rel) + 1;
+    if (arrived < n_pieces) return;
+    merge(b, batch, step->phase->window, kv_head);
+    atomic_store_explicit(&b->merge[kv_head], 0, memory_order_relaxed);
+}
+
 void cpu_attn_step(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
                    int worker, int n_workers) {
-    uint32_t window = step->phase->window, first, pieces;
-    pass_pieces(batch, window, &first, &pieces);
+    uint32_t first, pieces;
+    pass_pieces(batch, step->phase->window, &first, &pieces);
     if (pieces == 0) return; /* cannot be, but analysers don't see it */
-    size_t n = (size_t)b->plan->n_kv_heads * pieces;
-    size_t begin = n * (size_t)worker / (size_t)n_workers;
-    size_t end = n * (size_t)(worker + 1) / (size_t)n_workers;
-    for (size_t i = begin; i < end; i++) {
-        uint32_t kv_head = (uint32_t)(i / pieces), piece = first + (uint32_t)(i % pieces);
-        attend_piece(b, batch, step, &b->workers[worker], kv_head, piece);
-        if (pieces == 1) continue;
-        unsigned arrived =
-            atomic_fetch_add_explicit(&b->merge[kv_head], 1, memory_order_acq_rel) + 1;
-        if (arrived < pieces) continue;
-        merge(b, batch, window, kv_head);
-        atomic_store_explicit(&b->merge[kv_head], 0, memory_order_relaxed);
-    }
+    int64_t n = (int64_t)b->plan->n_kv_heads * pieces;
+    struct pd_share share = pd_share_items(b->threads, worker, n_workers, n, 1);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        for (int64_t i = begin; i < end; i++)
+            attn_item(b, batch, step, worker, (uint32_t)(i / pieces),
+                      first + (uint32_t)(i % pieces), pieces);
 }

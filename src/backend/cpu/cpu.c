@@ -2,6 +2,7 @@
 #include "backend/cpu/cpu.h"
 #include "base/alloc.h"
 #include "base/checked.h"
+#include "base/time.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -35,9 +36,15 @@ pdvm_status cpu_kernels_find(const char *name, const struct cpu_kernels **out, p
                    "unknown kernels \"%s\": this build has auto, avx512 (x86-64), scalar", name);
 }
 
+/* What cpu_prepare allocated. */
+static void free_state(struct cpu_backend *b) {
+    for (size_t i = 0; i < b->n_allocations; i++) free(b->allocations[i]);
+    b->n_allocations = 0;
+}
+
 static void cpu_destroy(struct backend *base) {
     struct cpu_backend *b = (struct cpu_backend *)base;
-    for (size_t i = 0; i < b->n_allocations; i++) free(b->allocations[i]);
+    free_state(b);
     free(b->allocations);
     free(b->partial);
     free(b);
@@ -135,6 +142,23 @@ static void split_phase(const struct phase *phase, int n_workers, int64_t *split
     }
 }
 
+/* Pieces of work below this would be short streams and many. */
+#define MIN_PIECE_BYTES ((size_t)16 << 10)
+
+static int64_t grain_of(const struct phase *phase) {
+    int64_t n = phase_tiles(phase);
+    size_t bytes = n ? phase_bytes_before(phase, n) : 0;
+    double grain = bytes ? (double)MIN_PIECE_BYTES * (double)n / (double)bytes : 1;
+    return grain < 1 ? 1 : grain < (double)n ? (int64_t)grain : n;
+}
+
+static void split_phases(struct cpu_backend *b, int n_workers) {
+    const struct plan *plan = b->plan;
+    for (size_t i = 0; i < plan->n_phases; i++)
+        split_phase(&plan->phases[i], n_workers, b->splits + i * ((size_t)n_workers + 1));
+    b->n_split = n_workers;
+}
+
 static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pdvm_error *err) {
     struct cpu_backend *b = (struct cpu_backend *)base;
     size_t n_workers = (size_t)pd_threads_count(b->threads);
@@ -149,8 +173,9 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
 
     b->plan = plan;
     PD_TRY(keep(b, &b->splits, plan->n_phases * (n_workers + 1), sizeof *b->splits, err));
-    for (size_t i = 0; i < plan->n_phases; i++)
-        split_phase(&plan->phases[i], (int)n_workers, b->splits + i * (n_workers + 1));
+    PD_TRY(keep(b, &b->grains, plan->n_phases, sizeof *b->grains, err));
+    for (size_t i = 0; i < plan->n_phases; i++) b->grains[i] = grain_of(&plan->phases[i]);
+    split_phases(b, (int)n_workers);
     PD_TRY(keep(b, &b->x, batch * hidden, sizeof(float), err));
     PD_TRY(keep(b, &b->normed, batch * hidden, sizeof(float), err));
     PD_TRY(keep(b, &b->q, batch * plan->n_heads * d, sizeof(float), err));
@@ -177,6 +202,22 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
     return PDVM_OK;
 }
 
+static void use_threads(struct cpu_backend *b, struct pd_threads *threads) {
+    int n = pd_threads_count(threads);
+    b->threads = threads;
+    snprintf(b->description, sizeof b->description, "cpu (%s, %d thread%s)", b->kernels->name, n,
+             n == 1 ? "" : "s");
+}
+
+static pdvm_status cpu_set_threads(struct backend *base, struct pd_threads *threads,
+                                   pdvm_error *err) {
+    struct cpu_backend *b = (struct cpu_backend *)base;
+    use_threads(b, threads);
+    if (!b->plan) return PDVM_OK;
+    free_state(b);
+    return cpu_prepare(base, b->plan, err);
+}
+
 /* Steps that are dispatched together, with a barrier between each two. */
 struct dispatch {
     struct cpu_backend *b;
@@ -185,6 +226,7 @@ struct dispatch {
     int n_steps;
     size_t first_phase; /* fused modes: whole phases instead of steps */
     size_t end_phase;
+    double mark; /* when the step that is running began; only with batch->phase_seconds */
 };
 
 static struct cpu_step step_of_phase(const struct phase *phase) {
@@ -196,21 +238,39 @@ static struct cpu_step step_of_phase(const struct phase *phase) {
     return (struct cpu_step){.kind = kinds[phase->kind], .phase = phase};
 }
 
+/* Books the time since the last mark on a phase. */
+static void book_time(struct dispatch *d, const struct phase *phase) {
+    double now = pd_seconds();
+    d->batch->phase_seconds[phase - d->b->plan->phases] += now - d->mark;
+    d->mark = now;
+}
+
+/* The barrier behind a step of a phase. */
+static void step_barrier(struct dispatch *d, const struct phase *phase, int worker) {
+    pd_threads_barrier(d->b->threads);
+    if (d->batch->phase_seconds && worker == 0) book_time(d, phase);
+}
+
 static void dispatch_worker(void *arg, int worker, int n_workers) {
-    const struct dispatch *d = arg;
+    struct dispatch *d = arg;
+    const struct phase *phases = d->b->plan->phases;
     for (int i = 0; i < d->n_steps; i++) {
-        if (i > 0) pd_threads_barrier(d->b->threads);
+        if (i > 0) step_barrier(d, d->steps[i - 1].phase, worker);
         cpu_step_run(d->b, d->batch, &d->steps[i], worker, n_workers);
     }
     for (size_t i = d->first_phase; i < d->end_phase; i++) {
-        struct cpu_step step = step_of_phase(&d->b->plan->phases[i]);
-        if (i > d->first_phase) pd_threads_barrier(d->b->threads);
+        struct cpu_step step = step_of_phase(&phases[i]);
+        if (i > d->first_phase) step_barrier(d, &phases[i - 1], worker);
         cpu_step_run(d->b, d->batch, &step, worker, n_workers);
     }
 }
 
 static void dispatch(struct dispatch *d) {
+    if (d->batch->phase_seconds) d->mark = pd_seconds();
     pd_threads_run(d->b->threads, dispatch_worker, d);
+    if (d->batch->phase_seconds)
+        book_time(d, d->n_steps ? d->steps[d->n_steps - 1].phase
+                                : &d->b->plan->phases[d->end_phase - 1]);
     if (d->batch->n_dispatches) ++*d->batch->n_dispatches;
 }
 
@@ -289,6 +349,9 @@ static pdvm_status cpu_run(struct backend *base, const struct batch *batch, pdvm
     const struct plan *plan = b->plan;
     size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
 
+    int n_workers = pd_threads_adapt(b->threads);
+    if (n_workers != b->n_split) split_phases(b, n_workers);
+
     uint32_t pieces = cpu_attn_pieces(batch);
     if (pieces > 1) {
         size_t need = (size_t)pieces * plan->max_batch * plan->n_heads * (plan->head_dim + 2);
@@ -330,6 +393,7 @@ static const struct backend_ops cpu_ops = {
     .free_matrix = cpu_free_matrix,
     .matrix_bytes = cpu_bytes_of,
     .prepare = cpu_prepare,
+    .set_threads = cpu_set_threads,
     .run = cpu_run,
     .kv_create = cpu_kv_create,
     .kv_free = cpu_kv_free,
@@ -347,10 +411,7 @@ pdvm_status cpu_backend_create(const struct backend_options *options, struct bac
     PD_TRY(pd_calloc(&b, 1, sizeof *b, "the CPU backend", err));
     b->base.ops = &cpu_ops;
     b->kernels = kernels;
-    b->threads = options->threads;
-    int n = pd_threads_count(b->threads);
-    snprintf(b->description, sizeof b->description, "cpu (%s, %d thread%s)", kernels->name, n,
-             n == 1 ? "" : "s");
+    use_threads(b, options->threads);
     *out = &b->base;
     return PDVM_OK;
 }

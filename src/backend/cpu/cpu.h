@@ -182,7 +182,9 @@ struct cpu_backend {
     struct pd_threads *threads;
     char description[64];
     const struct plan *plan;
-    int64_t *splits;            /* [n_phases][n_workers + 1] tiles, see phase_split */
+    int64_t *splits;            /* [n_phases][n_split + 1] tiles, see split_phases */
+    int64_t *grains;            /* [n_phases] least tiles of a piece of work */
+    int n_split;                /* workers that the phases are split for */
     struct cpu_worker *workers; /* [n_workers] */
     struct cpu_act *acts;       /* [max_batch]: shared, for passes of several tokens */
     float *normed;              /* [max_batch][hidden_size] */

@@ -5,14 +5,13 @@
 #include <math.h>
 #include <string.h>
 
-/* This worker's tiles of the phase's matrices, counted through all of them one after another
+/* Deals out the tiles of the phase's matrices, counted through all of them one after another
  * (gate and up are counted as pairs). */
-static void phase_range(const struct cpu_backend *b, const struct phase *phase, int worker,
-                        int n_workers, int64_t *begin, int64_t *end) {
+static struct pd_share share_tiles(const struct cpu_backend *b, const struct phase *phase,
+                                   int worker, int n_workers) {
     size_t i = (size_t)(phase - b->plan->phases);
     const int64_t *split = b->splits + i * ((size_t)n_workers + 1);
-    *begin = split[worker];
-    *end = split[worker + 1];
+    return pd_share_ranges(b->threads, worker, n_workers, split, b->grains[i]);
 }
 
 static void product(const struct cpu_backend *b, const struct backend_matrix *m, int64_t tile0,
@@ -52,8 +51,11 @@ static const struct cpu_act *prepare(struct cpu_backend *b, const struct phase *
         prepare_one(b, phase, in, n, phase->norm, w->normed, &w->act);
         return &w->act;
     }
-    for (uint32_t t = (uint32_t)worker; t < count; t += (uint32_t)n_workers)
-        prepare_one(b, phase, in + t * stride, n, phase->norm, b->normed + t * width, &b->acts[t]);
+    struct pd_share share = pd_share_items(b->threads, worker, n_workers, count, 1);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        for (size_t t = (size_t)begin; t < (size_t)end; t++)
+            prepare_one(b, phase, in + t * stride, n, phase->norm, b->normed + t * width,
+                        &b->acts[t]);
     pd_threads_barrier(b->threads);
     return b->acts;
 }
@@ -68,9 +70,11 @@ static void embed(struct cpu_backend *b, const struct batch *batch, const struct
 static void norm_step(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
                       int worker, int n_workers) {
     size_t width = pd_round_up(b->plan->hidden_size, BLOCK_COLS);
-    for (uint32_t t = (uint32_t)worker; t < batch->n_tokens; t += (uint32_t)n_workers)
-        prepare_one(b, phase, b->x + t * width, b->plan->hidden_size, phase->norm,
-                    b->normed + t * width, &b->acts[t]);
+    struct pd_share share = pd_share_items(b->threads, worker, n_workers, batch->n_tokens, 1);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        for (size_t t = (size_t)begin; t < (size_t)end; t++)
+            prepare_one(b, phase, b->x + t * width, b->plan->hidden_size, phase->norm,
+                        b->normed + t * width, &b->acts[t]);
 }
 
 static void add_bias(const float *bias, int64_t n, uint32_t n_tokens, float *out, int64_t stride) {
@@ -78,19 +82,14 @@ static void add_bias(const float *bias, int64_t n, uint32_t n_tokens, float *out
         for (int64_t r = 0; r < n; r++) out[t * stride + r] += bias[r];
 }
 
-static void qkv(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
-                int worker, int n_workers) {
+/* Tiles [begin, end) of q, k and v, counted through all three. */
+static void qkv_tiles(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
+                      const struct cpu_act *act, int64_t begin, int64_t end) {
     const struct plan *plan = b->plan;
-    const struct phase *phase = step->phase;
-    size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
-    const struct cpu_act *act = step->prepared ? b->acts
-                                               : prepare(b, phase, b->x, width, plan->hidden_size,
-                                                         batch->n_tokens, worker, n_workers);
     float *outs[3] = {b->q, b->k, b->v};
     int64_t q_rows = (int64_t)plan->n_heads * plan->head_dim;
     int64_t kv_rows = (int64_t)plan->n_kv_heads * plan->head_dim;
-    int64_t begin, end, base = 0;
-    phase_range(b, phase, worker, n_workers, &begin, &end);
+    int64_t base = 0;
     for (int i = 0; i < 3; i++) {
         int64_t n_tiles = phase->w[i]->packed->n_tiles;
         int64_t tile0 = begin > base ? begin - base : 0;
@@ -105,18 +104,26 @@ static void qkv(struct cpu_backend *b, const struct batch *batch, const struct c
     }
 }
 
-/* x += W * in (+ bias), for the output and the down projection. */
-static void add_projection(struct cpu_backend *b, const struct batch *batch,
-                           const struct phase *phase, const float *in, size_t in_stride, int64_t n,
-                           int worker, int n_workers) {
-    const struct cpu_act *act =
-        prepare(b, phase, in, in_stride, n, batch->n_tokens, worker, n_workers);
+static void qkv(struct cpu_backend *b, const struct batch *batch, const struct cpu_step *step,
+                int worker, int n_workers) {
+    const struct plan *plan = b->plan;
+    const struct phase *phase = step->phase;
+    size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
+    const struct cpu_act *act = step->prepared ? b->acts
+                                               : prepare(b, phase, b->x, width, plan->hidden_size,
+                                                         batch->n_tokens, worker, n_workers);
+    struct pd_share share = share_tiles(b, phase, worker, n_workers);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        qkv_tiles(b, batch, phase, act, begin, end);
+}
+
+/* Rows of tiles [begin, end) of x += W * in (+ bias). */
+static void add_tiles(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
+                      const struct cpu_act *act, int worker, int64_t begin, int64_t end) {
     const struct cpu_matrix *m = phase->w[0]->packed;
     size_t width = pd_round_up(b->plan->hidden_size, BLOCK_COLS);
     float *out = b->workers[worker].products;
     const int64_t stride = PRODUCT_TILES * TILE_ROWS;
-    int64_t begin, end;
-    phase_range(b, phase, worker, n_workers, &begin, &end);
     for (int64_t tile = begin; tile < end; tile += PRODUCT_TILES) {
         int64_t last = tile + PRODUCT_TILES < end ? tile + PRODUCT_TILES : end;
         int64_t row = tile * TILE_ROWS;
@@ -129,22 +136,30 @@ static void add_projection(struct cpu_backend *b, const struct batch *batch,
     }
 }
 
+/* For the output and the down projection. */
+static void add_projection(struct cpu_backend *b, const struct batch *batch,
+                           const struct phase *phase, const float *in, size_t in_stride, int64_t n,
+                           int worker, int n_workers) {
+    const struct cpu_act *act =
+        prepare(b, phase, in, in_stride, n, batch->n_tokens, worker, n_workers);
+    struct pd_share share = share_tiles(b, phase, worker, n_workers);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        add_tiles(b, batch, phase, act, worker, begin, end);
+}
+
 static float silu(float x) {
     return x / (1.0f + expf(-x));
 }
 
-static void gate_up(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
-                    int worker, int n_workers) {
+/* Rows of tiles [begin, end) of hidden = silu(gate) * up. */
+static void gate_up_tiles(struct cpu_backend *b, const struct batch *batch,
+                          const struct phase *phase, const struct cpu_act *act, int worker,
+                          int64_t begin, int64_t end) {
     const struct plan *plan = b->plan;
-    size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
     size_t hidden_width = pd_round_up(plan->intermediate_size, BLOCK_COLS);
-    const struct cpu_act *act =
-        prepare(b, phase, b->x, width, plan->hidden_size, batch->n_tokens, worker, n_workers);
     const int64_t stride = PRODUCT_TILES * TILE_ROWS;
     float *gate = b->workers[worker].products;
     float *up = gate + plan->max_batch * stride;
-    int64_t begin, end;
-    phase_range(b, phase, worker, n_workers, &begin, &end);
     for (int64_t tile = begin; tile < end; tile += PRODUCT_TILES) {
         int64_t last = tile + PRODUCT_TILES < end ? tile + PRODUCT_TILES : end;
         int64_t row = tile * TILE_ROWS;
@@ -159,6 +174,17 @@ static void gate_up(struct cpu_backend *b, const struct batch *batch, const stru
     }
 }
 
+static void gate_up(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
+                    int worker, int n_workers) {
+    const struct plan *plan = b->plan;
+    size_t width = pd_round_up(plan->hidden_size, BLOCK_COLS);
+    const struct cpu_act *act =
+        prepare(b, phase, b->x, width, plan->hidden_size, batch->n_tokens, worker, n_workers);
+    struct pd_share share = share_tiles(b, phase, worker, n_workers);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
+        gate_up_tiles(b, batch, phase, act, worker, begin, end);
+}
+
 static void head(struct cpu_backend *b, const struct batch *batch, const struct phase *phase,
                  int worker, int n_workers) {
     if (batch->n_logits == 0) return;
@@ -166,9 +192,8 @@ static void head(struct cpu_backend *b, const struct batch *batch, const struct 
     const float *x = b->x + (batch->n_tokens - batch->n_logits) * width;
     const struct cpu_act *act =
         prepare(b, phase, x, width, b->plan->hidden_size, batch->n_logits, worker, n_workers);
-    int64_t begin, end;
-    phase_range(b, phase, worker, n_workers, &begin, &end);
-    if (begin < end)
+    struct pd_share share = share_tiles(b, phase, worker, n_workers);
+    for (int64_t begin, end; pd_share_next(&share, &begin, &end);)
         product(b, phase->w[0], begin, end, act, batch->n_logits, batch->logits + begin * TILE_ROWS,
                 b->plan->n_vocab);
 }

@@ -1,0 +1,129 @@
+#include "compress/blas.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const library_names[] = {
+    "libopenblas.so.0",  /* Debian, and the name of the project's own builds */
+    "libopenblasp.so.0", /* Fedora: with its own threads, which are not used */
+    "libopenblas.so",
+    "libopenblas.dylib",
+    "/opt/homebrew/opt/openblas/lib/libopenblas.dylib",
+    "/usr/local/opt/openblas/lib/libopenblas.dylib",
+};
+
+static struct {
+    pthread_once_t once;
+    struct blas table;
+    pdvm_status status;
+    pdvm_error error;
+} loaded = {.once = PTHREAD_ONCE_INIT};
+
+/* A variable that OpenBLAS reads while it is loaded, put back afterwards. */
+struct variable {
+    const char *name;
+    const char *value; /* NULL: leave it */
+    bool set;
+};
+
+static void set_variable(struct variable *v) {
+    v->set = v->value && !getenv(v->name) && setenv(v->name, v->value, 1) == 0;
+}
+
+static void restore_variable(const struct variable *v) {
+    if (v->set) unsetenv(v->name);
+}
+
+/*
+ * OpenBLAS 0.3.21 (Debian 12) takes processors that it does not know for a Haswell and leaves a
+ * third of their speed unused, so kernels for AVX-512 are asked for by name where it is there.
+ */
+static const char *best_core(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        return "SkylakeX";
+#endif
+    return NULL;
+}
+
+static void *load_library(void) {
+    struct variable threads = {.name = "OPENBLAS_NUM_THREADS", .value = "1"};
+    struct variable core = {.name = "OPENBLAS_CORETYPE", .value = best_core()};
+    const char *name = getenv("PDVM_OPENBLAS");
+    void *library = NULL;
+    set_variable(&threads);
+    set_variable(&core);
+    if (name && *name)
+        library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    else
+        for (size_t i = 0; !library && i < sizeof library_names / sizeof *library_names; i++)
+            library = dlopen(library_names[i], RTLD_NOW | RTLD_LOCAL);
+    restore_variable(&threads);
+    restore_variable(&core);
+    return library;
+}
+
+/* Copies a symbol's address to *function: ISO C has no cast from void * to a function. */
+static const char *find(void *library, const char *name, void *function) {
+    void *symbol = dlsym(library, name);
+    memcpy(function, &symbol, sizeof symbol);
+    return symbol ? NULL : name;
+}
+
+static void load(void) {
+    struct blas *b = &loaded.table;
+    void *library = load_library();
+    if (!library) {
+        loaded.status = pd_fail(
+            &loaded.error, PDVM_ERR_UNSUPPORTED,
+            "OpenBLAS, which calibration needs, cannot be loaded: install it (Debian, Ubuntu: apt "
+            "install libopenblas0; Fedora: dnf install openblas-threads; macOS: brew install "
+            "openblas)");
+        return;
+    }
+    void (*set_threads)(int) = NULL;
+    const struct {
+        const char *name;
+        void *function;
+    } symbols[] = {
+        {"openblas_set_num_threads", &set_threads},
+        {"openblas_get_config", &b->config},
+        {"openblas_get_corename", &b->core},
+        {"cblas_sgemm", &b->sgemm},
+        {"cblas_dgemm", &b->dgemm},
+        {"cblas_ssyrk", &b->ssyrk},
+        {"cblas_dsyrk", &b->dsyrk},
+        {"cblas_strsm", &b->strsm},
+        {"cblas_dtrsm", &b->dtrsm},
+        {"dpotrf_", &b->dpotrf},
+        {"dpotri_", &b->dpotri},
+        {"dtrtri_", &b->dtrtri},
+        {"dsyevd_", &b->dsyevd},
+    };
+    const char *missing = NULL;
+    for (size_t i = 0; !missing && i < sizeof symbols / sizeof *symbols; i++)
+        missing = find(library, symbols[i].name, symbols[i].function);
+    if (missing) {
+        loaded.status = pd_fail(&loaded.error, PDVM_ERR_UNSUPPORTED,
+                                "the OpenBLAS of this system has no %s: it must be built with "
+                                "CBLAS and LAPACK",
+                                missing);
+    } else if (strstr(b->config(), "USE64BITINT")) {
+        loaded.status = pd_fail(&loaded.error, PDVM_ERR_UNSUPPORTED,
+                                "the OpenBLAS of this system is built with 64-bit integers; the "
+                                "one with 32-bit integers is needed");
+    } else {
+        set_threads(1);
+    }
+}
+
+pdvm_status blas_open(const struct blas **out, pdvm_error *err) {
+    *out = NULL;
+    pthread_once(&loaded.once, load);
+    if (loaded.status == PDVM_OK) *out = &loaded.table;
+    if (loaded.status != PDVM_OK && err) *err = loaded.error;
+    return loaded.status;
+}

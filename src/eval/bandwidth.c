@@ -1,0 +1,160 @@
+#include "eval/bandwidth.h"
+
+#include "base/alloc.h"
+#include "base/checked.h"
+#include "base/machine.h"
+#include "base/random.h"
+#include "base/time.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define MIB ((size_t)1 << 20)
+#define HUGE_PAGE (2 * MIB)
+/* Bytes ahead of the loads: the distance that the decoding kernels do best with. */
+#define PREFETCH 8192
+#define LINE 64
+#define MOST_STREAMS 8
+
+struct bandwidth {
+    uint8_t *memory, *data; /* data: aligned to huge pages */
+    size_t size;
+    int streams;               /* of the measurement that runs */
+    atomic_uint_least64_t sum; /* of all that was read, so that no load is left out */
+};
+
+typedef uint64_t line_of_words __attribute__((vector_size(LINE), may_alias));
+
+/*
+ * The sum of the 64-bit words of data[0, n); n is a multiple of streams * 4 lines. The vector type
+ * has the width of a cache line; the compiler splits it into the widest loads of its target.
+ */
+__attribute__((always_inline)) static inline uint64_t sum_streams(const uint8_t *data, size_t n,
+                                                                  int streams) {
+    size_t part = n / (size_t)streams;
+    line_of_words a = {0}, b = {0};
+    for (size_t i = 0; i < part; i += 4 * LINE) {
+        for (int s = 0; s < streams; s++) {
+            const uint8_t *p = data + (size_t)s * part + i;
+            const line_of_words *w = (const line_of_words *)(const void *)p;
+            for (int l = 0; l < 4; l++) __builtin_prefetch(p + PREFETCH + l * LINE);
+            a += w[0];
+            b += w[1];
+            a += w[2];
+            b += w[3];
+        }
+    }
+    a += b;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < LINE / sizeof sum; i++) sum += a[i];
+    return sum;
+}
+
+__attribute__((always_inline)) static inline uint64_t sum_any(const uint8_t *data, size_t n,
+                                                              int streams) {
+    switch (streams) {
+    case 1: return sum_streams(data, n, 1);
+    case 2: return sum_streams(data, n, 2);
+    case 4: return sum_streams(data, n, 4);
+    default: return sum_streams(data, n, MOST_STREAMS);
+    }
+}
+
+static uint64_t sum_plain(const uint8_t *data, size_t n, int streams) {
+    return sum_any(data, n, streams);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static uint64_t sum_avx2(const uint8_t *data, size_t n,
+                                                         int streams) {
+    return sum_any(data, n, streams);
+}
+
+__attribute__((target("avx512f"))) static uint64_t sum_avx512(const uint8_t *data, size_t n,
+                                                              int streams) {
+    return sum_any(data, n, streams);
+}
+#endif
+
+static uint64_t sum_widest(const uint8_t *data, size_t n, int streams) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f")) return sum_avx512(data, n, streams);
+    if (__builtin_cpu_supports("avx2")) return sum_avx2(data, n, streams);
+#endif
+    return sum_plain(data, n, streams);
+}
+
+size_t bandwidth_buffer_size(uint64_t cache) {
+    uint64_t size = 8 * cache, available = pd_memory_available();
+    if (size < 256 * MIB) size = 256 * MIB;
+    if (size > 1024 * MIB) size = 1024 * MIB;
+    if (available > 0 && size > available / 4) size = available / 4;
+    return (size_t)(size < MIB ? MIB : size);
+}
+
+static void fill_range(void *arg, int64_t begin, int64_t end, int worker) {
+    struct bandwidth *b = arg;
+    (void)worker;
+    for (int64_t i = begin; i < end; i++) {
+        /* Pages that differ: nothing may be merged or compressed behind our back. */
+        uint64_t state = (uint64_t)i;
+        for (size_t at = 0; at < MIB; at += sizeof state) {
+            uint64_t word = at % 4096 ? state + at : pd_random(&state);
+            memcpy(b->data + (size_t)i * MIB + at, &word, sizeof word);
+        }
+    }
+}
+
+pdvm_status bandwidth_create(size_t size, struct pd_threads *threads, struct bandwidth **out,
+                             pdvm_error *err) {
+    struct bandwidth *b;
+    *out = NULL;
+    if (size > SIZE_MAX / 4) return pd_fail_memory(err, size, "the bandwidth test");
+    PD_TRY(pd_calloc(&b, 1, sizeof *b, "the bandwidth test", err));
+    b->size = pd_round_up(size ? size : 1, MIB);
+    pdvm_status status =
+        pd_alloc_aligned(&b->memory, b->size + HUGE_PAGE + PREFETCH, "the bandwidth test", err);
+    if (status != PDVM_OK) {
+        free(b);
+        return status;
+    }
+    b->data = b->memory + (-(uintptr_t)b->memory & (HUGE_PAGE - 1));
+#ifdef MADV_HUGEPAGE
+    (void)madvise(b->data, b->size / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); /* only a wish */
+#endif
+    pd_threads_for(threads, (int64_t)(b->size / MIB), 8, fill_range, b);
+    *out = b;
+    return PDVM_OK;
+}
+
+void bandwidth_free(struct bandwidth *b) {
+    if (!b) return;
+    free(b->memory);
+    free(b);
+}
+
+size_t bandwidth_size(const struct bandwidth *b) {
+    return b->size;
+}
+
+static void read_share(void *arg, int worker, int n_workers) {
+    struct bandwidth *b = arg;
+    size_t unit = MOST_STREAMS * 4 * LINE, n = b->size / unit;
+    size_t begin = n * (size_t)worker / (size_t)n_workers * unit;
+    size_t end = n * ((size_t)worker + 1) / (size_t)n_workers * unit;
+    atomic_fetch_add_explicit(&b->sum, sum_widest(b->data + begin, end - begin, b->streams),
+                              memory_order_relaxed);
+}
+
+double bandwidth_measure(struct bandwidth *b, struct pd_threads *threads) {
+    double best = 0;
+    for (b->streams = 1; b->streams <= MOST_STREAMS; b->streams *= 2) {
+        double start = pd_seconds();
+        pd_threads_run(threads, read_share, b);
+        double seconds = pd_seconds() - start;
+        if (seconds > 0 && (double)b->size / seconds > best) best = (double)b->size / seconds;
+    }
+    return best;
+}
