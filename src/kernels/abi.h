@@ -6,7 +6,8 @@
  *     G   state: activations, barrier words, logits, tokens
  *     K   the keys and values of one session
  *
- * Offsets of arrays are multiples of 16. Compiled by nvcc, by OpenCL and Metal compilers (where
+ * Offsets of arrays are multiples of 16. Arrays of floats that are as long as a vector (norms,
+ * activations) have room for a multiple of 64, and zeros there. Compiled by nvcc, by OpenCL and Metal compilers (where
  * dialect.h defines the integer types first) and as plain C11.
  *
  * ## Rows and blocks
@@ -40,9 +41,10 @@
  *              chunk of each group, that is every group / 16 chunks. See below.
  *
  * Columns: a lane starts at col[lane]. Entry: column = next + code, then next = column + 1. Dense:
- * column = next. An entry that is there only to bridge a gap or to fill up a chunk has the value 0;
- * of LUT4 with GPU_TASK_SKIP (codebooks without a zero) the largest code says that there is no
- * entry, whatever its nibble. Columns in [n_in, x_cols) may be named by entries that fill up: x is
+ * column = next. An entry that is there only to bridge a gap or to fill up a chunk has the value 0.
+ * With GPU_TASK_SKIP (LUT4, codebooks without a zero) the largest code says that there is no entry,
+ * whatever the value, and next = next + 1. Columns in [n_in, x_cols) may be named by entries that
+ * fill up: x is
  * zero there. No column may reach x_cols, nor may `next` exceed it behind the last entry. Dense
  * tasks start at multiples of 16 columns.
  *
@@ -60,7 +62,8 @@
  * GPU_MAX_COLS * 127 * 32767 * (255 << 15) < 2^63 bounds every sum.
  *
  * Float values (F16, BF16, F32) multiply float activations; a lane's sum for a task, taken in the
- * order of its entries, becomes a 64-bit fixed-point number by the matrix's `bound`. No groups.
+ * order of its entries, becomes a 64-bit fixed-point number by the matrix's `bound`. No groups and no
+ * gaps; units[row] is -bound.
  */
 #ifndef PDVM_KERNELS_ABI_H
 #define PDVM_KERNELS_ABI_H
@@ -90,7 +93,7 @@
 enum gpu_values { GPU_INT8, GPU_LUT4, GPU_F16, GPU_BF16, GPU_F32 };
 
 /** gpu_task.flags */
-#define GPU_TASK_SKIP 1u /**< LUT4 with gaps: the largest gap code means "no entry" */
+#define GPU_TASK_SKIP 1u /**< LUT4 with gaps: the largest gap code means "no entry, one column" */
 
 /** Header of a task, in front of its chunks. */
 struct gpu_task {
@@ -137,7 +140,7 @@ struct gpu_phase {
     uint64_t weights;    /**< W: the streams */
     uint64_t streams;    /**< W: uint32_t[n_blocks * n_warps + 1], in units of 16 bytes, rising */
     uint64_t block_rows; /**< W: uint32_t[n_blocks + 1] */
-    uint64_t units;      /**< W: float[rows] */
+    uint64_t units;      /**< W: float[rows]; see above */
     uint64_t norm;       /**< W: float[n_in], RMSNorm weights in front of the product, or GPU_NONE */
     uint64_t next_norm;  /**< W: EMBED, OUT, DOWN: the norm of the phase that reads x next */
     uint64_t bias;       /**< W: float[rows] or GPU_NONE */
@@ -147,7 +150,7 @@ struct gpu_phase {
     uint32_t x_cols; /**< columns of x in group memory, zero from n_in: a multiple of 64 */
     uint32_t act;
     uint32_t window; /**< ATTN: as in struct phase */
-    uint32_t reserved;
+    uint32_t reserved[3];
     struct gpu_matrix matrix[3];
 };
 
@@ -196,7 +199,7 @@ struct gpu_plan {
     uint64_t xq;          /**< G: unfused: struct gpu_quantised, then int16_t[hidden_size] */
     uint64_t xf;          /**< G: unfused: float[hidden_size], normalised x */
     uint64_t x_in;        /**< G: float[hidden_size]: activations from the host */
-    uint64_t tokens;      /**< G: int32_t[max_steps]: given ones, then sampled ones */
+    uint64_t tokens;      /**< G: int32_t[most steps + 1]: given ones, then sampled ones */
     uint64_t logits;      /**< G: float[max_logits][n_vocab] */
     uint64_t head_top;    /**< G: struct gpu_top[n_blocks]: each block's best candidates */
     uint64_t result;      /**< G: struct gpu_result */
@@ -231,6 +234,8 @@ struct gpu_top {
     uint32_t n;       /**< candidates */
     float mass;       /**< sum over the block's rows of exp(logit - largest) */
     uint32_t best;    /**< the token of the largest, the lowest of equals */
+    uint32_t cut;     /**< not 0: there were more, none of them above this (see order_of) */
+    uint32_t reserved[3];
     struct gpu_candidate candidate[GPU_BLOCK_TOP];
 };
 
@@ -290,14 +295,14 @@ struct gpu_launch {
     float top_p;         /**< 1: all */
     uint32_t top_k;      /**< 1..GPU_CANDIDATES */
     uint32_t reserved;
-    uint64_t seed; /**< of this launch: state of SplitMix64, advanced once per sampled token */
+    uint64_t seed; /**< state of SplitMix64: step s takes the number after s + 1 advances */
 };
 
 #define GPU_RING_PAGES 4u
 #define GPU_HEADS_AT_ONCE 4u /**< query heads of one group that a warp attends for at once */
 #define GPU_MAX_HEAD_DIM 256u
 #define GPU_MAX_WARPS 32u
-#define GPU_SHARED_FIXED 4096u /**< group memory of struct Sh, see group.h */
+#define GPU_SHARED_FIXED 5120u /**< group memory of struct Sh, see group.h */
 
 #ifndef PDVM_KERNEL_TYPES
 
@@ -305,7 +310,8 @@ struct gpu_launch {
 static inline uint32_t gpu_attn_bytes(const struct gpu_plan *p) {
     uint32_t group = p->n_heads / p->n_kv_heads;
     uint32_t at_once = group < GPU_HEADS_AT_ONCE ? group : GPU_HEADS_AT_ONCE;
-    return 4 * (2 * group * p->head_dim + (p->n_warps * at_once) * (p->head_dim + 2));
+    uint32_t width = (p->head_dim + 7) / 8 * 8, parts = p->n_warps * at_once;
+    return 4 * (2 * group * width + (parts > group ? parts : group) * (width + 2));
 }
 
 /** Bytes of group memory for x in a phase: 16-bit integers, then floats. */
@@ -315,7 +321,7 @@ static inline uint32_t gpu_act_bytes(const struct gpu_phase *p) {
 
 /** plan.x_bytes must be the largest of gpu_attn_bytes, gpu_act_bytes of all phases and this. */
 static inline uint32_t gpu_sample_bytes(const struct gpu_plan *p) {
-    return p->n_blocks * GPU_BLOCK_TOP * 4 + GPU_CANDIDATES * 8;
+    return p->n_blocks * GPU_BLOCK_TOP * 4 + 2 * GPU_CANDIDATES * 8;
 }
 
 /** Dynamic group memory of a launch; `ring`: of kernels for compute capability 9.0 and above. */

@@ -7,12 +7,14 @@
 
 #ifdef PDVM_EMULATE_CUDA
 #include "cuda_shim.h"
+#define UNROLL
 #else
 #include <stdint.h>
 
 #include <cuda_fp16.h>
 #define PDVM_SHARED extern __shared__ __align__(128) uint8_t pdvm_shared[]
 PDVM_SHARED;
+#define UNROLL _Pragma("unroll")
 #include "ptx.h"
 #endif
 
@@ -27,7 +29,7 @@ PDVM_SHARED;
 #define FN static __device__ __forceinline__
 #define GLOBAL
 #define LOCAL
-#define LOCAL_BASE(c) pdvm_shared
+#define LOCAL_BASE(c) ((void)(c), pdvm_shared)
 #define LOAD_ONLY(T, p) __ldg((const T *)(p))
 
 typedef uint2 u32x2;
