@@ -516,6 +516,25 @@ static void the_source_is_never_written_over(void **state) {
     free(again);
 }
 
+static void every_part_of_a_split_source_is_safe(void **state) {
+    static const char *const parts[] = {"m-00001-of-00003.gguf", "m-00002-of-00003.gguf",
+                                        "m-00003-of-00003.gguf"};
+    char *paths[3], *link = support_path(*state, "link.pdvm");
+    pdvm_error err;
+    for (int i = 0; i < 3; i++) paths[i] = support_write_text(*state, parts[i], "x");
+    assert_int_equal(symlink(paths[2], link), 0);
+    for (int i = 0; i < 3; i++)
+        assert_error(convert_check_output(paths[0], paths[i], &err), PDVM_ERR_ARGUMENT, &err,
+                     "is a file of the source");
+    assert_error(convert_check_output(paths[0], link, &err), PDVM_ERR_ARGUMENT, &err, "link.pdvm");
+    char *other = support_write_text(*state, "m-00004-of-00004.gguf", "x");
+    assert_ok(convert_check_output(paths[0], other, &err), &err);
+    assert_ok(convert_check_output(other, paths[0], &err), &err);
+    for (int i = 0; i < 3; i++) free(paths[i]);
+    free(other);
+    free(link);
+}
+
 static void weights_that_are_no_numbers_are_named(void **state) {
     char *path = support_path(*state, "model.safetensors"), *out = support_path(*state, "a.pdvm");
     struct safetensors *st;
@@ -602,6 +621,7 @@ int main(void) {
                                         remove_dir),
         cmocka_unit_test_setup_teardown(a_full_disk_leaves_the_old_file, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(the_source_is_never_written_over, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(every_part_of_a_split_source_is_safe, make_dir, remove_dir),
         cmocka_unit_test_setup_teardown(weights_that_are_no_numbers_are_named, make_dir,
                                         remove_dir),
         cmocka_unit_test_setup_teardown(weights_too_large_for_f16_are_named, make_dir, remove_dir),

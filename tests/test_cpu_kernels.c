@@ -2,6 +2,7 @@
 // for bit: all codings, groups and layouts, odd shapes, empty and full rows.
 
 #include "backend/cpu/cpu.h"
+#include "base/alloc.h"
 #include "base/half.h"
 #include "base/random.h"
 #include "support/support.h"
@@ -32,27 +33,35 @@ static float *random_weights(int64_t rows, int64_t cols, double density, uint64_
     return w;
 }
 
+static void act_create(struct cpu_act *act, int64_t cols) {
+    size_t padded = ((size_t)cols + BLOCK_COLS - 1) / BLOCK_COLS * BLOCK_COLS;
+    void *memory;
+    pdvm_error err;
+    act->x = calloc(padded + 16, sizeof(float));
+    assert_non_null(act->x);
+    assert_ok(pd_alloc_aligned(&memory, cpu_act_bytes((size_t)cols), "activations", &err), &err);
+    cpu_act_place(act, memory, (size_t)cols);
+}
+
+static void act_free(struct cpu_act *act) {
+    free(act->x);
+    free(act->q);
+}
+
 static void make_acts(const struct cpu_kernels *k, struct cpu_act *acts, uint32_t n, int64_t cols,
                       uint64_t seed) {
-    size_t padded = ((size_t)cols + BLOCK_COLS - 1) / BLOCK_COLS * BLOCK_COLS;
     for (uint32_t t = 0; t < n; t++) {
-        acts[t].x = calloc(padded + 16, sizeof(float));
-        acts[t].q = calloc(padded + 32, sizeof(int16_t));
-        assert_non_null(acts[t].x);
-        assert_non_null(acts[t].q);
+        act_create(&acts[t], cols);
         for (int64_t c = 0; c < cols; c++) {
             acts[t].x[c] = (float)(pd_random_unit(&seed) * 4 - 2);
             if (pd_random(&seed) % 50 == 0) acts[t].x[c] *= 20; // outliers, as activations have
         }
-        acts[t].scale = k->quantise(acts[t].x, cols, acts[t].q);
+        k->quantise(acts[t].x, cols, &acts[t]);
     }
 }
 
 static void free_acts(struct cpu_act *acts, uint32_t n) {
-    for (uint32_t t = 0; t < n; t++) {
-        free(acts[t].x);
-        free(acts[t].q);
-    }
+    for (uint32_t t = 0; t < n; t++) act_free(&acts[t]);
 }
 
 // Product in double, and the sum of magnitudes that bounds its rounding errors.
@@ -68,6 +77,8 @@ static double reference(const struct mdcsr *m, int64_t row, const struct cpu_act
     }
     return sum;
 }
+
+static const int64_t vector_sizes[] = {1, 2, 15, 16, 17, 33, 63, 64, 100, 4096};
 
 #define TOKENS 6
 
@@ -115,23 +126,24 @@ static void check_products(const struct mdcsr *m, uint64_t seed) {
     cpu_matrix_free(p);
 }
 
+static void check_matrix(const struct mdcsr_options *options, struct shape shape, double density,
+                         uint64_t *seed) {
+    struct mdcsr m;
+    pdvm_error err;
+    float *w = random_weights(shape.rows, shape.cols, density, seed);
+    assert_ok(mdcsr_encode(w, shape.rows, shape.cols, options, NULL, &m, NULL, &err), &err);
+    check_products(&m, *seed);
+    mdcsr_free(&m);
+    free(w);
+}
+
 static void check_coding(enum mdcsr_values values, uint32_t group, enum mdcsr_index index) {
     uint64_t seed = 1000 * (uint64_t)values + group + (uint64_t)index;
-    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
-        for (size_t d = 0; d < sizeof densities / sizeof *densities; d++) {
-            struct mdcsr m;
-            pdvm_error err;
-            struct mdcsr_options options = {
-                .values = values, .codebook = MDCSR_LEARNED, .index = index, .group = group};
-            float *w = random_weights(shapes[s].rows, shapes[s].cols, densities[d], &seed);
-            assert_ok(
-                mdcsr_encode(w, shapes[s].rows, shapes[s].cols, &options, NULL, &m, NULL, &err),
-                &err);
-            check_products(&m, seed);
-            mdcsr_free(&m);
-            free(w);
-        }
-    }
+    struct mdcsr_options options = {
+        .values = values, .codebook = MDCSR_LEARNED, .index = index, .group = group};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+        for (size_t d = 0; d < sizeof densities / sizeof *densities; d++)
+            check_matrix(&options, shapes[s], densities[d], &seed);
 }
 
 static const enum mdcsr_index all_indexes[] = {MDCSR_DENSE, MDCSR_BITMAP, MDCSR_DELTA8,
@@ -174,6 +186,19 @@ static void products_of_lut4_equal_the_reference(void **state) {
     check_values(MDCSR_LUT4, true);
 }
 
+// Longer than any 32-bit sum of the kernels reaches.
+static void products_of_long_rows_equal_the_reference(void **state) {
+    (void)state;
+    static const enum mdcsr_values kinds[] = {MDCSR_INT8, MDCSR_LUT4, MDCSR_F16};
+    uint64_t seed = 77;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        struct mdcsr_options options = {.values = kinds[i], .codebook = MDCSR_LEARNED};
+        check_matrix(&options, (struct shape){5, 70001}, 0.5, &seed);
+        options.index = MDCSR_BITMAP;
+        check_matrix(&options, (struct shape){5, 70001}, 0.5, &seed);
+    }
+}
+
 // The largest sum that can occur: all codes 127, all activations at full scale, many columns.
 static void the_widest_int8_row_does_not_overflow(void **state) {
     (void)state;
@@ -186,20 +211,71 @@ static void the_widest_int8_row_does_not_overflow(void **state) {
     assert_ok(mdcsr_encode(w, 1, cols, &options, NULL, &m, NULL, &err), &err);
     struct cpu_matrix *p;
     assert_ok(cpu_matrix_pack(&m, NULL, &p, &err), &err);
-    struct cpu_act act = {.scale = 1.0f};
-    act.q = calloc((size_t)p->n_blocks * BLOCK_COLS, sizeof *act.q);
-    for (int64_t c = 0; c < cols; c++) act.q[c] = 32767;
+    struct cpu_act act;
+    act_create(&act, cols);
     const struct cpu_kernels *k;
     for (size_t i = 0; (k = cpu_kernels_at(i)); i++) {
         if (!k->supported()) continue;
-        float out = 0;
-        k->product[CPU_INT8][true](p, 0, 1, &act, 1, &out, 1);
-        assert_float_equal(out / (32767.0f * (float)cols), 1.0f, 1e-6f);
+        for (int sign = -1; sign <= 1; sign += 2) {
+            float out = 0;
+            for (int64_t c = 0; c < cols; c++) act.x[c] = (float)sign;
+            k->quantise(act.x, cols, &act);
+            k->product[CPU_INT8][true](p, 0, 1, &act, 1, &out, 1);
+            assert_float_equal(out / (float)cols, (float)sign, 1e-6f);
+        }
     }
-    free(act.q);
+    act_free(&act);
     cpu_matrix_free(p);
     mdcsr_free(&m);
     free(w);
+}
+
+// Codes as they are expanded are those that the matrix was encoded from, from any block on.
+static void check_expansion(enum mdcsr_values values, enum mdcsr_index index, int64_t rows,
+                            int64_t cols, double density) {
+    uint64_t seed = (uint64_t)(rows + cols);
+    struct mdcsr m;
+    struct cpu_matrix *p;
+    pdvm_error err;
+    struct mdcsr_options options = {.values = values, .codebook = MDCSR_LEARNED, .index = index};
+    float *w = random_weights(rows, cols, density, &seed);
+    assert_ok(mdcsr_encode(w, rows, cols, &options, NULL, &m, NULL, &err), &err);
+    assert_ok(cpu_matrix_pack(&m, NULL, &p, &err), &err);
+    const struct cpu_kernels *k;
+    int8_t *out = malloc((size_t)p->n_blocks * TILE_ROWS * BLOCK_COLS);
+    for (size_t i = 0; (k = cpu_kernels_at(i)); i++) {
+        if (!k->supported()) continue;
+        for (int64_t tile = 0; tile < p->n_tiles; tile++) {
+            int64_t begin = (int64_t)(pd_random(&seed) % (uint64_t)(p->n_blocks + 1));
+            k->expand(p, tile, begin, p->n_blocks, out);
+            for (int64_t r = tile * TILE_ROWS; r < (tile + 1) * TILE_ROWS; r++) {
+                if (r < rows) mdcsr_decode_row(&m, r, w);
+                for (int64_t c = begin * BLOCK_COLS; c < p->n_blocks * BLOCK_COLS; c++) {
+                    int64_t at = (c / 4 - begin * BLOCK_COLS / 4) * 64 + r % TILE_ROWS * 4 + c % 4;
+                    if (r < rows && c < cols)
+                        assert_float_equal((float)out[at] * m.scales[r], w[c], 0);
+                    else if (!p->dense)
+                        assert_int_equal(out[at], 0);
+                }
+            }
+        }
+    }
+    free(out);
+    free(w);
+    cpu_matrix_free(p);
+    mdcsr_free(&m);
+}
+
+static void expanded_codes_are_the_encoded_ones(void **state) {
+    (void)state;
+    static const enum mdcsr_values kinds[] = {MDCSR_INT8, MDCSR_LUT4};
+    for (int i = 0; i < 2; i++) {
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+            check_expansion(kinds[i], MDCSR_BITMAP, shapes[s].rows, shapes[s].cols, 0.5);
+            check_expansion(kinds[i], MDCSR_BITMAP, shapes[s].rows, shapes[s].cols, 0.05);
+            check_expansion(kinds[i], MDCSR_DENSE, shapes[s].rows, shapes[s].cols, 0.9);
+        }
+    }
 }
 
 static void packing_is_the_same_on_any_number_of_threads(void **state) {
@@ -218,9 +294,10 @@ static void packing_is_the_same_on_any_number_of_threads(void **state) {
     assert_ok(cpu_matrix_pack(&m, threads, &many, &err), &err);
     size_t n_tiles = (size_t)one->n_tiles;
     assert_memory_equal(one->offsets, many->offsets, (n_tiles + 1) * sizeof *one->offsets);
+    assert_int_equal(one->streams, 1);
     assert_memory_equal(one->values, many->values, (size_t)one->offsets[n_tiles]);
     assert_memory_equal(one->masks, many->masks,
-                        n_tiles * (size_t)one->n_blocks * TILE_ROWS * sizeof *one->masks);
+                        n_tiles * (size_t)one->n_blocks * BLOCK_MICROS * sizeof *one->masks);
     cpu_matrix_free(one);
     cpu_matrix_free(many);
     pd_threads_free(threads);
@@ -228,44 +305,76 @@ static void packing_is_the_same_on_any_number_of_threads(void **state) {
     free(w);
 }
 
-static void vector_kernels_equal_their_references(void **state) {
+static void norms_equal_their_reference(void **state) {
     (void)state;
-    static const int64_t sizes[] = {1, 2, 15, 16, 17, 63, 64, 100, 4096};
     uint64_t seed = 5;
     const struct cpu_kernels *k;
-    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
-        int64_t n = sizes[s];
-        float x[4096], weight[4096], first_norm[4096];
-        int16_t first_q[4096];
-        float first_scale = 0;
+    for (size_t s = 0; s < sizeof vector_sizes / sizeof *vector_sizes; s++) {
+        int64_t n = vector_sizes[s];
+        float x[4096], weight[4096], first[4096];
         double squares = 0;
-        float amax = 0;
         for (int64_t i = 0; i < n; i++) {
             x[i] = (float)(pd_random_unit(&seed) * 6 - 3);
             weight[i] = (float)(pd_random_unit(&seed) + 0.5);
             squares += (double)x[i] * x[i];
-            amax = fmaxf(amax, fabsf(x[i]));
         }
         for (size_t i = 0; (k = cpu_kernels_at(i)); i++) {
             float norm[4096];
-            int16_t q[4096];
             if (!k->supported()) continue;
             k->rms_norm(x, weight, n, 1e-5f, norm);
-            float scale = k->quantise(x, n, q);
             for (int64_t c = 0; c < n; c++) {
                 double expected = x[c] / sqrt(squares / (double)n + 1e-5) * weight[c];
                 assert_float_equal(norm[c], expected, 2e-6 * fabs(expected) + 1e-12);
-                assert_true(fabs((double)q[c] * scale - x[c]) <= 0.505 * amax / 32767);
             }
-            if (i == 0) {
-                memcpy(first_norm, norm, sizeof norm);
-                memcpy(first_q, q, sizeof q);
-                first_scale = scale;
-            }
-            assert_memory_equal(norm, first_norm, (size_t)n * sizeof *norm);
-            assert_memory_equal(q, first_q, (size_t)n * sizeof *q);
-            assert_memory_equal(&scale, &first_scale, sizeof scale);
+            if (i == 0) memcpy(first, norm, sizeof norm);
+            assert_memory_equal(norm, first, (size_t)n * sizeof *norm);
         }
+    }
+}
+
+// Integers near the floats, digits and sums that agree with them, zeros behind the end.
+static void check_quantised(const struct cpu_act *act, const float *x, int64_t n) {
+    int64_t padded = (n + BLOCK_COLS - 1) / BLOCK_COLS * BLOCK_COLS;
+    float amax = 0;
+    for (int64_t i = 0; i < n; i++) amax = fmaxf(amax, fabsf(x[i]));
+    for (int64_t i = 0; i < padded; i++) {
+        float v = i < n ? x[i] : 0;
+        assert_true(fabs((double)act->q[i] * act->scale - v) <= 0.505 * amax / ACT_MAX);
+        assert_true(abs(act->q[i]) <= ACT_MAX);
+        assert_int_equal(256 * act->high[i] + act->low[i], act->q[i]);
+        if (i >= n) assert_int_equal(act->q[i], 0);
+    }
+    for (int64_t i = 0; i < padded; i += BIAS_COLS) {
+        int32_t sum = 0;
+        for (int64_t c = i; c < i + BIAS_COLS; c++) sum += act->q[c];
+        assert_int_equal(act->bias[i / BIAS_COLS], 128 * sum);
+    }
+}
+
+static void quantised_activations_are_near_and_the_same_everywhere(void **state) {
+    (void)state;
+    uint64_t seed = 6;
+    const struct cpu_kernels *k;
+    for (size_t s = 0; s < sizeof vector_sizes / sizeof *vector_sizes; s++) {
+        int64_t n = vector_sizes[s];
+        struct cpu_act first = {0}, act;
+        for (size_t i = 0; (k = cpu_kernels_at(i)); i++) {
+            if (!k->supported()) continue;
+            act_create(&act, n);
+            memset(act.q, 0x55, cpu_act_bytes((size_t)n));
+            uint64_t local = seed;
+            for (int64_t c = 0; c < n; c++) act.x[c] = (float)(pd_random_unit(&local) * 6 - 3);
+            k->quantise(act.x, n, &act);
+            check_quantised(&act, act.x, n);
+            if (!first.q) {
+                first = act;
+                continue;
+            }
+            assert_memory_equal(act.q, first.q, cpu_act_bytes((size_t)n));
+            assert_memory_equal(&act.scale, &first.scale, sizeof act.scale);
+            act_free(&act);
+        }
+        act_free(&first);
     }
 }
 
@@ -318,17 +427,20 @@ static void activations_that_are_not_finite_give_nan(void **state) {
     const struct cpu_kernels *k;
     for (size_t i = 0; (k = cpu_kernels_at(i)); i++) {
         if (!k->supported()) continue;
+        struct cpu_act act;
+        act_create(&act, 40);
         for (int at = 0; at < 40; at += 13) {
-            float x[40] = {0};
-            int16_t q[40];
-            x[3] = 1;
-            x[at] = at == 13 ? INFINITY : NAN;
-            assert_true(isnan(k->quantise(x, 40, q)));
-            for (int c = 0; c < 40; c++) assert_int_equal(q[c], 0);
+            memset(act.x, 0, 40 * sizeof *act.x);
+            act.x[3] = 1;
+            act.x[at] = at == 13 ? INFINITY : NAN;
+            k->quantise(act.x, 40, &act);
+            assert_true(isnan(act.scale));
+            for (int c = 0; c < 40; c++) assert_int_equal(act.q[c], 0);
         }
-        float zeros[20] = {0};
-        int16_t q[20];
-        assert_float_equal(k->quantise(zeros, 20, q), 0, 0);
+        memset(act.x, 0, 40 * sizeof *act.x);
+        k->quantise(act.x, 40, &act);
+        assert_float_equal(act.scale, 0, 0);
+        act_free(&act);
     }
 }
 
@@ -350,9 +462,12 @@ int main(void) {
         cmocka_unit_test(products_of_int8_equal_the_reference),
         cmocka_unit_test(products_of_lut8_equal_the_reference),
         cmocka_unit_test(products_of_lut4_equal_the_reference),
+        cmocka_unit_test(products_of_long_rows_equal_the_reference),
         cmocka_unit_test(the_widest_int8_row_does_not_overflow),
         cmocka_unit_test(packing_is_the_same_on_any_number_of_threads),
-        cmocka_unit_test(vector_kernels_equal_their_references),
+        cmocka_unit_test(expanded_codes_are_the_encoded_ones),
+        cmocka_unit_test(norms_equal_their_reference),
+        cmocka_unit_test(quantised_activations_are_near_and_the_same_everywhere),
         cmocka_unit_test(cache_row_kernels_equal_their_references),
         cmocka_unit_test(activations_that_are_not_finite_give_nan),
         cmocka_unit_test(unknown_kernels_are_named),

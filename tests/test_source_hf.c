@@ -233,7 +233,6 @@ static void biases_not_asked_for_are_refused_and_other_extras_judged(void **stat
     static const char *const ignored[] = {
         "model.layers.1.self_attn.rotary_emb.inv_freq",
         "model.rotary_emb.inv_freq",
-        "model.layers.2.self_attn.q_proj.weight",
         "model.layers.99999999999999999999.x",
         "model.layers.-1.x",
         "score.weight",
@@ -241,6 +240,10 @@ static void biases_not_asked_for_are_refused_and_other_extras_judged(void **stat
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
         assert_model_fails(*state, &(struct hf_model){.extra = refused[i]}, PDVM_ERR_UNSUPPORTED,
                            refused[i]);
+    // More layers than the configuration asks for.
+    assert_model_fails(*state,
+                       &(struct hf_model){.extra = "model.layers.2.self_attn.q_proj.weight"},
+                       PDVM_ERR_FORMAT, "is of layer 2, but config.json asks for 2 layers");
     for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) {
         hf_model_write(*state, &(struct hf_model){.extra = ignored[i]});
         struct model_source *s = open_good(*state);

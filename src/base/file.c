@@ -109,8 +109,49 @@ pdvm_status pd_path_join(const char *dir, const char *name, char **out, pdvm_err
     return PDVM_OK;
 }
 
+/* ---- unfinished files, for pd_writers_remove_unfinished ---------------------------------- */
+
+/* A slot's path may be written in state TAKEN only, and read in state SET or by who took it. */
+enum { SLOT_FREE, SLOT_TAKEN, SLOT_SET };
+#define N_SLOTS 16
+
+static struct slot {
+    atomic_int state;
+    char path[4096];
+} slots[N_SLOTS];
+
+/* Returns NULL where there is no room: such a file is not removed. */
+static struct slot *slot_take(const char *path) {
+    size_t size = strlen(path) + 1;
+    if (size > sizeof slots[0].path) return NULL;
+    for (int i = 0; i < N_SLOTS; i++) {
+        int state = SLOT_FREE;
+        if (!atomic_compare_exchange_strong(&slots[i].state, &state, SLOT_TAKEN)) continue;
+        memcpy(slots[i].path, path, size);
+        atomic_store(&slots[i].state, SLOT_SET);
+        return &slots[i];
+    }
+    return NULL;
+}
+
+static void slot_release(struct slot *slot) {
+    int state = SLOT_SET; /* or taken by the handler that ends the process */
+    if (slot) atomic_compare_exchange_strong(&slot->state, &state, SLOT_FREE);
+}
+
+void pd_writers_remove_unfinished(void) {
+    for (int i = 0; i < N_SLOTS; i++) {
+        int state = SLOT_SET;
+        if (atomic_compare_exchange_strong(&slots[i].state, &state, SLOT_TAKEN))
+            unlink(slots[i].path);
+    }
+}
+
+/* ---- writers ----------------------------------------------------------------------------- */
+
 struct pd_writer {
     int fd;
+    struct slot *slot;
     uint64_t size; /* bytes appended, buffered ones included */
     size_t buffered;
     char *path;
@@ -119,6 +160,7 @@ struct pd_writer {
 };
 
 static void writer_free(struct pd_writer *w) {
+    slot_release(w->slot);
     free(w->path);
     free(w->temporary);
     free(w);
@@ -161,6 +203,7 @@ pdvm_status pd_writer_open(const char *path, struct pd_writer **out, pdvm_error 
              atomic_fetch_add(&number, 1));
     /* What is there can only be left by a process that was killed, or is a link set as a trap. */
     unlink(w->temporary);
+    w->slot = slot_take(w->temporary);
     w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
     if (w->fd < 0) {
         pdvm_status status = pd_fail_errno(err, w->temporary, "cannot create");
@@ -222,6 +265,13 @@ pdvm_status pd_writer_commit(struct pd_writer *w, pdvm_error *err) {
     if (status != PDVM_OK) unlink(w->temporary);
     writer_free(w);
     return status;
+}
+
+pdvm_status pd_writer_try(const char *path, pdvm_error *err) {
+    struct pd_writer *w;
+    PD_TRY(pd_writer_open(path, &w, err));
+    pd_writer_abort(w);
+    return PDVM_OK;
 }
 
 void pd_writer_abort(struct pd_writer *w) {

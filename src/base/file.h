@@ -56,4 +56,13 @@ pdvm_status pd_writer_commit(struct pd_writer *w, pdvm_error *err);
 /** Removes the unfinished file and frees `w`. NULL is allowed. */
 void pd_writer_abort(struct pd_writer *w);
 
+/** Whether `path` could be written now, found out by creating and removing the file beside it. */
+pdvm_status pd_writer_try(const char *path, pdvm_error *err);
+
+/**
+ * Removes the unfinished files of all writers. For a signal handler that is about to end the
+ * process: the writers must not be used any more.
+ */
+void pd_writers_remove_unfinished(void);
+
 #endif

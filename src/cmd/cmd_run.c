@@ -1,5 +1,6 @@
 /* pdvm run: generates text from a prompt. */
 #include "base/alloc.h"
+#include "base/file.h"
 #include "base/time.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
@@ -152,6 +153,7 @@ static pdvm_status load_session(struct run *r, pdvm_error *err) {
 /* Everything that can be refused without computing. */
 static pdvm_status prepare(struct run *r, pdvm_error *err) {
     PD_TRY(read_prompt(r, err));
+    if (r->o.session) PD_TRY(pd_writer_try(r->o.session, err));
     PD_TRY(open_model(r, err));
     PD_TRY(tokenize_prompt(r, err));
     PD_TRY(create_session(r, err));

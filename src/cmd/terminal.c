@@ -1,5 +1,6 @@
 /* Messages, progress and interrupts of the commands. */
 #include "cmd/terminal.h"
+#include "base/file.h"
 #include "base/time.h"
 #include "cmd/cmd.h"
 
@@ -25,8 +26,17 @@ static bool bar_on_screen;
 
 /* ---- signals --------------------------------------------------------------------------- */
 
+/* The second one kills, but files that nobody will finish go first. */
 static void on_interrupt(int signal_number) {
-    interrupt_signal = signal_number;
+    if (interrupt_signal != signal_number) {
+        interrupt_signal = signal_number;
+        return;
+    }
+    int saved = errno;
+    pd_writers_remove_unfinished();
+    signal(signal_number, SIG_DFL);
+    raise(signal_number);
+    errno = saved;
 }
 
 /*
@@ -43,9 +53,8 @@ static void fill_closed_streams(void) {
 static void catch_signal(int signal_number) {
     struct sigaction old, action = {.sa_handler = on_interrupt};
     sigemptyset(&action.sa_mask);
-    /* After the first one the default action is back: the second one kills. Without SA_RESTART, so
-     * that waiting for input ends. */
-    action.sa_flags = (int)SA_RESETHAND;
+    /* Without SA_RESTART, so that waiting for input ends. */
+    action.sa_flags = 0;
     /* Jobs in the background are started with SIGINT ignored, and must stay so. */
     if (sigaction(signal_number, NULL, &old) == 0 && old.sa_handler != SIG_IGN)
         sigaction(signal_number, &action, NULL);

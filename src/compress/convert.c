@@ -1,6 +1,7 @@
 #include "compress/convert.h"
 
 #include "base/file.h"
+#include "io/gguf_set.h"
 #include "mdcsr/container.h"
 #include "model/encoding.h"
 #include "model/tokenizer.h"
@@ -68,14 +69,29 @@ static pdvm_status directory_holds(const char *path, const struct stat *st, bool
     return status;
 }
 
+/* Whether `st` is a part of the split model whose first file is `path`. */
+static pdvm_status split_holds(const char *path, const struct stat *st, bool *out,
+                               pdvm_error *err) {
+    *out = false;
+    for (unsigned number = 2; !*out; number++) {
+        char *part;
+        struct stat entry;
+        PD_TRY(gguf_set_path(path, number, &part, err));
+        if (!part) break;
+        *out = stat(part, &entry) == 0 && same_file(&entry, st);
+        free(part);
+    }
+    return PDVM_OK;
+}
+
 pdvm_status convert_check_output(const char *source, const char *output, pdvm_error *err) {
     struct stat from, to;
     bool same = false;
     if (stat(output, &to) != 0 || stat(source, &from) != 0) return PDVM_OK;
     if (S_ISDIR(from.st_mode))
         PD_TRY(directory_holds(source, &to, &same, err));
-    else
-        same = same_file(&from, &to);
+    else if (!(same = same_file(&from, &to)))
+        PD_TRY(split_holds(source, &to, &same, err));
     if (!same) return PDVM_OK;
     return pd_fail(err, PDVM_ERR_ARGUMENT,
                    "%s: is a file of the source %s, and would be lost; give another name", output,

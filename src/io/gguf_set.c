@@ -62,6 +62,17 @@ static bool has_suffix(const char *path, unsigned number, unsigned count) {
     return n > m && strcmp(path + n - m, suffix) == 0;
 }
 
+pdvm_status gguf_set_path(const char *path, unsigned number, char **out, pdvm_error *err) {
+    static const char example[] = "-00001-of-00003.gguf";
+    size_t size = strlen(path);
+    *out = NULL;
+    if (size < sizeof example) return PDVM_OK;
+    unsigned count = (unsigned)strtoul(path + size - strlen("00003.gguf"), NULL, 10);
+    if (count > MAX_FILES || number < 1 || number > count || !has_suffix(path, 1, count))
+        return PDVM_OK;
+    return path_of(path, number, count, out, err);
+}
+
 /* Number and count that a file tells of itself. */
 static pdvm_status read_split(const struct gguf *g, int64_t *number, int64_t *count,
                               pdvm_error *err) {

@@ -33,6 +33,12 @@ pdvm_status gguf_set_open(const char *path, struct gguf_set *out, pdvm_error *er
 pdvm_status gguf_set_open_memory(const char *name, const void *data, size_t size,
                                  struct gguf_set *out, pdvm_error *err);
 
+/**
+ * The path of file `number` (from 1) of the split model whose first file is named `path`, freed
+ * with free(); *out is NULL if there is none: a name of another form, or a smaller model.
+ */
+pdvm_status gguf_set_path(const char *path, unsigned number, char **out, pdvm_error *err);
+
 /** Closes all files. A zeroed set is allowed. */
 void gguf_set_close(struct gguf_set *set);
 

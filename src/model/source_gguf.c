@@ -264,7 +264,12 @@ static pdvm_status check_unused(const struct source_gguf *g, pdvm_error *err) {
         const char *name = g->set.entries[i].tensor->name;
         uint32_t block;
         bool in_block = block_of(name, &block);
-        if (g->used[i] || (in_block && block >= g->base.config.n_layers)) continue;
+        if (g->used[i]) continue;
+        if (in_block && block >= g->base.config.n_layers)
+            return pd_fail(err, PDVM_ERR_FORMAT,
+                           "%s: tensor \"%.200s\" is of layer %u, but the metadata asks for %u "
+                           "layers (block_count)",
+                           gguf_path(g->set.entries[i].file), name, block, g->base.config.n_layers);
         /* The frequencies are in the configuration, or follow from it. */
         if (strcmp(name, "rope_freqs.weight") == 0 ||
             (in_block &&

@@ -417,8 +417,8 @@ static bool names_tensor(const char *name, const char *tensor) {
 }
 
 /*
- * Tensors that the configuration doesn't ask for are left alone, unless they belong to a layer
- * that is run: then the results would be wrong without them.
+ * Tensors that the configuration doesn't ask for are left alone, unless they belong to a layer:
+ * then the results would be wrong without them.
  */
 static pdvm_status check_unused(const struct source_hf *hf, const struct safetensors *st,
                                 const char *name, pdvm_error *err) {
@@ -428,7 +428,12 @@ static pdvm_status check_unused(const struct source_hf *hf, const struct safeten
     struct tensor_info info;
     int64_t row;
     uint32_t layer = 0;
-    bool in_layer = layer_of(name, &layer) && layer < config->n_layers;
+    bool in_layer = layer_of(name, &layer);
+    if (in_layer && layer >= config->n_layers)
+        return pd_fail(err, PDVM_ERR_FORMAT,
+                       "%s: tensor \"%.200s\" is of layer %u, but " SOURCE_CONFIG
+                       " asks for %u layers (num_hidden_layers)",
+                       safetensors_path(st), name, layer, config->n_layers);
     for (int role = TENSOR_INPUT_NORM; in_layer && role <= TENSOR_DOWN; role++) {
         if (!tensors_has(config, (enum tensor_role)role)) continue;
         tensors_describe(config, (enum tensor_role)role, layer, &info);

@@ -129,6 +129,11 @@ err_has "delete the file"
 refused 1 "s.session: KV cache types" "${run[@]}" -p "Once upon" --session s.session -ctk int8
 refused 1 "s.session: made with another model" "$PDVM" run "$SOURCE_DIR/tests/golden/tiny-odd" -p x \
     --session s.session
+# Where it cannot be saved is said before anything is computed.
+refused 1 "no-such-directory/s.session" "$PDVM" run no-such-model -p x \
+    --session no-such-directory/s.session
+mkdir directory.session
+refused 1 "not a regular file" "${run[@]}" -p "Once upon" --session directory.session
 [ "$(cat bad.session)" = nonsense ] || fail "a bad session file was overwritten"
 
 # Bad prompts are refused before anything is computed, even before the model is opened.

@@ -68,6 +68,19 @@ wait "$pid" || status=$?
 [ ! -s out ] || fail "eval: a result in spite of the interrupt"
 [ -z "$(compgen -G 'logits*')" ] || fail "eval: a file was left: $(compgen -G 'logits*')"
 
+# Two interrupts at once: killed, but no unfinished file stays. The second one may come too late.
+for _ in 1 2 3; do
+    "$PDVM" eval "$model" --text text -c 256 --stride 1 --save-logits logits >out 2>err &
+    pid=$!
+    wait_for compgen -G 'logits.tmp-*' >/dev/null
+    kill -INT "$pid"
+    kill -INT "$pid"
+    status=0
+    wait "$pid" || status=$?
+    [ "$status" = 130 ] || fail "two interrupts: exit status $status"
+    [ -z "$(compgen -G 'logits*')" ] || fail "two interrupts: left $(compgen -G 'logits*')"
+done
+
 # A reader that has enough, a full disk, a closed output: failures, and not endless ones.
 status=0
 "${endless[@]}" -q 2>err | head -c 1 >out || status=${PIPESTATUS[0]}

@@ -98,6 +98,14 @@ static pdvm_status keep(struct cpu_backend *b, void *out, size_t n, size_t size,
     return PDVM_OK;
 }
 
+static pdvm_status keep_act(struct cpu_backend *b, struct cpu_act *act, size_t cols,
+                            pdvm_error *err) {
+    void *memory;
+    PD_TRY(keep(b, &memory, 1, cpu_act_bytes(cols), err));
+    cpu_act_place(act, memory, cols);
+    return PDVM_OK;
+}
+
 static int64_t phase_tiles(const struct phase *phase) {
     if (phase->kind == PHASE_EMBED || phase->kind == PHASE_ATTN) return 0;
     if (phase->kind == PHASE_GATE_UP) return phase->w[0]->packed->n_tiles;
@@ -187,11 +195,11 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
     PD_TRY(keep(b, &b->rope_sink, d, sizeof(float), err));
     PD_TRY(keep(b, &b->merge, plan->n_kv_heads, sizeof *b->merge, err));
     PD_TRY(keep(b, &b->acts, batch, sizeof *b->acts, err));
-    for (size_t t = 0; t < batch; t++) PD_TRY(keep(b, &b->acts[t].q, widest, sizeof(int16_t), err));
+    for (size_t t = 0; t < batch; t++) PD_TRY(keep_act(b, &b->acts[t], widest, err));
     PD_TRY(keep(b, &b->workers, n_workers, sizeof *b->workers, err));
     for (size_t i = 0; i < n_workers; i++) {
         struct cpu_worker *w = &b->workers[i];
-        PD_TRY(keep(b, &w->act.q, widest, sizeof(int16_t), err));
+        PD_TRY(keep_act(b, &w->act, widest, err));
         PD_TRY(keep(b, &w->normed, hidden, sizeof(float), err));
         PD_TRY(keep(b, &w->products, 2 * batch * PRODUCT_TILES * TILE_ROWS, sizeof(float), err));
         PD_TRY(keep(b, &w->q, d, sizeof(float), err));

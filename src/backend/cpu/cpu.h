@@ -12,36 +12,49 @@
 
 #include <stdatomic.h>
 
-/** Rows of a tile and columns of a block: one tile's block is the unit that kernels expand. */
-#define TILE_ROWS 4
+/**
+ * Rows of a tile, the unit that work is split by, and the columns that matrices and activations are
+ * padded to multiples of: a block is a tile's part of BLOCK_COLS columns.
+ */
+#define TILE_ROWS 16
 #define BLOCK_COLS 64
+
+/**
+ * A block is stored as 16 micro-blocks of 64 positions: one mask, one vector register. Integer kinds
+ * have 16 rows x 4 columns in one, so that each 32-bit lane of the register holds 4 weights of one
+ * row, and a tile is one stream of them. The others have 4 rows x 16 columns, and a tile is four
+ * streams, one for each 4 rows.
+ */
+#define BLOCK_MICROS 16
 
 /** Value kinds of packed matrices; the first two take integer activations, the rest floats. */
 enum cpu_kind { CPU_INT8, CPU_LUT4, CPU_F32, CPU_BF16, CPU_F16, CPU_LUT8, CPU_N_KINDS };
 
 /**
- * A matrix in tiles of 4 rows and blocks of 64 columns, both padded.
+ * A matrix in tiles of 16 rows and blocks of 64 columns, both padded.
  *
- * Bitmap: masks[tile][block][row] says which of the 64 columns are stored, and the tile's values
- * follow one another without padding, block by block, row by row. Dense: all 64 per block and row.
- * LUT4 holds rows 0 and 1 of a tile in the low nibbles and rows 2 and 3 in the high nibbles of the
- * same bytes, each pair as one stream of codes in the order above. 64 bytes and more are readable
- * behind every array.
+ * A stream is a sequence of micro-blocks from left to right. Bitmap: masks[micro-block] says which
+ * of its 64 positions are stored, and the stream's values follow one another without padding. Dense:
+ * all 64 of each. Position (r, c) of a micro-block is bit 4 r + c for integer kinds and 16 r + c for
+ * the others. INT8 stores code + 128, because vector instructions multiply unsigned by signed bytes.
+ * LUT4 holds the codes of even micro-blocks in the low nibbles and those of odd ones in the high
+ * nibbles of the same bytes, both without gaps. 64 bytes and more are readable behind every array.
  */
 struct cpu_matrix {
     int64_t rows;
     int64_t cols;
     int64_t n_tiles;
-    int64_t n_blocks;
+    int64_t n_blocks; /* columns / 64, rounded up */
     enum cpu_kind kind;
     bool dense;
+    int streams;      /* of a tile: 1 or 4 */
     uint32_t group;   /* columns per scale; 0: one scale per row */
     int64_t n_groups; /* scales per row in `scales`, padded to whole blocks */
-    uint64_t *masks;  /* [n_tiles][n_blocks][4]; NULL when dense */
+    uint64_t *masks;  /* [n_tiles][streams][n_blocks * 16 / streams]; NULL when dense */
     uint8_t *values;
-    uint64_t *offsets;              /* [n_tiles + 1] byte offset of each tile's values */
-    float *scales;                  /* [n_tiles][n_groups][4]; NULL for F32, BF16, F16 */
-    float table[256];               /* LUT8 */
+    uint64_t *offsets; /* [n_tiles * streams + 1] byte offset of each stream's values */
+    float *scales;     /* [n_tiles][n_groups][16]; NULL for F32, BF16, F16 */
+    float table[256];  /* LUT8 */
     _Alignas(64) int8_t table4[64]; /* LUT4: the 16 entries four times over, so that vpermb may
                                        see junk in index bits 4 and 5 */
 };
@@ -60,15 +73,32 @@ void cpu_matrix_free(struct cpu_matrix *m);
 size_t cpu_matrix_bytes(const struct cpu_matrix *m);
 size_t cpu_matrix_bytes_before(const struct cpu_matrix *m, int64_t tile);
 
+/** Largest magnitude of quantised activations: both of their digits fit 8 bits with a sign. */
+#define ACT_MAX 32639
+
+/** Columns that one element of cpu_act.bias covers: divides every group. */
+#define BIAS_COLS 32
+
 /**
  * One activation vector as the products take it: 16-bit integers with one scale for the vector
- * (design: as accurate as floats), or floats. Zero from `cols` to the next multiple of 64.
+ * (as accurate as floats, and exact sums), or floats. Zero from `cols` to the next multiple of 64.
+ *
+ * For instructions that multiply bytes the integers are split into two signed digits, and `bias` is
+ * what sums over unsigned weights code + 128 have to be reduced by.
  */
 struct cpu_act {
-    int16_t *q; /* x = q * scale */
-    float scale;
     float *x;
+    float scale;  /* x = q * scale */
+    int16_t *q;   /* -ACT_MAX .. ACT_MAX */
+    int8_t *high; /* q = 256 * high + low */
+    int8_t *low;
+    int32_t *bias; /* [cols / 32] 128 * the sum of q over 32 columns */
 };
+
+/** Bytes that the integers of a vector of `cols` columns take, and their places in such memory,
+ * aligned to 64 bytes. */
+size_t cpu_act_bytes(size_t cols);
+void cpu_act_place(struct cpu_act *act, void *memory, size_t cols);
 
 /**
  * out[t * stride + r - 4 * tile0] = (W * act[t])[r] for the rows r of tiles [tile0, tile1) and
@@ -77,15 +107,25 @@ struct cpu_act {
 typedef void (*cpu_product_fn)(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
                                const struct cpu_act *act, uint32_t n, float *out, int64_t stride);
 
+/**
+ * Writes the codes of a tile's columns [64 * block0, 64 * block1), LUT4 through the table, zero where
+ * nothing is stored: out[column / 4][16 rows][4 columns], 1024 bytes per block. Integer kinds only.
+ * Padding of a dense matrix may hold anything: activations are zero there.
+ */
+typedef void (*cpu_expand_fn)(const struct cpu_matrix *m, int64_t tile, int64_t block0,
+                              int64_t block1, int8_t *out);
+
 /** Kernels for one instruction set. */
 struct cpu_kernels {
     const char *name;
     bool (*supported)(void);
     cpu_product_fn product[CPU_N_KINDS][2]; /* [kind][dense] */
+    cpu_expand_fn expand;
     /** out[i] = x[i] / rms(x) * weight[i] */
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
-    /** Quantises x[n] to out[n] and returns the scale; NaN if x is not finite. */
-    float (*quantise)(const float *x, int64_t n, int16_t *out);
+    /** Quantises x[n] to act, zero up to the next multiple of 64. The scale is NaN, and all is zero,
+     * if x is not finite. Leaves act->x alone. */
+    void (*quantise)(const float *x, int64_t n, struct cpu_act *act);
     /** Sum of a[i] * row[i] with a row of the cache, its scale left out. */
     float (*dot[3])(const float *a, const void *row, uint32_t n);
     /** acc[i] += p * row[i] */
@@ -102,6 +142,14 @@ pdvm_status cpu_kernels_find(const char *name, const struct cpu_kernels **out, p
 
 /** The table of index i, supported or not; NULL past the end. For tests. */
 const struct cpu_kernels *cpu_kernels_at(size_t i);
+
+/* ---- products ------------------------------------------------------------------------------
+ *
+ * With one scale per row the result is (float)S * (scale * act.scale), S the exact sum of
+ * code * q. With groups, S_g the exact sum over group g: lanes[g % 16] += (float)S_g * scale_g in
+ * the order of g, and the result is lanes_sum(lanes) * act.scale. Other kinds: lanes[c % 16] +=
+ * value * x[c] in the order of the columns, and lanes_sum(lanes). All float arithmetic in float.
+ */
 
 /** Sums 16 lanes by halving: the order that every kernel table uses. */
 static inline float lanes_sum(float lanes[16]) {
@@ -165,7 +213,7 @@ void cpu_kv_store(struct backend_kv *kv, uint32_t layer, bool value, uint32_t he
 struct cpu_worker {
     struct cpu_act act; /* [1] for single-token passes */
     float *normed;      /* [hidden_size] */
-    float *products;    /* [2][max_batch][PRODUCT_TILES * 4] gate and up */
+    float *products;    /* [2][max_batch][PRODUCT_TILES * TILE_ROWS] gate and up */
     float *q;           /* [head_dim] a rotated query */
     float *q_sink;      /* the same, rotated for the sinks */
     float *k;           /* [head_dim] */
@@ -173,7 +221,7 @@ struct cpu_worker {
 };
 
 /** Tiles of gate and of up that are computed before they are combined. */
-#define PRODUCT_TILES 8
+#define PRODUCT_TILES 2
 
 /* Rows of x, normed, attn and hidden are padded with zeros to whole blocks, as products read them. */
 struct cpu_backend {

@@ -10,88 +10,98 @@ static bool always(void) {
     return true;
 }
 
-/* A stream of packed entries of one tile: where the next one of each row pair comes from. */
-struct stream {
-    const uint8_t *p[2]; /* LUT4: low and high nibbles; otherwise only p[0] */
+/* ---- products with integer activations ------------------------------------------------------ */
+
+/* Where a tile's next codes are; LUT4 has one position per nibble. */
+struct cursor {
+    const uint8_t *next[2];
 };
 
-static struct stream stream_open(const struct cpu_matrix *m, int64_t tile) {
-    const uint8_t *p = m->values + m->offsets[tile];
-    return (struct stream){{p, p}};
+static size_t stream_micros(const struct cpu_matrix *m) {
+    return (size_t)m->n_blocks * BLOCK_MICROS / (size_t)m->streams;
 }
 
-static uint64_t block_mask(const struct cpu_matrix *m, int64_t tile, int64_t block, int r) {
-    return m->masks ? m->masks[(tile * m->n_blocks + block) * TILE_ROWS + r] : ~(uint64_t)0;
+static uint64_t micro_mask(const struct cpu_matrix *m, size_t stream, size_t i) {
+    return m->masks ? m->masks[stream * stream_micros(m) + i] : ~(uint64_t)0;
 }
 
-/* Expands row r's part of a block to 64 signed bytes. */
-static void expand_codes(const struct cpu_matrix *m, struct stream *s, uint64_t mask, int r,
-                         int8_t out[BLOCK_COLS]) {
-    bool high = m->kind == CPU_LUT4 && r >= 2;
-    const uint8_t *p = s->p[high];
-    memset(out, 0, BLOCK_COLS);
+/* Expands micro-block i to 64 signed bytes. */
+static void expand_micro(const struct cpu_matrix *m, struct cursor *s, uint64_t mask, size_t i,
+                         int8_t out[64]) {
+    bool high = m->kind == CPU_LUT4 && i % 2;
+    const uint8_t *p = s->next[high];
+    memset(out, 0, 64);
     for (; mask; mask &= mask - 1) {
         uint8_t code = *p++;
         if (m->kind == CPU_LUT4)
             out[__builtin_ctzll(mask)] = m->table4[high ? code >> 4 : code & 15];
         else
-            out[__builtin_ctzll(mask)] = (int8_t)code;
+            out[__builtin_ctzll(mask)] = (int8_t)(code ^ 0x80);
     }
-    s->p[high] = p;
+    s->next[high] = p;
 }
 
-/* Adds a block's products to 16 lanes: lane l of half h takes columns 32 h + 2 l and 2 l + 1. */
-static void add_block(const int8_t *w, const int16_t *x, int half, int32_t lanes[16]) {
-    for (int l = 0; l < 16; l++) {
-        int c = 32 * half + 2 * l;
-        lanes[l] += w[c] * x[c] + w[c + 1] * x[c + 1];
+/* A cursor behind the first n micro-blocks of a tile. */
+static struct cursor skip(const struct cpu_matrix *m, size_t tile, size_t n) {
+    const uint8_t *p = m->values + m->offsets[tile];
+    struct cursor s = {{p, p}};
+    for (size_t i = 0; i < n; i++)
+        s.next[m->kind == CPU_LUT4 && i % 2] += __builtin_popcountll(micro_mask(m, tile, i));
+    return s;
+}
+
+static void expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
+                   int8_t *out) {
+    size_t begin = (size_t)block0 * BLOCK_MICROS, end = (size_t)block1 * BLOCK_MICROS;
+    struct cursor s = skip(m, (size_t)tile, begin);
+    for (size_t i = begin; i < end; i++, out += 64)
+        expand_micro(m, &s, micro_mask(m, (size_t)tile, i), i, out);
+}
+
+/* sums[r] += the products of row r of a micro-block. */
+static void add_micro(const int8_t w[64], const int16_t x[4], int64_t sums[TILE_ROWS]) {
+    for (int r = 0; r < TILE_ROWS; r++) {
+        const int8_t *row = w + 4 * r;
+        sums[r] += row[0] * x[0] + row[1] * x[1] + row[2] * x[2] + row[3] * x[3];
     }
 }
 
-/* One scale per row: the exact sum of all products, rounded once. */
-static float row_scaled(int64_t sum, float scale, float act_scale) {
-    return (float)sum * (scale * act_scale);
+static void product_of_tile(const struct cpu_matrix *m, size_t tile, const struct cpu_act *act,
+                            float result[TILE_ROWS]) {
+    const float *scales = m->scales + tile * (size_t)m->n_groups * TILE_ROWS;
+    size_t micros = stream_micros(m), group_micros = m->group ? m->group / 4 : micros;
+    float lanes[TILE_ROWS][16] = {{0}};
+    int64_t sums[TILE_ROWS] = {0};
+    struct cursor s = skip(m, tile, 0);
+    for (size_t i = 0; i < micros; i++) {
+        int8_t w[64];
+        expand_micro(m, &s, micro_mask(m, tile, i), i, w);
+        add_micro(w, act->q + 4 * i, sums);
+        if (m->group == 0 || ((i + 1) % group_micros != 0 && i + 1 != micros)) continue;
+        size_t g = i / group_micros;
+        for (int r = 0; r < TILE_ROWS; r++)
+            lanes[r][g % 16] += (float)sums[r] * scales[g * TILE_ROWS + (size_t)r];
+        memset(sums, 0, sizeof sums);
+    }
+    for (int r = 0; r < TILE_ROWS; r++)
+        result[r] =
+            m->group ? lanes_sum(lanes[r]) * act->scale : (float)sums[r] * (scales[r] * act->scale);
 }
 
 static void product_integer(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
                             const struct cpu_act *act, uint32_t n, float *out, int64_t stride) {
     for (uint32_t t = 0; t < n; t++) {
         for (int64_t tile = tile0; tile < tile1; tile++) {
-            struct stream s = stream_open(m, tile);
-            int64_t sums[TILE_ROWS] = {0};
-            int32_t lanes[TILE_ROWS][2][16] = {{{0}}};
-            float grouped[TILE_ROWS][16] = {{0}};
-            const float *scales = m->scales + tile * m->n_groups * TILE_ROWS;
-            int64_t blocks_per_group = m->group > BLOCK_COLS ? m->group / BLOCK_COLS : 1;
-            for (int64_t block = 0; block < m->n_blocks; block++) {
-                const int16_t *x = act[t].q + block * BLOCK_COLS;
-                bool group_ends = (block + 1) % blocks_per_group == 0 || block + 1 == m->n_blocks;
-                for (int r = 0; r < TILE_ROWS; r++) {
-                    int8_t w[BLOCK_COLS];
-                    expand_codes(m, &s, block_mask(m, tile, block, r), r, w);
-                    if (m->group == 0) {
-                        for (int c = 0; c < BLOCK_COLS; c++) sums[r] += w[c] * x[c];
-                        continue;
-                    }
-                    for (int half = 0; half < 2; half++)
-                        add_block(w, x, half, lanes[r][m->group == 32 ? half : 0]);
-                    if (!group_ends) continue;
-                    for (int part = 0; part < (m->group == 32 ? 2 : 1); part++) {
-                        int64_t g = m->group == 32 ? 2 * block + part : block / blocks_per_group;
-                        float scale = scales[g * TILE_ROWS + r];
-                        for (int l = 0; l < 16; l++)
-                            grouped[r][l] += (float)lanes[r][part][l] * scale;
-                        memset(lanes[r][part], 0, sizeof lanes[r][part]);
-                    }
-                }
-            }
-            for (int r = 0; r < TILE_ROWS && tile * TILE_ROWS + r < m->rows; r++)
-                out[t * stride + (tile - tile0) * TILE_ROWS + r] =
-                    m->group ? lanes_sum(grouped[r]) * act[t].scale
-                             : row_scaled(sums[r], scales[r], act[t].scale);
+            float result[TILE_ROWS];
+            int64_t rows = m->rows - tile * TILE_ROWS;
+            product_of_tile(m, (size_t)tile, &act[t], result);
+            memcpy(out + t * stride + (tile - tile0) * TILE_ROWS, result,
+                   (size_t)(rows < TILE_ROWS ? rows : TILE_ROWS) * sizeof *result);
         }
     }
 }
+
+/* ---- products with float activations -------------------------------------------------------- */
 
 static float entry_value(const struct cpu_matrix *m, const uint8_t *p, float scale) {
     uint16_t h;
@@ -104,33 +114,41 @@ static float entry_value(const struct cpu_matrix *m, const uint8_t *p, float sca
     }
 }
 
+/* Four rows: one stream. */
+static void product_of_stream(const struct cpu_matrix *m, size_t stream, const float *x,
+                              float result[4]) {
+    size_t size = m->kind == CPU_F32 ? 4 : m->kind == CPU_LUT8 ? 1 : 2;
+    size_t tile = stream / 4, row0 = stream % 4 * 4;
+    const uint8_t *p = m->values + m->offsets[stream];
+    float lanes[4][16] = {{0}};
+    for (size_t i = 0; i < stream_micros(m); i++) {
+        uint64_t mask = micro_mask(m, stream, i);
+        for (; mask; mask &= mask - 1, p += size) {
+            size_t k = (size_t)__builtin_ctzll(mask), r = k / 16, c = 16 * i + k % 16;
+            float scale = 1;
+            if (m->scales) {
+                size_t g = m->group ? c / m->group : 0;
+                scale = m->scales[(tile * (size_t)m->n_groups + g) * TILE_ROWS + row0 + r];
+            }
+            lanes[r][k % 16] += entry_value(m, p, scale) * x[c];
+        }
+    }
+    for (int r = 0; r < 4; r++) result[r] = lanes_sum(lanes[r]);
+}
+
 static void product_float(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
                           const struct cpu_act *act, uint32_t n, float *out, int64_t stride) {
-    size_t size = m->kind == CPU_F32 ? 4 : m->kind == CPU_LUT8 ? 1 : 2;
     for (uint32_t t = 0; t < n; t++) {
-        for (int64_t tile = tile0; tile < tile1; tile++) {
-            const uint8_t *p = m->values + m->offsets[tile];
-            float lanes[TILE_ROWS][16] = {{0}};
-            for (int64_t block = 0; block < m->n_blocks; block++) {
-                const float *x = act[t].x + block * BLOCK_COLS;
-                for (int r = 0; r < TILE_ROWS; r++) {
-                    uint64_t mask = block_mask(m, tile, block, r);
-                    for (; mask; mask &= mask - 1, p += size) {
-                        int c = __builtin_ctzll(mask);
-                        float scale = 1;
-                        if (m->scales) {
-                            int64_t g = m->group ? (block * BLOCK_COLS + c) / m->group : 0;
-                            scale = m->scales[(tile * m->n_groups + g) * TILE_ROWS + r];
-                        }
-                        lanes[r][c % 16] += entry_value(m, p, scale) * x[c];
-                    }
-                }
-            }
-            for (int r = 0; r < TILE_ROWS && tile * TILE_ROWS + r < m->rows; r++)
-                out[t * stride + (tile - tile0) * TILE_ROWS + r] = lanes_sum(lanes[r]);
+        for (int64_t row = tile0 * TILE_ROWS; row < tile1 * TILE_ROWS && row < m->rows; row += 4) {
+            float result[4];
+            product_of_stream(m, (size_t)row / 4, act[t].x, result);
+            memcpy(out + t * stride + row - tile0 * TILE_ROWS, result,
+                   (size_t)(m->rows - row < 4 ? m->rows - row : 4) * sizeof *result);
         }
     }
 }
+
+/* ---- vectors -------------------------------------------------------------------------------- */
 
 static void rms_norm(const float *x, const float *weight, int64_t n, float eps, float *out) {
     float lanes[16] = {0};
@@ -139,7 +157,8 @@ static void rms_norm(const float *x, const float *weight, int64_t n, float eps, 
     for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
 }
 
-static float quantise(const float *x, int64_t n, int16_t *out) {
+static void quantise(const float *x, int64_t n, struct cpu_act *act) {
+    int64_t padded = (n + BLOCK_COLS - 1) / BLOCK_COLS * BLOCK_COLS;
     float amax = 0;
     bool finite = true;
     for (int64_t i = 0; i < n; i++) {
@@ -147,16 +166,19 @@ static float quantise(const float *x, int64_t n, int16_t *out) {
         if (a > amax) amax = a;
         finite &= a <= FLT_MAX;
     }
-    if (!finite || amax < 1e-30f) { /* below, 32767 / amax overflows */
-        memset(out, 0, (size_t)n * sizeof *out);
-        return finite ? 0.0f : NAN;
+    bool zero = !finite || amax < 1e-30f; /* below, ACT_MAX / amax overflows */
+    float inverse = zero ? 0 : ACT_MAX / amax;
+    act->scale = !finite ? NAN : zero ? 0 : amax / ACT_MAX;
+    for (int64_t i = 0; i < padded; i++) {
+        float v = zero || i >= n ? 0 : rintf(x[i] * inverse);
+        int q = (int)(v > ACT_MAX ? ACT_MAX : v < -ACT_MAX ? -ACT_MAX : v);
+        int high = (q + 128 + 32768) / 256 - 128; /* rounds down */
+        act->q[i] = (int16_t)q;
+        act->high[i] = (int8_t)high;
+        act->low[i] = (int8_t)(q - 256 * high);
+        if (i % BIAS_COLS == 0) act->bias[i / BIAS_COLS] = 0;
+        act->bias[i / BIAS_COLS] += 128 * q;
     }
-    float inverse = 32767.0f / amax;
-    for (int64_t i = 0; i < n; i++) {
-        float v = rintf(x[i] * inverse);
-        out[i] = (int16_t)(v > 32767 ? 32767 : v < -32767 ? -32767 : v);
-    }
-    return amax / 32767.0f;
 }
 
 static float dot_f32(const float *a, const void *row, uint32_t n) {
@@ -204,6 +226,7 @@ const struct cpu_kernels cpu_kernels_scalar = {
                 [CPU_BF16] = {product_float, product_float},
                 [CPU_F16] = {product_float, product_float},
                 [CPU_LUT8] = {product_float, product_float}},
+    .expand = expand,
     .rms_norm = rms_norm,
     .quantise = quantise,
     .dot = {[PDVM_KV_F32] = dot_f32, [PDVM_KV_F16] = dot_f16, [PDVM_KV_INT8] = dot_i8},

@@ -33,9 +33,7 @@ static void prepare_one(const struct cpu_backend *b, const struct phase *phase, 
     for (int i = 0; i < 3; i++)
         if (phase->w[i]) integer |= cpu_kind_is_integer(phase->w[i]->packed->kind);
     if (!integer) return;
-    act->scale = b->kernels->quantise(in, n, act->q);
-    size_t padded = pd_round_up((size_t)n, BLOCK_COLS);
-    memset(act->q + n, 0, (padded - (size_t)n) * sizeof *act->q);
+    b->kernels->quantise(in, n, act);
 }
 
 /*
