@@ -62,8 +62,8 @@
  * GPU_MAX_COLS * 127 * 32767 * (255 << 15) < 2^63 bounds every sum.
  *
  * Float values (F16, BF16, F32) multiply float activations; a lane's sum for a task, taken in the
- * order of its entries, becomes a 64-bit fixed-point number by the matrix's `bound`. No groups and no
- * gaps; units[row] is -bound.
+ * order of its entries, becomes a 64-bit fixed-point number by the matrix's `bound`. No groups;
+ * units[row] is -bound.
  */
 #ifndef PDVM_KERNELS_ABI_H
 #define PDVM_KERNELS_ABI_H
@@ -153,6 +153,8 @@ struct gpu_phase {
     uint32_t reserved[3];
     struct gpu_matrix matrix[3];
 };
+
+#define GPU_PHASE_NORM 40u /**< offset of gpu_phase.norm */
 
 /** How the embedding's rows are stored: dense, row_bytes apart. */
 enum gpu_embedding { GPU_EMBED_F32, GPU_EMBED_F16, GPU_EMBED_BF16, GPU_EMBED_CODES };
@@ -294,7 +296,7 @@ struct gpu_launch {
     float temperature;   /**< SAMPLE: 0 takes the likeliest */
     float top_p;         /**< 1: all */
     uint32_t top_k;      /**< 1..GPU_CANDIDATES */
-    uint32_t reserved;
+    uint32_t x_phase;    /**< GPU_X_IN: the phase that reads x next: its norm is prepared for */
     uint64_t seed; /**< state of SplitMix64: step s takes the number after s + 1 advances */
 };
 

@@ -208,6 +208,16 @@ FN float float_quad(const struct Ctx *c, uint32_t at, uint32_t v0, uint32_t v1, 
     return float_pair(values, v1, bits_float(x.z), bits_float(x.w), sum);
 }
 
+/** Adds a lane's float to a row, as a fixed-point number. */
+FN void add_float(const struct Ctx *c, const struct Run *run, uint32_t row, float sum,
+                  float bound) {
+    if (row == GPU_NO_ROW) return;
+    float fixed = sum * bits_float(fixed_exponent(bound * run->amax) << 23);
+    /* Out of range only if x is not finite, which the scale of the result says. */
+    int64_t v = fixed > -0x1p62f && fixed < 0x1p62f ? float_to_long(fixed) : 0;
+    add_to_row(c, run, row, v);
+}
+
 /** A dense task of float values; x as floats lies behind x as integers, if that is there. */
 FN void float_task(const struct Ctx *c, struct Run *run, uint32_t x, uint32_t row, uint32_t col,
                    uint32_t length, float bound, uint32_t values) {
@@ -232,11 +242,68 @@ FN void float_task(const struct Ctx *c, struct Run *run, uint32_t x, uint32_t ro
             at += 32;
         }
     }
-    if (row == GPU_NO_ROW) return;
-    float fixed = sum * bits_float(fixed_exponent(bound * run->amax) << 23);
-    /* Out of range only if x is not finite, which the scale of the result says. */
-    int64_t v = fixed > -0x1p62f && fixed < 0x1p62f ? float_to_long(fixed) : 0;
-    add_to_row(c, run, row, v);
+    add_float(c, run, row, sum, bound);
+}
+
+/** Gaps of a chunk of float values: as load_chunk, with any number of bits. */
+FN struct Chunk load_gaps(const struct Ctx *c, const struct Run *run, uint32_t gap_bits,
+                          uint32_t at) {
+    const struct Stream *s = &run->stream;
+    struct Chunk k;
+    k.v = MAKE_X4(0, 0, 0, 0);
+    k.gaps = k.v;
+    k.top = 0;
+    k.scale = 0;
+    if (gap_bits < 4) {
+        k.gaps.x = stream_x1(c, run, s, at);
+    } else if (gap_bits < 8) {
+        u32x2 g = stream_x2(c, run, s, at);
+        k.gaps.x = g.x;
+        k.gaps.y = g.y;
+    } else {
+        k.gaps = stream_x4(c, run, s, at);
+    }
+    at += GPU_LANES * gaps_bytes(gap_bits);
+    if (gap_bits == 3 || gap_bits == 5) k.top = stream_u16(c, run, s, at);
+    if (gap_bits == 6) k.top = stream_x1(c, run, s, at);
+    return k;
+}
+
+/** A task of float values with gaps: no loop of its own for each format, since it is rare. */
+FN void float_gaps_task(const struct Ctx *c, struct Run *run, uint32_t x, uint32_t row,
+                        uint32_t col, uint32_t length, float bound, uint32_t values,
+                        uint32_t gap_bits) {
+    struct Stream *s = &run->stream;
+    const uint32_t planes = values == GPU_F32 ? 4 : 2;
+    uint32_t bytes = GPU_LANES * (16 * planes + gaps_bytes(gap_bits) + top_bytes(gap_bits));
+    uint32_t at = x + 4 * col;
+    float sum = 0.0f;
+    for (uint32_t i = 0; i < length; i++) {
+        stream_need(c, s, bytes);
+        struct Chunk k = load_gaps(c, run, gap_bits, 16 * GPU_LANES * planes);
+        u32x4 v = k.v;
+        for (uint32_t q = 0; q < 4; q++) {
+            uint32_t codes = gaps_of(&k, gap_bits, q);
+            uint32_t a = dot4_u8(codes, 0x00000004u, at), b = dot4_u8(codes, 0x00000404u, at) + 4;
+            uint32_t d = dot4_u8(codes, 0x00040404u, at) + 8;
+            at = dot4_u8(codes, 0x04040404u, at) + 12;
+            float x0 = L(float, a), x1 = L(float, b), x2 = L(float, d), x3 = L(float, at);
+            at += 4;
+            if (values == GPU_F32) {
+                v = stream_x4(c, run, s, 16 * GPU_LANES * q);
+                sum = fma_f(bits_float(v.x), x0, sum);
+                sum = fma_f(bits_float(v.y), x1, sum);
+                sum = fma_f(bits_float(v.z), x2, sum);
+                sum = fma_f(bits_float(v.w), x3, sum);
+                continue;
+            }
+            if ((q & 1) == 0) v = stream_x4(c, run, s, 16 * GPU_LANES * (q / 2));
+            sum = float_pair(values, q & 1 ? v.z : v.x, x0, x1, sum);
+            sum = float_pair(values, q & 1 ? v.w : v.y, x2, x3, sum);
+        }
+        stream_advance(c, run, s, bytes);
+    }
+    add_float(c, run, row, sum, bound);
 }
 
 #define INTEGER_CASE(values, gap_bits)                                                             \
@@ -283,7 +350,9 @@ FN void run_tasks(const struct Ctx *c, struct Run *run, LOCAL const struct gpu_p
             FLOAT_CASE(GPU_F16)
             FLOAT_CASE(GPU_BF16)
             FLOAT_CASE(GPU_F32)
-        default: s->at = s->size; break; /* not a task: the host packed something else */
+        default:
+            float_gaps_task(c, run, x, row, col, length, bound, kind & 0xffu, kind >> 8 & 0xffu);
+            break;
         }
     }
 }
