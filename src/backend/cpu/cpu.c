@@ -47,6 +47,7 @@ static void cpu_destroy(struct backend *base) {
     free_state(b);
     free(b->allocations);
     free(b->partial);
+    pd_arena_free(&b->arena);
     free(b);
 }
 
@@ -63,7 +64,7 @@ static pdvm_status cpu_load_matrix(struct backend *base, const struct mdcsr *m, 
         (*out)->bytes = m->values_size + m->index_size;
         return PDVM_OK;
     }
-    pdvm_status status = cpu_matrix_pack(m, b->threads, &(*out)->packed, err);
+    pdvm_status status = cpu_matrix_pack_into(&b->arena, m, b->threads, &(*out)->packed, err);
     if (status != PDVM_OK) {
         free(*out);
         *out = NULL;
@@ -146,6 +147,7 @@ static void split_phase(const struct phase *phase, int n_workers, int64_t *split
             else
                 high = middle;
         }
+        if (n >= 2 * STREAM_TEAM * n_workers) low = low / STREAM_TEAM * STREAM_TEAM;
         split[w] = w == n_workers ? n : low;
     }
 }
@@ -157,7 +159,8 @@ static int64_t grain_of(const struct phase *phase) {
     int64_t n = phase_tiles(phase);
     size_t bytes = n ? phase_bytes_before(phase, n) : 0;
     double grain = bytes ? (double)MIN_PIECE_BYTES * (double)n / (double)bytes : 1;
-    return grain < 1 ? 1 : grain < (double)n ? (int64_t)grain : n;
+    if (grain < STREAM_TEAM) grain = STREAM_TEAM;
+    return grain < (double)n ? (int64_t)grain / STREAM_TEAM * STREAM_TEAM : n;
 }
 
 static void split_phases(struct cpu_backend *b, int n_workers) {
