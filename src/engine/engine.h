@@ -25,6 +25,8 @@ struct pdvm_model {
     struct plan plan;
     struct backend_matrix **matrices; /* [n_matrices] owned; the plan points to them */
     size_t n_matrices;
+    struct mdcsr *canonical; /* [n_canonical] what a backend packs in `prepare`; NULL otherwise */
+    size_t n_canonical;
     struct mdcsr embedding; /* looked up row by row, so it stays in canonical form */
     struct backend_matrix *lookup;
     float **vectors; /* [tensors_count] norms and biases by tensors_index; NULL for matrices */
