@@ -35,8 +35,9 @@ _pdvm_flags() {
             -ctk --cache-type-k -ctv --cache-type-v --mode --kernels"
         ;;
     convert)
-        flags+=" -o --output --method --sparsity --scope --values --codebook --group --index --embed
-            --layers -t --threads --json -q --quiet"
+        flags+=" -o --output --method --sparsity --scope --calib --calib-tokens --calib-seq
+            --layer-sparsity --damping --act-order --refine --resume --values --codebook --group --index
+            --embed --layers -t --threads --json -q --quiet"
         ;;
     inspect) flags+=" --check --json --ascii -t --threads -q --quiet" ;;
     unpack) flags+=" -o --output --dtype --force -t --threads -q --quiet" ;;
@@ -49,14 +50,33 @@ _pdvm_flags() {
             --kl-base --save-logits --values -o --output --json --per-token -q --quiet -v --verbose -t --threads -b --batch-size -ctk
             --cache-type-k -ctv --cache-type-v --kernels"
         ;;
+    bench)
+        flags+=" -m --model --shape --sparsity --values --group -p --n-prompt -n --n-gen -d --n-depth
+            -t --threads -r --repetitions --mode --modes --phases -s --seed -o --output --json
+            --compare -q --quiet -v --verbose -b --batch-size -ctk --cache-type-k -ctv
+            --cache-type-v --kernels"
+        ;;
     esac
 }
+
+_pdvm_shapes="tiny smollm2-135m smollm2-1.7b tinyllama-1.1b llama2-7b llama2-13b llama2-70b llama3-8b
+    llama3.2-1b llama3.2-3b mistral-7b qwen2.5-0.5b qwen2.5-1.5b qwen2.5-7b qwen3-0.6b qwen3-1.7b
+    qwen3-4b qwen3-8b phi3-mini"
+
 
 # _pdvm_value COMMAND FLAG: offers values for the flag; fails if it takes none.
 _pdvm_value() {
     case $1:$2 in
-    convert:--method) _pdvm_words keep magnitude ;;
-    convert:--scope) _pdvm_words row matrix ;;
+    bench:--shape) _pdvm_words "$_pdvm_shapes" ;;
+    bench:--values) _pdvm_words int8 lut4 lut8 f16 bf16 f32 ;;
+    bench:--group) _pdvm_words 0 32 64 128 256 ;;
+    bench:--mode) _pdvm_words token layer phase unfused ;;
+    bench:-o | bench:--output) _pdvm_words md csv json ;;
+    bench:--compare) _pdvm_files ;;
+    bench:--n-prompt | bench:--n-gen | bench:-d | bench:--n-depth | bench:--repetitions) ;;
+    convert:--method) _pdvm_words keep magnitude wanda sparsegpt admm ;;
+    convert:--scope) _pdvm_words row matrix block ;;
+    convert:--layer-sparsity) _pdvm_words uniform owl damage ;;
     convert:--values) _pdvm_words f32 bf16 f16 int8 lut8 lut4 ;;
     eval:--values) _pdvm_words f32 bf16 f16 int8 lut8 lut4 source ;;
     eval:--protocol) _pdvm_words sliding llama.cpp papers ;;
@@ -69,11 +89,11 @@ _pdvm_value() {
             mistral-v3 mistral-v3-tekken mistral-v7 mistral-v7-tekken zephyr phi-3 gemma command-r
         ;;
     run:--mode | chat:--mode) _pdvm_words token layer phase unfused ;;
-    *:--kernels) _pdvm_words auto scalar avx512 ;;
+    *:--kernels) _pdvm_words auto scalar avx512 amx ;;
     *:-ctk | *:-ctv | *:--cache-type-k | *:--cache-type-v) _pdvm_words f32 f16 int8 ;;
     unpack:--dtype) _pdvm_words f32 bf16 f16 ;;
     unpack:-o | unpack:--output) _pdvm_directories ;;
-    convert:-o | convert:--output) _pdvm_files ;;
+    convert:-o | convert:--output | convert:--calib) _pdvm_files ;;
     *:-o | *:--output) _pdvm_words text json ;;
     *:-m | *:--model | *:-f | *:--file | *:--text | *:--session | *:--save-logits | \
         *:--kl-base | *:--reference) _pdvm_files ;;
@@ -81,14 +101,15 @@ _pdvm_value() {
         *:-t | *:--threads | *:-b | *:--batch-size | *:-s | *:--seed | *:--keep | *:-l | \
         *:--logit-bias | *:--temp | *:--top-k | *:--top-p | *:--min-p | *:--typical | \
         *:--repeat-penalty | *:--repeat-last-n | *:--frequency-penalty | *:--presence-penalty | \
-        *:-sys | *:--system | *:--sparsity | *:--layers | *:--stride | *:--max-tokens | *:--decode) ;;
+        *:-sys | *:--system | *:--sparsity | *:--layers | *:--stride | *:--max-tokens | *:--decode | \
+        *:--calib-tokens | *:--calib-seq | *:--damping) ;;
     *) return 1 ;;
     esac
 }
 
 _pdvm() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} flags
-    local commands="run chat convert inspect unpack tokenize eval help version"
+    local commands="run chat convert inspect unpack tokenize eval bench help version"
     COMPREPLY=()
 
     if [ "$COMP_CWORD" -eq 1 ]; then

@@ -8,7 +8,6 @@
 #include "support/support.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -115,9 +114,9 @@ static void decode_lane(struct decoded *d, uint32_t block, const struct gpu_task
         for (uint32_t i = 0; i < 16; i++) {
             uint32_t code = gap_of(planes + values, t->gap_bits, lane, i);
             uint32_t col = next + code;
-            next = col + 1;
-            assert_true(next <= l->x_cols);
             bool none = t->flags & GPU_TASK_SKIP && code == most;
+            next = none ? next + 1 : col + 1;
+            assert_true(next <= l->x_cols);
             float v = none ? 0 : value_of(l, t, planes, lane, i);
             if (!idle && v != 0 && col < l->n_in) { // x is zero behind
                 assert_true(pending < 1024);
@@ -127,10 +126,13 @@ static void decode_lane(struct decoded *d, uint32_t block, const struct gpu_task
             }
             if (i + 1 != end && !(i == 15 && !t->group)) continue;
             for (uint32_t j = 0; j < pending; j++) {
-                assert_true(w[cols[j]] == 0); // stored once
                 float s = t->values >= GPU_F16 ? 1
                           : t->group           ? multiplier(scale) * l->units[row]
                                                : l->units[row];
+                if (s == 0) continue; // a lane that has come to its end
+                if (w[cols[j]] != 0)
+                    fail_msg("column %u of row %u twice (values %u, %u gap bits, group %u)",
+                             cols[j], row, t->values, t->gap_bits, t->group);
                 w[cols[j]] = sums[j] * s;
             }
             pending = 0;
@@ -186,9 +188,10 @@ static void check(const struct mdcsr *const *m, int n, bool alternate, uint32_t 
         mdcsr_decode_row(m[i], at, row);
         for (uint32_t c = 0; c < l.n_in; c++) {
             float got = d.w[(size_t)r * l.n_in + c];
-            if (fabsf(got - row[c]) > 1e-6f * fabsf(row[c])) {
-                fprintf(stderr,"DBG v %d gap %u group %u dec %d skip %d n %d alt %d rows %u cols %u scale %g unit %g\n", l.coding[i].values, l.coding[i].gap_bits, l.coding[i].group, l.coding[i].decode, l.coding[i].skip, n, alternate, l.rows, l.n_in, m[i]->scales? m[i]->scales[at*m[i]->n_groups + (m[i]->group? c/m[i]->group:0)]:0, l.units[r]);
-                fail_msg("row %u column %u: %g instead of %g", r, c, (double)got, (double)row[c]);}
+            if (fabsf(got - row[c]) > 1e-6f * fabsf(row[c]))
+                fail_msg("row %u column %u: %g instead of %g (values %d, %u gap bits, group %u)", r,
+                         c, (double)got, (double)row[c], (int)l.coding[i].values,
+                         l.coding[i].gap_bits, l.coding[i].group);
         }
     }
     free(row);

@@ -17,8 +17,10 @@ struct report_tensor {
     int64_t source_zeros;    /**< of them, those that the source had; -1: unknown */
     double sum_squares;      /**< of the source's values */
     double pruning_squares;  /**< of what pruning took away */
-    double rounding_squares; /**< of the difference that coding the rest made */
-    uint64_t bytes;          /**< as stored, all parts */
+    double rounding_squares; /**< of the difference that solving and coding the rest made */
+    /** ||(W - W') X|| / ||W X|| over the inputs X of the calibration text; NAN without one. */
+    double output_error;
+    uint64_t bytes; /**< as stored, all parts */
 };
 
 /** All tensors of a model, in its order. Zero-initialise before use. */
@@ -55,6 +57,8 @@ struct report_sum {
     /** Relative root mean square errors ||W - W'|| / ||W||, both relative to the source; NAN:
      * unknown. error^2 = pruning^2 + rounding^2. */
     double error, pruning_error, rounding_error;
+    /** Root mean square of the matrices' output errors, weighted by their size; NAN: unknown. */
+    double output_error;
     char coding[160]; /**< the codings in use, "bitmap int8, dense int8" */
 };
 

@@ -60,8 +60,10 @@ struct solver_task {
 
 /** What came of it. Zero-initialise, free with solver_result_free. */
 struct solver_result {
-    double output_squares; /**< tr(W H W^T); with the diagonal only: its part of it; NAN: unknown */
-    double output_error;   /**< error(W') as above, rounding to the grid included; likewise */
+    /** tr(W H W^T), and error(W') as above with the rounding to the grid; with the diagonal only:
+     * its part of them. NAN where it would take another product: see solver_output_error. */
+    double output_squares;
+    double output_error;
     double pruning_squares; /**< sum of the squares of weights that became zero */
     /** Scales and codebook that W' is on: every W'[r, c] is exactly scale * entry in float32, or 0.
      * `scales` is NULL if there is none; then the encoder fits one itself. */
@@ -105,6 +107,15 @@ pdvm_status solver_sparsegpt(const struct solver_task *task, struct solver_resul
 
 /** ALPS (Meng et al. 2024): the support by ADMM, the weights by conjugate gradients. */
 pdvm_status solver_admm(const struct solver_task *task, struct solver_result *out, pdvm_error *err);
+
+/**
+ * The best weights for a support that is given: w says where it is (zeros stay zeros) and where to
+ * start, target[rows, cols] are the weights whose outputs are to be matched. Conjugate gradients, at
+ * most options->cg_iterations of them, after masks of any method; rounded as `coding` says. The
+ * errors in *out are against the target; sparsity and scope of the task are not looked at.
+ */
+pdvm_status solver_refine(const struct solver_task *task, const float *target,
+                          struct solver_result *out, pdvm_error *err);
 
 /**
  * Fits scales and codebook of `coding` to the weights that are not zero, with column c's squared

@@ -14,9 +14,9 @@
 
 /**
  * How far ahead of use values and masks are requested. The hardware prefetcher does not follow
- * two long streams of uneven pace; shorter distances than 8 KB leave bandwidth unused.
+ * streams of uneven pace; much shorter distances leave bandwidth unused.
  */
-#define PREFETCH_BYTES 8192
+#define PREFETCH_BYTES 4096
 
 /** Requests the cache line that `p` will have reached PREFETCH_BYTES later, and the n - 1 behind. */
 ALWAYS_INLINE void prefetch_lines(const void *p, int n) {
@@ -59,6 +59,7 @@ AVX512_PRODUCT(avx512_f16_bitmap);
 AVX512_PRODUCT(avx512_f16_dense);
 AVX512_PRODUCT(avx512_lut8_bitmap);
 AVX512_PRODUCT(avx512_lut8_dense);
+void avx512_expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride);
 
 /* vectors_avx512.c */
 void avx512_rms_norm(const float *x, const float *weight, int64_t n, float eps, float *out);

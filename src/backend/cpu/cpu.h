@@ -9,6 +9,7 @@
 #define PDVM_BACKEND_CPU_CPU_H
 
 #include "backend/backend.h"
+#include "base/arena.h"
 
 #include <stdatomic.h>
 
@@ -39,6 +40,10 @@ enum cpu_kind { CPU_INT8, CPU_LUT4, CPU_F32, CPU_BF16, CPU_F16, CPU_LUT8, CPU_N_
  * the others. INT8 stores code + 128, because vector instructions multiply unsigned by signed bytes.
  * LUT4 holds the codes of even micro-blocks in the low nibbles and those of odd ones in the high
  * nibbles of the same bytes, both without gaps. 64 bytes and more are readable behind every array.
+ *
+ * Streams are numbered through all tiles, and every fourth of them follows the other in memory: 0, 4,
+ * 8, ..., then 1, 5, 9, ... A kernel that takes four at once reads along four lines through memory,
+ * which processors fetch faster than one. See cpu_stream_place.
  */
 struct cpu_matrix {
     int64_t rows;
@@ -47,14 +52,16 @@ struct cpu_matrix {
     int64_t n_blocks; /* columns / 64, rounded up */
     enum cpu_kind kind;
     bool dense;
+    bool owned;       /* the arrays are freed with the matrix */
     int streams;      /* of a tile: 1 or 4 */
     uint32_t group;   /* columns per scale; 0: one scale per row */
     int64_t n_groups; /* scales per row in `scales`, padded to whole blocks */
-    uint64_t *masks;  /* [n_tiles][streams][n_blocks * 16 / streams]; NULL when dense */
+    uint64_t *masks;  /* [place of the stream][n_blocks * 16 / streams]; NULL when dense */
     uint8_t *values;
-    uint64_t *offsets; /* [n_tiles * streams + 1] byte offset of each stream's values */
-    float *scales;     /* [n_tiles][n_groups][16]; NULL for F32, BF16, F16 */
-    float table[256];  /* LUT8 */
+    uint64_t *offsets;              /* [n_tiles * streams] where each stream's values begin */
+    uint64_t *bytes;                /* [n_tiles + 1] bytes of values of the tiles before */
+    float *scales;                  /* [place of the tile][n_groups][16]; NULL for F32, BF16, F16 */
+    float table[256];               /* LUT8 */
     _Alignas(64) int8_t table4[64]; /* LUT4: the 16 entries four times over, so that vpermb may
                                        see junk in index bits 4 and 5 */
 };
@@ -64,7 +71,41 @@ static inline bool cpu_kind_is_integer(enum cpu_kind kind) {
     return kind <= CPU_LUT4;
 }
 
-/** Packs a checked matrix. */
+/** Streams that kernels take at once. Work is best split at multiples of so many tiles. */
+#define STREAM_TEAM 4
+
+/** Position of a stream among all of the matrix. */
+static inline int64_t cpu_stream_place(const struct cpu_matrix *m, int64_t stream) {
+    int64_t n = m->n_tiles * m->streams, line = stream % STREAM_TEAM, longer = n % STREAM_TEAM;
+    return stream / STREAM_TEAM + line * (n / STREAM_TEAM) + (line < longer ? line : longer);
+}
+
+/** A stream's micro-blocks, masks and values. */
+static inline int64_t cpu_stream_micros(const struct cpu_matrix *m) {
+    return m->n_blocks * BLOCK_MICROS / m->streams;
+}
+
+static inline uint64_t *cpu_stream_masks(const struct cpu_matrix *m, int64_t stream) {
+    return m->masks ? m->masks + cpu_stream_place(m, stream) * cpu_stream_micros(m) : NULL;
+}
+
+static inline uint8_t *cpu_stream_values(const struct cpu_matrix *m, int64_t stream) {
+    return m->values + m->offsets[stream];
+}
+
+/** A tile's scales, [n_groups][16]; NULL if it has none. */
+static inline float *cpu_tile_scales(const struct cpu_matrix *m, int64_t tile) {
+    int64_t place = m->streams == 1 ? cpu_stream_place(m, tile) : tile;
+    return m->scales ? m->scales + place * m->n_groups * TILE_ROWS : NULL;
+}
+
+/**
+ * Packs a checked matrix. The arrays come from `arena` and live as long as it does; with NULL they
+ * are the matrix's own.
+ */
+pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
+                                 struct pd_threads *threads, struct cpu_matrix **out,
+                                 pdvm_error *err);
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
                             struct cpu_matrix **out, pdvm_error *err);
 void cpu_matrix_free(struct cpu_matrix *m);
@@ -115,12 +156,20 @@ typedef void (*cpu_product_fn)(const struct cpu_matrix *m, int64_t tile0, int64_
 typedef void (*cpu_expand_fn)(const struct cpu_matrix *m, int64_t tile, int64_t block0,
                               int64_t block1, int8_t *out);
 
+struct cpu_batch_kernels;
+struct cpu_attention_kernels;
+
 /** Kernels for one instruction set. */
 struct cpu_kernels {
     const char *name;
     bool (*supported)(void);
     cpu_product_fn product[CPU_N_KINDS][2]; /* [kind][dense] */
     cpu_expand_fn expand;
+    /** The values of a tile of any other kind, all columns, scales multiplied in: row r at
+     * out[r * stride]. */
+    void (*expand_float)(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride);
+    const struct cpu_batch_kernels *batch;         /**< products of many tokens, see batch.h */
+    const struct cpu_attention_kernels *attention; /**< see attention.h */
     /** out[i] = x[i] / rms(x) * weight[i] */
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
     /** Quantises x[n] to act, zero up to the next multiple of 64. The scale is NaN, and all is zero,
@@ -135,6 +184,9 @@ struct cpu_kernels {
 extern const struct cpu_kernels cpu_kernels_scalar;
 #ifdef PDVM_HAVE_AVX512
 extern const struct cpu_kernels cpu_kernels_avx512;
+#endif
+#ifdef PDVM_HAVE_AMX
+extern const struct cpu_kernels cpu_kernels_amx; /* avx512 but for batches */
 #endif
 
 /** The table of that name, or the best for "auto"; NULL and an error if this machine lacks it. */
@@ -213,41 +265,58 @@ void cpu_kv_store(struct backend_kv *kv, uint32_t layer, bool value, uint32_t he
 struct cpu_worker {
     struct cpu_act act; /* [1] for single-token passes */
     float *normed;      /* [hidden_size] */
-    float *products;    /* [2][max_batch][PRODUCT_TILES * TILE_ROWS] gate and up */
+    float *products;    /* [max_batch][PANEL_MAX_ROWS] */
+    void *panel;        /* [panel_bytes] expanded weights */
+    float *attn;        /* attention of batches */
     float *q;           /* [head_dim] a rotated query */
     float *q_sink;      /* the same, rotated for the sinks */
     float *k;           /* [head_dim] */
     float *acc;         /* [head_dim] */
 };
 
-/** Tiles of gate and of up that are computed before they are combined. */
-#define PRODUCT_TILES 2
+/** Most rows that are expanded for a batch, and that a phase computes before it uses the results. */
+#define PANEL_MAX_ROWS 256
+
+/** A batch's activations, packed in token tiles of 16. */
+struct cpu_batch_acts {
+    uint8_t *packed; /* [token tiles][tile_bytes] */
+    size_t tile_bytes;
+    float *scales;   /* [token tiles][16] */
+    const float **x; /* [max_batch] */
+    int digits;      /* 2: 16-bit integers; 1: 8-bit ones */
+};
+
+/** Tiles of up that are computed for a few tokens before they meet the gate. */
+#define PRODUCT_TILES STREAM_TEAM
 
 /* Rows of x, normed, attn and hidden are padded with zeros to whole blocks, as products read them. */
 struct cpu_backend {
     struct backend base;
     const struct cpu_kernels *kernels;
     struct pd_threads *threads;
+    struct pd_arena arena; /* the packed matrices' arrays */
     char description[64];
     const struct plan *plan;
-    int64_t *splits;            /* [n_phases][n_split + 1] tiles, see split_phases */
-    int64_t *grains;            /* [n_phases] least tiles of a piece of work */
-    int n_split;                /* workers that the phases are split for */
-    struct cpu_worker *workers; /* [n_workers] */
-    struct cpu_act *acts;       /* [max_batch]: shared, for passes of several tokens */
-    float *normed;              /* [max_batch][hidden_size] */
-    float *x;                   /* [max_batch][hidden_size] residual stream */
-    float *q;                   /* [max_batch][n_heads * head_dim] */
-    float *k;                   /* [max_batch][n_kv_heads * head_dim] */
-    float *v;                   /* [max_batch][n_kv_heads * head_dim] */
-    float *attn;                /* [max_batch][n_heads * head_dim] */
-    float *hidden;              /* [max_batch][intermediate_size] */
-    float *rope;                /* [max_batch][2][head_dim / 2] cos, sin */
-    float *rope_sink;           /* [2][head_dim / 2] of minus the dropped positions */
-    float *partial;             /* attention pieces: [pieces][max_batch][n_heads][head_dim + 2] */
-    size_t partial_capacity;    /* floats */
-    atomic_uint *merge;         /* [n_kv_heads] pieces that have arrived */
-    void **allocations;         /* everything above, for destroy */
+    int64_t *splits;             /* [n_phases][n_split + 1] tiles, see split_phases */
+    int64_t *grains;             /* [n_phases] least tiles of a piece of work */
+    int n_split;                 /* workers that the phases are split for */
+    struct cpu_worker *workers;  /* [n_workers] */
+    struct cpu_act *acts;        /* [max_batch]: shared, for passes of a few tokens */
+    struct cpu_batch_acts batch; /* shared, for passes of many tokens */
+    size_t panel_bytes;
+    float *normed;           /* [max_batch][hidden_size] */
+    float *x;                /* [max_batch][hidden_size] residual stream */
+    float *q;                /* [max_batch][n_heads * head_dim] */
+    float *k;                /* [max_batch][n_kv_heads * head_dim] */
+    float *v;                /* [max_batch][n_kv_heads * head_dim] */
+    float *attn;             /* [max_batch][n_heads * head_dim] */
+    float *hidden;           /* [max_batch][intermediate_size] */
+    float *rope;             /* [max_batch][2][head_dim / 2] cos, sin */
+    float *rope_sink;        /* [2][head_dim / 2] of minus the dropped positions */
+    float *partial;          /* attention pieces: [pieces][n_heads][head_dim + 2], or workers' */
+    size_t partial_capacity; /* floats */
+    atomic_uint *merge;      /* [n_kv_heads] pieces that have arrived */
+    void **allocations;      /* everything above, for destroy */
     size_t n_allocations;
     size_t allocation_capacity;
 };

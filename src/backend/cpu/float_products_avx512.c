@@ -32,11 +32,10 @@ ALWAYS_INLINE __m512 next_values(const uint8_t **p, enum cpu_kind kind, bool den
 ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream,
                                       enum cpu_kind kind, bool dense, uint32_t nt,
                                       const struct cpu_act *act, float result[][4]) {
-    const int64_t micros = m->n_blocks * (BLOCK_MICROS / 4);
-    const uint64_t *masks = dense ? NULL : m->masks + stream * micros;
-    const float *scales =
-        m->scales ? m->scales + stream / 4 * m->n_groups * TILE_ROWS + stream % 4 * 4 : NULL;
-    const uint8_t *p = m->values + m->offsets[stream];
+    const int64_t micros = cpu_stream_micros(m);
+    const uint64_t *masks = cpu_stream_masks(m, stream);
+    const float *scales = cpu_tile_scales(m, stream / 4);
+    const uint8_t *p = cpu_stream_values(m, stream);
     __m512 acc[4][4];
     for (int r = 0; r < 4; r++)
         for (uint32_t t = 0; t < nt; t++) acc[r][t] = _mm512_setzero_ps();
@@ -46,7 +45,7 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
         prefetch_lines(p, 1);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++) {
-            float scale = kind == CPU_LUT8 ? scales[g * TILE_ROWS + r] : 1;
+            float scale = kind == CPU_LUT8 ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
             __m512 w = next_values(&p, kind, dense, (__mmask16)(mask >> (16 * r)), m->table, scale);
 #pragma GCC unroll 4
             for (uint32_t t = 0; t < nt; t++)
@@ -56,6 +55,35 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
     }
     for (int r = 0; r < 4; r++)
         for (uint32_t t = 0; t < nt; t++) result[t][r] = sum16(acc[r][t]);
+}
+
+ALWAYS_INLINE void expand_tile(const struct cpu_matrix *m, int64_t tile, enum cpu_kind kind,
+                               float *out, int64_t stride) {
+    const float *scales = cpu_tile_scales(m, tile);
+    for (int64_t stream = 4 * tile; stream < 4 * tile + 4; stream++, out += 4 * stride) {
+        const uint64_t *masks = cpu_stream_masks(m, stream);
+        const uint8_t *p = cpu_stream_values(m, stream);
+        for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
+            uint64_t mask = masks ? masks[i] : ~(uint64_t)0;
+            int64_t g = kind == CPU_LUT8 && m->group ? 16 * i / m->group : 0;
+            prefetch_lines(p, 1);
+            for (int r = 0; r < 4; r++) {
+                float scale = kind == CPU_LUT8 ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
+                __m512 w =
+                    next_values(&p, kind, false, (__mmask16)(mask >> (16 * r)), m->table, scale);
+                _mm512_storeu_ps(out + r * stride + 16 * i, w);
+            }
+        }
+    }
+}
+
+void avx512_expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride) {
+    switch (m->kind) {
+    case CPU_F32: expand_tile(m, tile, CPU_F32, out, stride); break;
+    case CPU_BF16: expand_tile(m, tile, CPU_BF16, out, stride); break;
+    case CPU_F16: expand_tile(m, tile, CPU_F16, out, stride); break;
+    default: expand_tile(m, tile, CPU_LUT8, out, stride); break;
+    }
 }
 
 /* Tokens are taken 4 at a time, so that one expansion serves 4 products. */

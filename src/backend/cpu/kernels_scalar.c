@@ -1,5 +1,6 @@
 /* The reference kernels, in plain C. They add in the order that cpu.h promises. */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/attention.h"
+#include "backend/cpu/batch.h"
 #include "base/half.h"
 
 #include <float.h>
@@ -17,16 +18,12 @@ struct cursor {
     const uint8_t *next[2];
 };
 
-static size_t stream_micros(const struct cpu_matrix *m) {
-    return (size_t)m->n_blocks * BLOCK_MICROS / (size_t)m->streams;
-}
-
-static uint64_t micro_mask(const struct cpu_matrix *m, size_t stream, size_t i) {
-    return m->masks ? m->masks[stream * stream_micros(m) + i] : ~(uint64_t)0;
+static uint64_t mask_at(const uint64_t *masks, int64_t i) {
+    return masks ? masks[i] : ~(uint64_t)0;
 }
 
 /* Expands micro-block i to 64 signed bytes. */
-static void expand_micro(const struct cpu_matrix *m, struct cursor *s, uint64_t mask, size_t i,
+static void expand_micro(const struct cpu_matrix *m, struct cursor *s, uint64_t mask, int64_t i,
                          int8_t out[64]) {
     bool high = m->kind == CPU_LUT4 && i % 2;
     const uint8_t *p = s->next[high];
@@ -41,21 +38,20 @@ static void expand_micro(const struct cpu_matrix *m, struct cursor *s, uint64_t 
     s->next[high] = p;
 }
 
-/* A cursor behind the first n micro-blocks of a tile. */
-static struct cursor skip(const struct cpu_matrix *m, size_t tile, size_t n) {
-    const uint8_t *p = m->values + m->offsets[tile];
-    struct cursor s = {{p, p}};
-    for (size_t i = 0; i < n; i++)
-        s.next[m->kind == CPU_LUT4 && i % 2] += __builtin_popcountll(micro_mask(m, tile, i));
-    return s;
+static struct cursor tile_cursor(const struct cpu_matrix *m, int64_t tile) {
+    const uint8_t *p = cpu_stream_values(m, tile);
+    return (struct cursor){{p, p}};
 }
 
 static void expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                    int8_t *out) {
-    size_t begin = (size_t)block0 * BLOCK_MICROS, end = (size_t)block1 * BLOCK_MICROS;
-    struct cursor s = skip(m, (size_t)tile, begin);
-    for (size_t i = begin; i < end; i++, out += 64)
-        expand_micro(m, &s, micro_mask(m, (size_t)tile, i), i, out);
+    const uint64_t *masks = cpu_stream_masks(m, tile);
+    struct cursor s = tile_cursor(m, tile);
+    int64_t i = 0;
+    for (; i < block0 * BLOCK_MICROS; i++)
+        s.next[m->kind == CPU_LUT4 && i % 2] += __builtin_popcountll(mask_at(masks, i));
+    for (; i < block1 * BLOCK_MICROS; i++, out += 64)
+        expand_micro(m, &s, mask_at(masks, i), i, out);
 }
 
 /* sums[r] += the products of row r of a micro-block. */
@@ -66,21 +62,22 @@ static void add_micro(const int8_t w[64], const int16_t x[4], int64_t sums[TILE_
     }
 }
 
-static void product_of_tile(const struct cpu_matrix *m, size_t tile, const struct cpu_act *act,
+static void product_of_tile(const struct cpu_matrix *m, int64_t tile, const struct cpu_act *act,
                             float result[TILE_ROWS]) {
-    const float *scales = m->scales + tile * (size_t)m->n_groups * TILE_ROWS;
-    size_t micros = stream_micros(m), group_micros = m->group ? m->group / 4 : micros;
+    const uint64_t *masks = cpu_stream_masks(m, tile);
+    const float *scales = cpu_tile_scales(m, tile);
+    int64_t micros = cpu_stream_micros(m), group_micros = m->group ? m->group / 4 : micros;
     float lanes[TILE_ROWS][16] = {{0}};
     int64_t sums[TILE_ROWS] = {0};
-    struct cursor s = skip(m, tile, 0);
-    for (size_t i = 0; i < micros; i++) {
+    struct cursor s = tile_cursor(m, tile);
+    for (int64_t i = 0; i < micros; i++) {
         int8_t w[64];
-        expand_micro(m, &s, micro_mask(m, tile, i), i, w);
+        expand_micro(m, &s, mask_at(masks, i), i, w);
         add_micro(w, act->q + 4 * i, sums);
         if (m->group == 0 || ((i + 1) % group_micros != 0 && i + 1 != micros)) continue;
-        size_t g = i / group_micros;
+        int64_t g = i / group_micros;
         for (int r = 0; r < TILE_ROWS; r++)
-            lanes[r][g % 16] += (float)sums[r] * scales[g * TILE_ROWS + (size_t)r];
+            lanes[r][g % 16] += (float)sums[r] * scales[g * TILE_ROWS + r];
         memset(sums, 0, sizeof sums);
     }
     for (int r = 0; r < TILE_ROWS; r++)
@@ -94,7 +91,7 @@ static void product_integer(const struct cpu_matrix *m, int64_t tile0, int64_t t
         for (int64_t tile = tile0; tile < tile1; tile++) {
             float result[TILE_ROWS];
             int64_t rows = m->rows - tile * TILE_ROWS;
-            product_of_tile(m, (size_t)tile, &act[t], result);
+            product_of_tile(m, tile, &act[t], result);
             memcpy(out + t * stride + (tile - tile0) * TILE_ROWS, result,
                    (size_t)(rows < TILE_ROWS ? rows : TILE_ROWS) * sizeof *result);
         }
@@ -114,22 +111,43 @@ static float entry_value(const struct cpu_matrix *m, const uint8_t *p, float sca
     }
 }
 
-/* Four rows: one stream. */
-static void product_of_stream(const struct cpu_matrix *m, size_t stream, const float *x,
-                              float result[4]) {
-    size_t size = m->kind == CPU_F32 ? 4 : m->kind == CPU_LUT8 ? 1 : 2;
-    size_t tile = stream / 4, row0 = stream % 4 * 4;
-    const uint8_t *p = m->values + m->offsets[stream];
-    float lanes[4][16] = {{0}};
-    for (size_t i = 0; i < stream_micros(m); i++) {
-        uint64_t mask = micro_mask(m, stream, i);
-        for (; mask; mask &= mask - 1, p += size) {
-            size_t k = (size_t)__builtin_ctzll(mask), r = k / 16, c = 16 * i + k % 16;
-            float scale = 1;
-            if (m->scales) {
-                size_t g = m->group ? c / m->group : 0;
-                scale = m->scales[(tile * (size_t)m->n_groups + g) * TILE_ROWS + row0 + r];
+static size_t entry_size(const struct cpu_matrix *m) {
+    return m->kind == CPU_F32 ? 4 : m->kind == CPU_LUT8 ? 1 : 2;
+}
+
+static void expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride) {
+    const float *scales = cpu_tile_scales(m, tile);
+    for (int64_t stream = 4 * tile; stream < 4 * tile + 4; stream++, out += 4 * stride) {
+        const uint64_t *masks = cpu_stream_masks(m, stream);
+        const uint8_t *p = cpu_stream_values(m, stream);
+        for (int r = 0; r < 4; r++)
+            memset(out + r * stride, 0, (size_t)m->n_blocks * BLOCK_COLS * sizeof *out);
+        for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
+            uint64_t mask = mask_at(masks, i);
+            for (; mask; mask &= mask - 1, p += entry_size(m)) {
+                int k = __builtin_ctzll(mask), r = k / 16;
+                int64_t c = 16 * i + k % 16, g = m->group ? c / m->group : 0;
+                float scale = scales ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
+                out[r * stride + c] = entry_value(m, p, scale);
             }
+        }
+    }
+}
+
+/* Four rows: one stream. */
+static void product_of_stream(const struct cpu_matrix *m, int64_t stream, const float *x,
+                              float result[4]) {
+    const size_t size = entry_size(m);
+    const uint64_t *masks = cpu_stream_masks(m, stream);
+    const uint8_t *p = cpu_stream_values(m, stream);
+    const float *scales = cpu_tile_scales(m, stream / 4);
+    float lanes[4][16] = {{0}};
+    for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
+        uint64_t mask = mask_at(masks, i);
+        for (; mask; mask &= mask - 1, p += size) {
+            int k = __builtin_ctzll(mask), r = k / 16;
+            int64_t c = 16 * i + k % 16, g = m->group ? c / m->group : 0;
+            float scale = scales ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
             lanes[r][k % 16] += entry_value(m, p, scale) * x[c];
         }
     }
@@ -141,7 +159,7 @@ static void product_float(const struct cpu_matrix *m, int64_t tile0, int64_t til
     for (uint32_t t = 0; t < n; t++) {
         for (int64_t row = tile0 * TILE_ROWS; row < tile1 * TILE_ROWS && row < m->rows; row += 4) {
             float result[4];
-            product_of_stream(m, (size_t)row / 4, act[t].x, result);
+            product_of_stream(m, row / 4, act[t].x, result);
             memcpy(out + t * stride + row - tile0 * TILE_ROWS, result,
                    (size_t)(m->rows - row < 4 ? m->rows - row : 4) * sizeof *result);
         }
@@ -227,6 +245,9 @@ const struct cpu_kernels cpu_kernels_scalar = {
                 [CPU_F16] = {product_float, product_float},
                 [CPU_LUT8] = {product_float, product_float}},
     .expand = expand,
+    .expand_float = expand_float,
+    .batch = &cpu_batch_scalar,
+    .attention = &cpu_attention_scalar,
     .rms_norm = rms_norm,
     .quantise = quantise,
     .dot = {[PDVM_KV_F32] = dot_f32, [PDVM_KV_F16] = dot_f16, [PDVM_KV_INT8] = dot_i8},

@@ -17,12 +17,19 @@
  */
 #define PIECE_MICROS 8192
 
-/* Micro-blocks of one step: their products go to accumulators of their own, because an addition to
- * one of them takes 5 cycles. */
+/* Micro-blocks of a tile between two prefetches. */
 #define STEP 4
+
+/*
+ * A pass takes 4 tiles for one token, one tile for 4 tokens (an expansion serves them all), or one
+ * tile for one token: what is left over. CHAINS sums each of high and low digits keep the
+ * additions to one from waiting for each other, which take 5 cycles.
+ */
+#define CHAINS 4
 
 /* Where a tile's next codes are; LUT4 has one position for each nibble. */
 struct cursor {
+    const uint64_t *masks; /* NULL: dense */
     const uint8_t *next[2];
 };
 
@@ -35,126 +42,146 @@ ALWAYS_INLINE __m512i expand_bytes(uint64_t mask, __m512i v, __m512i c128) {
     return c128;
 }
 
-/* acc += products of unsigned bytes with the same 4 signed bytes in every lane. As assembly, because
- * gcc 12 copies accumulators around the intrinsic. */
-ALWAYS_INLINE __m512i add_products(__m512i acc, __m512i w, const int8_t x[4]) {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const int8_t(*)[4])x));
+/* acc += products of unsigned and signed bytes. As assembly, because gcc 12 copies accumulators around
+ * the intrinsic. */
+ALWAYS_INLINE __m512i add_products(__m512i acc, __m512i w, __m512i x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
+}
+
+/* The same 4 bytes in every lane. */
+ALWAYS_INLINE __m512i broadcast4(const int8_t *x) {
+    int32_t v;
+    memcpy(&v, x, sizeof v);
+    return _mm512_set1_epi32(v);
 }
 
 /* The codes of micro-block i as unsigned bytes. */
 ALWAYS_INLINE __m512i next_codes(struct cursor *c, enum cpu_kind kind, bool dense, bool odd,
-                                 uint64_t mask, __m512i table, __m512i c128) {
+                                 int64_t i, __m512i table, __m512i c128) {
     const uint8_t **p = &c->next[kind == CPU_LUT4 && odd];
+    uint64_t mask = dense ? 0 : c->masks[i];
     __m512i v = _mm512_loadu_si512(*p);
     *p += dense ? 64 : _mm_popcnt_u64(mask);
     if (kind == CPU_LUT4) v = _mm512_permutexvar_epi8(odd ? _mm512_srli_epi16(v, 4) : v, table);
     return dense ? v : expand_bytes(mask, v, c128);
 }
 
-/* Requests what STEP micro-blocks will take later. */
-ALWAYS_INLINE void prefetch_step(const struct cursor *c, enum cpu_kind kind,
-                                 const uint64_t *masks) {
-    if (masks) prefetch_lines(masks, 1);
-    prefetch_lines(c->next[0], masks || kind == CPU_LUT4 ? 2 : STEP);
+/* Requests what STEP micro-blocks from i on will take later. */
+ALWAYS_INLINE void prefetch_step(const struct cursor *c, enum cpu_kind kind, bool dense,
+                                 int64_t i) {
+    if (!dense) prefetch_lines(c->masks + i, 1);
+    prefetch_lines(c->next[0], !dense || kind == CPU_LUT4 ? 2 : STEP);
 }
 
-/* Adds micro-blocks [begin, end) of the tile at the cursor to one sum of each digit per token. */
-ALWAYS_INLINE void add_micros(struct cursor *c, enum cpu_kind kind, const uint64_t *masks,
+/*
+ * Adds micro-blocks [begin, end) of the tiles at the cursors to sums of each digit: high[k] and low[k]
+ * are of tile k or token k, whichever there are several of.
+ */
+ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum cpu_kind kind, bool dense,
                               int64_t begin, int64_t end, __m512i table, const struct cpu_act *act,
-                              uint32_t nt, __m512i high[], __m512i low[]) {
+                              int tokens, __m512i high[], __m512i low[]) {
     const __m512i c128 = _mm512_set1_epi8((char)0x80);
-    const int chains = nt == 1 ? STEP : 1;
-    __m512i acc[2][4];
-    for (int i = 0; i < 4; i++) acc[0][i] = acc[1][i] = _mm512_setzero_si512();
+    const bool single = tiles == 1 && tokens == 1;
+    __m512i acc[2][CHAINS];
+    for (int k = 0; k < CHAINS; k++) acc[0][k] = acc[1][k] = _mm512_setzero_si512();
     for (int64_t i = begin; i < end; i += STEP) {
-        prefetch_step(c, kind, masks ? masks + i : NULL);
+        for (int k = 0; k < tiles; k++) prefetch_step(&c[k], kind, dense, i);
 #pragma GCC unroll 4
         for (int j = 0; j < STEP; j++) {
-            __m512i w = next_codes(c, kind, !masks, j % 2, masks ? masks[i + j] : 0, table, c128);
+            const int64_t col = 4 * (i + j);
 #pragma GCC unroll 4
-            for (uint32_t t = 0; t < nt; t++) {
-                int a = (int)t * chains + j % chains;
-                acc[0][a] = add_products(acc[0][a], w, act[t].high + 4 * (i + j));
-                acc[1][a] = add_products(acc[1][a], w, act[t].low + 4 * (i + j));
+            for (int k = 0; k < tiles; k++) {
+                __m512i w = next_codes(&c[k], kind, dense, j % 2, i + j, table, c128);
+#pragma GCC unroll 4
+                for (int t = 0; t < tokens; t++) {
+                    int chain = single ? j % CHAINS : tiles > 1 ? k : t;
+                    acc[0][chain] = add_products(acc[0][chain], w, broadcast4(act[t].high + col));
+                    acc[1][chain] = add_products(acc[1][chain], w, broadcast4(act[t].low + col));
+                }
             }
         }
     }
-    if (nt == 1) {
-        high[0] = _mm512_add_epi32(_mm512_add_epi32(acc[0][0], acc[0][1]),
-                                   _mm512_add_epi32(acc[0][2], acc[0][3]));
-        low[0] = _mm512_add_epi32(_mm512_add_epi32(acc[1][0], acc[1][1]),
-                                  _mm512_add_epi32(acc[1][2], acc[1][3]));
-        return;
+    for (int k = 1; single && k < CHAINS; k++) {
+        acc[0][0] = _mm512_add_epi32(acc[0][0], acc[0][k]);
+        acc[1][0] = _mm512_add_epi32(acc[1][0], acc[1][k]);
     }
-    for (uint32_t t = 0; t < nt; t++) {
-        high[t] = acc[0][t];
-        low[t] = acc[1][t];
+    for (int k = 0; k < (single ? 1 : CHAINS); k++) {
+        high[k] = acc[0][k];
+        low[k] = acc[1][k];
     }
 }
 
-/* One scale per row. sums = 256 * high + low - bias in 64 bits: 8 rows and 8 rows. */
-ALWAYS_INLINE void products_of_tile(const struct cpu_matrix *m, int64_t tile, struct cursor c,
-                                    enum cpu_kind kind, const uint64_t *masks, __m512i table,
-                                    const struct cpu_act *act, const int64_t *bias, uint32_t nt,
-                                    __m512 result[]) {
-    const int64_t micros = m->n_blocks * BLOCK_MICROS;
-    __m512i sums[4][2];
-    for (uint32_t t = 0; t < nt; t++) sums[t][0] = sums[t][1] = _mm512_set1_epi64(-bias[t]);
+/* 256 * high + low in 64 bits: rows 0 to 7, or 8 to 15. */
+ALWAYS_INLINE __m512i wide_sum(__m512i high, __m512i low, int half) {
+    __m512i h = _mm512_cvtepi32_epi64(half ? _mm512_extracti64x4_epi64(high, 1)
+                                           : _mm512_castsi512_si256(high));
+    __m512i l = _mm512_cvtepi32_epi64(half ? _mm512_extracti64x4_epi64(low, 1)
+                                           : _mm512_castsi512_si256(low));
+    return _mm512_add_epi64(_mm512_slli_epi64(h, 8), l);
+}
+
+/* One scale per row. result[k] is of tile k or token k. */
+ALWAYS_INLINE void products_of_tiles(const struct cpu_matrix *m, struct cursor *c, int64_t tile,
+                                     int tiles, enum cpu_kind kind, bool dense, __m512i table,
+                                     const struct cpu_act *act, const int64_t *bias, int tokens,
+                                     __m512 result[]) {
+    const int64_t micros = cpu_stream_micros(m);
+    const int n = tiles * tokens;
+    __m512i sums[CHAINS][2];
+    for (int k = 0; k < n; k++)
+        sums[k][0] = sums[k][1] = _mm512_set1_epi64(-bias[tokens > 1 ? k : 0]);
     for (int64_t begin = 0; begin < micros; begin += PIECE_MICROS) {
         int64_t end = begin + PIECE_MICROS < micros ? begin + PIECE_MICROS : micros;
-        __m512i high[4], low[4];
-        add_micros(&c, kind, masks, begin, end, table, act, nt, high, low);
-        for (uint32_t t = 0; t < nt; t++) {
-            for (int i = 0; i < 2; i++) {
-                __m512i h = _mm512_cvtepi32_epi64(i ? _mm512_extracti64x4_epi64(high[t], 1)
-                                                    : _mm512_castsi512_si256(high[t]));
-                __m512i l = _mm512_cvtepi32_epi64(i ? _mm512_extracti64x4_epi64(low[t], 1)
-                                                    : _mm512_castsi512_si256(low[t]));
-                h = _mm512_add_epi64(_mm512_slli_epi64(h, 8), l);
-                sums[t][i] = _mm512_add_epi64(sums[t][i], h);
-            }
-        }
+        __m512i high[CHAINS], low[CHAINS];
+        add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
+        for (int k = 0; k < n; k++)
+            for (int half = 0; half < 2; half++)
+                sums[k][half] = _mm512_add_epi64(sums[k][half], wide_sum(high[k], low[k], half));
     }
-    const __m512 scales = _mm512_loadu_ps(m->scales + tile * TILE_ROWS);
-    for (uint32_t t = 0; t < nt; t++) {
-        __m512 sum = _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtepi64_ps(sums[t][0])),
-                                        _mm512_cvtepi64_ps(sums[t][1]), 1);
-        result[t] = _mm512_mul_ps(sum, _mm512_mul_ps(scales, _mm512_set1_ps(act[t].scale)));
+    for (int k = 0; k < n; k++) {
+        __m512 sum = _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtepi64_ps(sums[k][0])),
+                                        _mm512_cvtepi64_ps(sums[k][1]), 1);
+        __m512 scales = _mm512_loadu_ps(cpu_tile_scales(m, tiles > 1 ? tile + k : tile));
+        __m512 scale = _mm512_set1_ps(act[tokens > 1 ? k : 0].scale);
+        result[k] = _mm512_mul_ps(sum, _mm512_mul_ps(scales, scale));
     }
 }
 
 /* A scale per group of columns: its sums fit 32 bits, 256 columns * 127 * ACT_MAX < 2^31. */
-ALWAYS_INLINE void grouped_products_of_tile(const struct cpu_matrix *m, int64_t tile,
-                                            struct cursor c, enum cpu_kind kind,
-                                            const uint64_t *masks, __m512i table,
-                                            const struct cpu_act *act, uint32_t nt,
-                                            __m512 result[]) {
-    const int64_t micros = m->n_blocks * BLOCK_MICROS, group_micros = m->group / 4;
-    const float *scales = m->scales + tile * m->n_groups * TILE_ROWS;
-    __m512 lanes[4][16];
-    for (uint32_t t = 0; t < nt; t++)
-        for (int i = 0; i < 16; i++) lanes[t][i] = _mm512_setzero_ps();
+ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct cursor *c,
+                                             int64_t tile, int tiles, enum cpu_kind kind,
+                                             bool dense, __m512i table, const struct cpu_act *act,
+                                             int tokens, __m512 result[]) {
+    const int64_t micros = cpu_stream_micros(m), group_micros = m->group / 4;
+    const int n = tiles * tokens;
+    const float *scales[CHAINS];
+    __m512 lanes[CHAINS][16];
+    for (int k = 0; k < n; k++) {
+        scales[k] = cpu_tile_scales(m, tiles > 1 ? tile + k : tile);
+        for (int i = 0; i < 16; i++) lanes[k][i] = _mm512_setzero_ps();
+    }
     for (int64_t g = 0; g < m->n_groups; g++) {
         int64_t begin = g * group_micros;
         int64_t end = begin + group_micros < micros ? begin + group_micros : micros;
-        __m512i high[4], low[4];
-        prefetch_lines(scales + g * TILE_ROWS, 1);
-        add_micros(&c, kind, masks, begin, end, table, act, nt, high, low);
-        for (uint32_t t = 0; t < nt; t++) {
-            __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[t], 8), low[t]);
+        __m512i high[CHAINS], low[CHAINS];
+        for (int k = 0; k < tiles; k++) prefetch_lines(scales[k] + g * TILE_ROWS, 1);
+        add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
+        for (int k = 0; k < n; k++) {
+            const int32_t *bias = act[tokens > 1 ? k : 0].bias;
+            __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[k], 8), low[k]);
             for (int64_t b = 4 * begin; b < 4 * end; b += BIAS_COLS)
-                sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(act[t].bias[b / BIAS_COLS]));
+                sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(bias[b / BIAS_COLS]));
             __m512 v =
-                _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(scales + g * TILE_ROWS));
-            lanes[t][g % 16] = _mm512_add_ps(lanes[t][g % 16], v);
+                _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(scales[k] + g * TILE_ROWS));
+            lanes[k][g % 16] = _mm512_add_ps(lanes[k][g % 16], v);
         }
     }
-    for (uint32_t t = 0; t < nt; t++) {
+    for (int k = 0; k < n; k++) {
         for (int half = 8; half > 0; half /= 2)
             for (int i = 0; i < half; i++)
-                lanes[t][i] = _mm512_add_ps(lanes[t][i], lanes[t][i + half]);
-        result[t] = _mm512_mul_ps(lanes[t][0], _mm512_set1_ps(act[t].scale));
+                lanes[k][i] = _mm512_add_ps(lanes[k][i], lanes[k][i + half]);
+        result[k] = _mm512_mul_ps(lanes[k][0], _mm512_set1_ps(act[tokens > 1 ? k : 0].scale));
     }
 }
 
@@ -164,8 +191,8 @@ ALWAYS_INLINE __m512i unsigned_table(const struct cpu_matrix *m) {
 }
 
 ALWAYS_INLINE struct cursor tile_cursor(const struct cpu_matrix *m, int64_t tile) {
-    const uint8_t *values = m->values + m->offsets[tile];
-    return (struct cursor){{values, values}};
+    const uint8_t *values = cpu_stream_values(m, tile);
+    return (struct cursor){cpu_stream_masks(m, tile), {values, values}};
 }
 
 static int64_t sum_of_bias(const struct cpu_act *act, int64_t n_blocks) {
@@ -174,35 +201,49 @@ static int64_t sum_of_bias(const struct cpu_act *act, int64_t n_blocks) {
     return sum;
 }
 
-/* Up to 4 tokens: one expansion serves them all. */
-ALWAYS_INLINE void product_few(const struct cpu_matrix *m, enum cpu_kind kind, bool dense,
-                               int64_t tile0, int64_t tile1, const struct cpu_act *act, uint32_t nt,
-                               float *out, int64_t stride) {
-    const __m512i table = kind == CPU_LUT4 ? unsigned_table(m) : _mm512_setzero_si512();
-    int64_t bias[4];
-    for (uint32_t t = 0; t < nt; t++) bias[t] = sum_of_bias(&act[t], m->n_blocks);
-    for (int64_t tile = tile0; tile < tile1; tile++) {
-        const uint64_t *masks = dense ? NULL : m->masks + tile * m->n_blocks * BLOCK_MICROS;
-        struct cursor c = tile_cursor(m, tile);
-        __m512 result[4];
-        if (m->group)
-            grouped_products_of_tile(m, tile, c, kind, masks, table, act, nt, result);
-        else
-            products_of_tile(m, tile, c, kind, masks, table, act, bias, nt, result);
-        __mmask16 rows = tail(m->rows, tile * TILE_ROWS);
-        for (uint32_t t = 0; t < nt; t++)
-            _mm512_mask_storeu_ps(out + t * stride + (tile - tile0) * TILE_ROWS, rows, result[t]);
+/* One pass: tiles from `tile` on, and tokens. */
+ALWAYS_INLINE void pass(const struct cpu_matrix *m, enum cpu_kind kind, bool dense, int64_t tile,
+                        int tiles, const struct cpu_act *act, const int64_t *bias, int tokens,
+                        __m512i table, float *out, int64_t stride) {
+    struct cursor c[CHAINS];
+    __m512 result[CHAINS];
+    for (int k = 0; k < tiles; k++) c[k] = tile_cursor(m, tile + k);
+    if (m->group)
+        grouped_products_of_tiles(m, c, tile, tiles, kind, dense, table, act, tokens, result);
+    else
+        products_of_tiles(m, c, tile, tiles, kind, dense, table, act, bias, tokens, result);
+    for (int k = 0; k < tiles * tokens; k++) {
+        int64_t at = tiles > 1 ? k * TILE_ROWS : k * stride;
+        _mm512_mask_storeu_ps(out + at, tail(m->rows, (tile + (tiles > 1 ? k : 0)) * TILE_ROWS),
+                              result[k]);
     }
 }
 
 ALWAYS_INLINE void product(const struct cpu_matrix *m, enum cpu_kind kind, bool dense,
                            int64_t tile0, int64_t tile1, const struct cpu_act *act, uint32_t n,
                            float *out, int64_t stride) {
+    const __m512i table = kind == CPU_LUT4 ? unsigned_table(m) : _mm512_setzero_si512();
     uint32_t t = 0;
-    for (; t + 4 <= n; t += 4)
-        product_few(m, kind, dense, tile0, tile1, act + t, 4, out + t * stride, stride);
-    for (; t < n; t++)
-        product_few(m, kind, dense, tile0, tile1, act + t, 1, out + t * stride, stride);
+    for (; t + 4 <= n; t += 4) {
+        int64_t bias[4];
+        for (int i = 0; i < 4; i++) bias[i] = sum_of_bias(&act[t + (uint32_t)i], m->n_blocks);
+        for (int64_t tile = tile0; tile < tile1; tile++)
+            pass(m, kind, dense, tile, 1, act + t, bias, 4, table,
+                 out + t * stride + (tile - tile0) * TILE_ROWS, stride);
+    }
+    for (; t < n; t++) {
+        int64_t bias = sum_of_bias(&act[t], m->n_blocks);
+        float *dst = out + t * stride;
+        int64_t tile = tile0, tiles;
+        for (; tile < tile1; tile += tiles, dst += tiles * TILE_ROWS) {
+            /* Four that are on different lines of memory, and go on where the last four ended. */
+            tiles = tile % STREAM_TEAM == 0 && tile + STREAM_TEAM <= tile1 ? STREAM_TEAM : 1;
+            if (tiles == STREAM_TEAM)
+                pass(m, kind, dense, tile, STREAM_TEAM, act + t, &bias, 1, table, dst, stride);
+            else
+                pass(m, kind, dense, tile, 1, act + t, &bias, 1, table, dst, stride);
+        }
+    }
 }
 
 #define PRODUCT(NAME, KIND, DENSE)                                                                 \
@@ -217,16 +258,15 @@ PRODUCT(avx512_lut4_dense, CPU_LUT4, true)
 void avx512_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                    int8_t *out) {
     const __m512i c128 = _mm512_set1_epi8((char)0x80), table = unsigned_table(m);
-    const uint64_t *masks = m->masks ? m->masks + tile * m->n_blocks * BLOCK_MICROS : NULL;
     struct cursor c = tile_cursor(m, tile);
+    const bool dense = !c.masks;
     for (int64_t i = 0; i < block0 * BLOCK_MICROS; i++)
-        c.next[m->kind == CPU_LUT4 && i % 2] += masks ? _mm_popcnt_u64(masks[i]) : 64;
+        c.next[m->kind == CPU_LUT4 && i % 2] += dense ? 64 : _mm_popcnt_u64(c.masks[i]);
     for (int64_t i = block0 * BLOCK_MICROS; i < block1 * BLOCK_MICROS; i += 2) {
         for (int j = 0; j < 2; j++, out += 64) {
-            uint64_t mask = masks ? masks[i + j] : 0;
             __m512i w = m->kind == CPU_LUT4
-                            ? next_codes(&c, CPU_LUT4, !masks, j, mask, table, c128)
-                            : next_codes(&c, CPU_INT8, !masks, j, mask, table, c128);
+                            ? next_codes(&c, CPU_LUT4, dense, j, i + j, table, c128)
+                            : next_codes(&c, CPU_INT8, dense, j, i + j, table, c128);
             _mm512_storeu_si512(out, _mm512_xor_si512(w, c128)); /* signed again */
         }
     }

@@ -15,7 +15,7 @@ struct gpu_coding {
     enum gpu_values values;
     uint32_t gap_bits; /**< 0: dense */
     uint32_t group;    /**< columns per scale inside the streams; 0: none */
-    bool decode;       /**< LUT4 entries are stored as the INT8 numbers that they stand for */
+    bool skip;         /**< GPU_TASK_SKIP: no code stands for 0 */
     bool has_zero;     /**< `zero` is the code of the value 0, for entries that fill up */
     uint8_t zero;
 };

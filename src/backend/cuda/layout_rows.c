@@ -45,9 +45,10 @@ void row_sequence(const struct mdcsr *m, const struct gpu_coding *c, int64_t row
         while (next < m->cols) push(b, next++, GPU_NO_ENTRY);
         return;
     }
-    uint32_t step = 1u << c->gap_bits; /* columns that the largest code takes, its own included */
+    uint32_t reach = (1u << c->gap_bits) - 1 - c->skip; /* the largest gap in front of a value */
+    uint32_t step = c->skip ? 1 : 1u << c->gap_bits;     /* columns that a bridge takes */
     for (int64_t i = 0; i < n; i++) {
-        while (b->cols[i] - next >= step) {
+        while (b->cols[i] - next > reach) {
             push(b, next + step - 1, GPU_NO_ENTRY);
             next += step;
         }
@@ -76,12 +77,9 @@ uint32_t gpu_coding_chunk_bytes(const struct gpu_coding *c) {
 void row_put_value(const struct mdcsr *m, const struct gpu_coding *c, const uint8_t *raw,
                    int32_t src, float scale, uint8_t *chunk, uint32_t lane, uint32_t slot) {
     switch (c->values) {
-    case GPU_INT8: {
-        uint8_t code = src < 0 ? 0 : raw[src];
-        if (src >= 0 && c->decode) code = (uint8_t)(int8_t)m->codebook[code];
-        chunk[lane * 16 + slot] = code;
+    case GPU_INT8:
+        chunk[lane * 16 + slot] = src < 0 ? 0 : raw[src];
         break;
-    }
     case GPU_LUT4: {
         uint8_t *p = &chunk[lane * 8 + slot / 2];
         uint8_t code = src < 0 ? c->zero : raw[src];
@@ -111,7 +109,8 @@ void row_put_value(const struct mdcsr *m, const struct gpu_coding *c, const uint
 }
 
 /* Sequence entries per stored entry for every number of gap bits, from a sample of the rows. */
-static void measure_bridges(const struct mdcsr *m, struct row_buffer *b, double ratio[9]) {
+static void measure_bridges(const struct mdcsr *m, struct row_buffer *b, bool skip,
+                            double ratio[9]) {
     static const uint32_t bits[] = {2, 3, 4, 5, 6, 8};
     const int64_t step = m->rows > 64 ? m->rows / 64 : 1;
     uint64_t entries = 0, slots[9] = {0};
@@ -123,7 +122,9 @@ static void measure_bridges(const struct mdcsr *m, struct row_buffer *b, double 
             uint32_t gap = b->cols[i] - next;
             next = b->cols[i] + 1;
             for (size_t k = 0; k < sizeof bits / sizeof *bits; k++) {
-                slots[bits[k]] += 1 + (gap >> bits[k]);
+                uint32_t reach = (1u << bits[k]) - 2;
+                uint32_t bridges = skip ? (gap > reach ? gap - reach : 0) : gap >> bits[k];
+                slots[bits[k]] += 1 + bridges;
             }
         }
     }
@@ -145,18 +146,15 @@ void row_choose_coding(const struct mdcsr *m, struct row_buffer *b, struct gpu_c
     int zero = find_zero(m);
     *out = (struct gpu_coding){.values = values[m->value_coding], .has_zero = zero >= 0, .zero = zero < 0 ? 0 : (uint8_t)zero};
     if (out->values == GPU_INT8 || out->values == GPU_LUT4) out->group = m->group;
-    if (m->index_coding == MDCSR_DENSE) return;
+    if (m->index_coding == MDCSR_DENSE || out->values >= GPU_F16) return;
 
-    /* What bridges gaps and fills up has the value 0. */
     bool missing = zero < 0;
-    out->decode = missing;
-    if (missing) out->values = GPU_INT8;
     double positions = (double)m->rows * (double)m->cols;
     double best = missing ? INFINITY : gpu_value_bytes(out->values) * positions;
     if (out->group && !missing) best += positions * 32 / out->group;
     static const uint32_t bits[] = {2, 3, 4, 5, 6, 8};
     double ratio[9];
-    measure_bridges(m, b, ratio);
+    measure_bridges(m, b, missing, ratio);
     for (size_t k = 0; k < sizeof bits / sizeof *bits; k++) {
         struct gpu_coding c = *out;
         c.gap_bits = bits[k];
@@ -166,4 +164,5 @@ void row_choose_coding(const struct mdcsr *m, struct row_buffer *b, struct gpu_c
             out->gap_bits = bits[k];
         }
     }
+    out->skip = missing;
 }

@@ -112,10 +112,10 @@ static void write_gapped(const struct lane *o, const struct row_buffer *row,
         uint8_t *chunk = o->chunks + (size_t)(i / GPU_CHUNK) * stride;
         int32_t src = i < w->n ? w->src[i] : GPU_NO_ENTRY;
         uint32_t code = i < w->n ? w->col[i] - next : 0;
-        row_put_value(o->m, c, row->raw, src, entry_scale(o, next + code), chunk, o->index,
-                      i % GPU_CHUNK);
-        put_gap(o, chunk + gaps, i % GPU_CHUNK, code);
         next += code + 1;
+        if (src == GPU_NO_ENTRY && c->skip) code = (1u << c->gap_bits) - 1;
+        row_put_value(o->m, c, row->raw, src, 1, chunk, o->index, i % GPU_CHUNK);
+        put_gap(o, chunk + gaps, i % GPU_CHUNK, code);
     }
     for (uint32_t k = 0; c->group && k < o->length; k++) {
         bool any = k < (w->n + GPU_CHUNK - 1) / GPU_CHUNK && w->end[k] < 4;
@@ -154,25 +154,32 @@ static void push(struct walk *w, uint32_t col, int32_t src) {
 }
 
 /*
- * Appends the entries [from, to) of a group, and `fill` of its columns that have none: a lane's
- * columns rise, so an entry that fills up needs a place of its own.
+ * Appends the values among the sequence's entries [from, to), a group, with `fill` columns in front
+ * of them (as far as there are any) given to entries that fill up, and what bridges the gaps then.
+ * A lane's columns rise, so every entry needs a column of its own. `w` may be NULL: only counts.
  */
-static void merge_group(struct walk *w, const struct row_buffer *b, uint32_t from, uint32_t to,
-                        uint32_t first_col, uint32_t fill) {
-    uint32_t col = first_col;
-    if (from > 0 && b->col[from - 1] + 1 > col) col = b->col[from - 1] + 1;
+static uint32_t put_group(struct walk *w, uint32_t next, const struct gpu_coding *c,
+                          const struct row_buffer *b, uint32_t from, uint32_t to, uint32_t fill) {
+    const uint32_t reach = (1u << c->gap_bits) - 1 - c->skip;
+    const uint32_t step = c->skip ? 1 : 1u << c->gap_bits;
+    uint32_t n = 0;
     for (uint32_t i = from; i < to; i++) {
-        while (fill > 0 && col < b->col[i]) {
-            push(w, col++, GPU_NO_ENTRY);
-            fill--;
+        if (b->src[i] == GPU_NO_ENTRY) continue;
+        for (; fill > 0 && next < b->col[i]; fill--, n++) {
+            if (w) push(w, next, GPU_NO_ENTRY);
+            next++;
         }
-        push(w, b->col[i], b->src[i]);
-        if (b->col[i] + 1 > col) col = b->col[i] + 1;
+        for (; b->col[i] - next > reach; n++) {
+            next += step;
+            if (w) push(w, next - 1, GPU_NO_ENTRY);
+        }
+        if (w) push(w, b->col[i], b->src[i]);
+        next = b->col[i] + 1;
+        n++;
     }
-    while (fill > 0) {
-        push(w, col++, GPU_NO_ENTRY);
-        fill--;
-    }
+    for (; fill > 0; fill--, n++)
+        if (w) push(w, next++, GPU_NO_ENTRY);
+    return n;
 }
 
 /* The walk over groups [begin, end) of a row: its sequence is in b. */
@@ -187,8 +194,11 @@ static void walk_groups(const struct gpu_layout *l, uint32_t row, const struct g
     memset(w->end, 4, item->chunks);
     for (uint32_t g = item->begin; g < item->end; g++) {
         if (in_group[g] == 0) continue;
-        uint32_t fill = gpu_group_fill(w->n % GPU_CHUNK, in_group[g]);
-        merge_group(w, b, at, at + in_group[g], g * c->group, fill);
+        /* One that fills up may spare a bridge: as many as make the number that was planned. */
+        uint32_t n = in_group[g] + gpu_group_fill(w->n % GPU_CHUNK, in_group[g]), fill = 0;
+        uint32_t next = w->n ? w->col[w->n - 1] + 1 : w->start;
+        while (put_group(NULL, next, c, b, at, at + in_group[g], fill) < n) fill++;
+        put_group(w, next, c, b, at, at + in_group[g], fill);
         at += in_group[g];
         w->end[(w->n - 1) / GPU_CHUNK] = (uint8_t)((w->n - 1) % GPU_CHUNK / 4);
         w->group[(w->n - 1) / GPU_CHUNK] = g;
@@ -224,7 +234,8 @@ static void write_header(const struct gpu_layout *l, const struct block_task *t,
                             .group = (uint16_t)c->group,
                             .values = (uint8_t)c->values,
                             .gap_bits = (uint8_t)c->gap_bits,
-                            .matrix = (uint8_t)t->matrix};
+                            .matrix = (uint8_t)t->matrix,
+                            .flags = c->skip ? GPU_TASK_SKIP : 0};
     for (int i = 0; i < GPU_LANES; i++) task.row[i] = GPU_NO_ROW;
     memcpy(p, &task, sizeof task);
 }
