@@ -352,7 +352,7 @@ FN void attend(const struct Ctx *c, const struct gpu_launch *p, const struct Run
     }
 }
 
-/* The usual types have loops of their own; `heads` is rounded up, and results beyond it unused. */
+/* The usual types have loops of their own. */
 FN void attend_heads(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
                      const struct Seen *seen, const struct Job *job, const uint32_t heads,
                      const uint32_t depth) {
@@ -468,10 +468,17 @@ FN void attn_item(const struct Ctx *c, const struct gpu_launch *p, const struct 
         job.end = begin + (uint32_t)((uint64_t)(end - begin) * (strip + 1) / strips);
         job.out = parts + (strip * group + g) * part_bytes;
         job.out_stride = part_bytes;
-        if (heads == 1) attend_heads(c, p, run, seen, &job, 1, 4);
-        if (heads == 2) attend_heads(c, p, run, seen, &job, 2, 2);
-        if (heads == 3) attend_heads(c, p, run, seen, &job, 3, 2);
-        if (heads == 4) attend_heads(c, p, run, seen, &job, 4, 2);
+        if (heads == 4) {
+            attend_heads(c, p, run, seen, &job, 4, 2);
+            continue;
+        }
+        if (heads >= 2) {
+            attend_heads(c, p, run, seen, &job, 2, 2);
+            job.q += 2 * row;
+            job.q_sink += 2 * row;
+            job.out += 2 * part_bytes;
+        }
+        if (heads & 1) attend_heads(c, p, run, seen, &job, 1, 4);
     }
     sync();
     for (uint32_t e = c->thread; e < group * n; e += c->n_threads) {
@@ -501,12 +508,18 @@ FN void attn_item(const struct Ctx *c, const struct gpu_launch *p, const struct 
     sync();
 }
 
-FN void attn_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run *run,
+FN void attn_phase(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
                    LOCAL const struct gpu_phase *ph) {
     struct Seen seen = seen_slots(p, &run->step, ph->window);
     uint32_t splits = split_count(c, seen.n + seen.n2);
     for (uint32_t i = c->block; i < SH(plan).n_kv_heads * splits; i += c->n_blocks)
         attn_item(c, p, run, ph, &seen, i / splits, i % splits, splits);
+}
+
+/** A function apart, for its registers; copies, so that the caller's are not forced into memory. */
+FN_APART void attn_apart(const struct Ctx ctx, const struct gpu_launch *p, const struct Run run,
+                         LOCAL const struct gpu_phase *ph) {
+    attn_phase(&ctx, p, &run, ph);
 }
 
 /** GPU_ROPE, unfused: rotates q in place and appends k and v. */

@@ -16,6 +16,7 @@
 #define PDVM_BULK 0
 
 #define FN static inline
+#define FN_APART static
 #define GLOBAL
 #define LOCAL
 #define LOCAL_BASE(c) ((c)->l)

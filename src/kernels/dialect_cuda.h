@@ -27,6 +27,7 @@ PDVM_SHARED;
 #endif
 
 #define FN static __device__ __forceinline__
+#define FN_APART static __device__ __noinline__
 #define GLOBAL
 #define LOCAL
 #define LOCAL_BASE(c) ((void)(c), pdvm_shared)
@@ -164,7 +165,8 @@ FN void give_up(void) {
 #ifndef PDVM_EMULATE_CUDA
 #define KERNEL(name)                                                                               \
     extern "C" __global__ void __launch_bounds__(512, 1)                                           \
-        name(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p)
+        name(const uint8_t *w, uint8_t *g, uint8_t *k,                                             \
+             const __grid_constant__ struct gpu_launch p)
 #define KERNEL_CTX                                                                                 \
     struct Ctx ctx = {w,           g,           k,           pdvm_shared,      blockIdx.x,      \
                       gridDim.x,   threadIdx.x, blockDim.x,  threadIdx.x % 32, threadIdx.x / 32, \

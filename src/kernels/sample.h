@@ -111,7 +111,7 @@ FN void choose(const struct Ctx *c, const struct gpu_launch *p, const struct Run
         if (G(uint32_t, SH(plan).stops + 4 * i) == token) G(uint32_t, SH(plan).result) = step + 1;
 }
 
-FN void sample_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
+FN void sample_phase(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run) {
     uint64_t result = SH(plan).result;
     int sampling = (p->flags & GPU_SAMPLING) != 0;
     int last = run->step.index + 1 == p->n_steps;
@@ -161,6 +161,11 @@ FN void sample_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run
     uint32_t i = draw(c, p, list, count, random_unit(p->seed, run->step.index + 1));
     if (c->thread == 0)
         choose(c, p, run, G(uint32_t, candidate_of(c, L(uint32_t, list + 8 * i + 4)) + 4));
+}
+
+/** See attn_apart. */
+FN_APART void sample_apart(const struct Ctx ctx, const struct gpu_launch *p, const struct Run run) {
+    sample_phase(&ctx, p, &run);
 }
 
 #endif

@@ -82,8 +82,8 @@ FN void run_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run *r
     if (open) stream_look_ahead(c, run, next);
     if (!open && next) stream_fill(c, run, &run->stream, GPU_RING_PAGES);
     if (kind == GPU_EMBED) embed_phase(c, p, run, ph);
-    if (kind == GPU_ATTN) attn_phase(c, p, run, ph);
-    if (kind == GPU_SAMPLE) sample_phase(c, p, run);
+    if (kind == GPU_ATTN) attn_apart(*c, p, *run, ph);
+    if (kind == GPU_SAMPLE) sample_apart(*c, p, *run);
     if (!open) return;
     stream_open(c, run, next);
     stream_fill(c, run, &run->stream, BARRIER_PAGES);

@@ -9,6 +9,7 @@
 
 #define __device__
 #define __forceinline__ inline
+#define __noinline__
 #define pdvm_shared emu_self()->shared
 
 typedef struct {
