@@ -125,6 +125,11 @@ struct backend_ops {
      * only be destroyed. NULL: the backend does its work without threads of the host.
      */
     pdvm_status (*set_threads)(struct backend *b, struct pd_threads *threads, pdvm_error *err);
+    /**
+     * Splits the work of one phase anew, after matrices of it were exchanged in the plan; between
+     * passes. NULL: they cannot be exchanged.
+     */
+    void (*phase_changed)(struct backend *b, size_t phase);
     /** Runs a pass. The caller makes sure that passes don't overlap. */
     pdvm_status (*run)(struct backend *b, const struct batch *batch, pdvm_error *err);
     pdvm_status (*kv_create)(struct backend *b, const struct kv_shape *shape,
