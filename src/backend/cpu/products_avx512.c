@@ -75,8 +75,8 @@ ALWAYS_INLINE void prefetch_step(const struct cursor *c, enum cpu_kind kind, boo
 }
 
 /*
- * Adds micro-blocks [begin, end) of the tiles at the cursors to sums of each digit: high[k] and low[k]
- * are of tile k or token k, whichever there are several of.
+ * Adds micro-blocks [begin, end) of the tiles at the cursors up to sums of each digit: high[k] and
+ * low[k] are of tile k or token k, whichever there are several of. The latter start from low[k].
  */
 ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum cpu_kind kind, bool dense,
                               int64_t begin, int64_t end, __m512i table, const struct cpu_act *act,
@@ -84,8 +84,13 @@ ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum cpu_kind kind, b
     const __m512i c128 = _mm512_set1_epi8((char)0x80);
     const bool single = tiles == 1 && tokens == 1;
     __m512i acc[2][CHAINS];
-    for (int k = 0; k < CHAINS; k++) acc[0][k] = acc[1][k] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int k = 0; k < CHAINS; k++) {
+        acc[0][k] = _mm512_setzero_si512();
+        acc[1][k] = single && k > 0 ? _mm512_setzero_si512() : low[k];
+    }
     for (int64_t i = begin; i < end; i += STEP) {
+#pragma GCC unroll 4
         for (int k = 0; k < tiles; k++) prefetch_step(&c[k], kind, dense, i);
 #pragma GCC unroll 4
         for (int j = 0; j < STEP; j++) {
@@ -102,6 +107,7 @@ ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum cpu_kind kind, b
             }
         }
     }
+#pragma GCC unroll 4
     for (int k = 1; single && k < CHAINS; k++) {
         acc[0][0] = _mm512_add_epi32(acc[0][0], acc[0][k]);
         acc[1][0] = _mm512_add_epi32(acc[1][0], acc[1][k]);
@@ -134,6 +140,7 @@ ALWAYS_INLINE void products_of_tiles(const struct cpu_matrix *m, struct cursor *
     for (int64_t begin = 0; begin < micros; begin += PIECE_MICROS) {
         int64_t end = begin + PIECE_MICROS < micros ? begin + PIECE_MICROS : micros;
         __m512i high[CHAINS], low[CHAINS];
+        for (int k = 0; k < n; k++) low[k] = _mm512_setzero_si512();
         add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
         for (int k = 0; k < n; k++)
             for (int half = 0; half < 2; half++)
@@ -148,6 +155,13 @@ ALWAYS_INLINE void products_of_tiles(const struct cpu_matrix *m, struct cursor *
     }
 }
 
+/* Minus what 128 in every position contributes between two columns, in 32 bits. */
+ALWAYS_INLINE __m512i minus_bias(const struct cpu_act *act, int64_t begin, int64_t end) {
+    uint32_t sum = 0;
+    for (int64_t i = begin / BIAS_COLS; i < end / BIAS_COLS; i++) sum -= (uint32_t)act->bias[i];
+    return _mm512_set1_epi32((int)sum);
+}
+
 /* A scale per group of columns: its sums fit 32 bits, 256 columns * 127 * ACT_MAX < 2^31. */
 ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct cursor *c,
                                              int64_t tile, int tiles, enum cpu_kind kind,
@@ -156,33 +170,35 @@ ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct 
     const int64_t micros = cpu_stream_micros(m), group_micros = m->group / 4;
     const int n = tiles * tokens;
     const float *scales[CHAINS];
-    __m512 lanes[CHAINS][16];
-    for (int k = 0; k < n; k++) {
-        scales[k] = cpu_tile_scales(m, tiles > 1 ? tile + k : tile);
-        for (int i = 0; i < 16; i++) lanes[k][i] = _mm512_setzero_ps();
-    }
+    __m512 lanes[16][CHAINS];
+    for (int k = 0; k < tiles; k++) scales[k] = cpu_tile_scales(m, tile + k);
+    for (int i = 0; i < 16; i++)
+        for (int k = 0; k < n; k++) lanes[i][k] = _mm512_setzero_ps();
     for (int64_t g = 0; g < m->n_groups; g++) {
         int64_t begin = g * group_micros;
         int64_t end = begin + group_micros < micros ? begin + group_micros : micros;
         __m512i high[CHAINS], low[CHAINS];
+        low[0] = minus_bias(act, 4 * begin, 4 * end);
+#pragma GCC unroll 4
+        for (int k = 1; k < n; k++)
+            low[k] = tokens > 1 ? minus_bias(&act[k], 4 * begin, 4 * end) : low[0];
+#pragma GCC unroll 4
         for (int k = 0; k < tiles; k++) prefetch_lines(scales[k] + g * TILE_ROWS, 1);
         add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
+#pragma GCC unroll 4
         for (int k = 0; k < n; k++) {
-            const int32_t *bias = act[tokens > 1 ? k : 0].bias;
             __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[k], 8), low[k]);
-            for (int64_t b = 4 * begin; b < 4 * end; b += BIAS_COLS)
-                sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(bias[b / BIAS_COLS]));
-            __m512 v =
-                _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(scales[k] + g * TILE_ROWS));
-            lanes[k][g % 16] = _mm512_add_ps(lanes[k][g % 16], v);
+            __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sum),
+                                     _mm512_loadu_ps(scales[tiles > 1 ? k : 0] + g * TILE_ROWS));
+            lanes[g % 16][k] = _mm512_add_ps(lanes[g % 16][k], v);
         }
     }
-    for (int k = 0; k < n; k++) {
-        for (int half = 8; half > 0; half /= 2)
-            for (int i = 0; i < half; i++)
-                lanes[k][i] = _mm512_add_ps(lanes[k][i], lanes[k][i + half]);
-        result[k] = _mm512_mul_ps(lanes[k][0], _mm512_set1_ps(act[tokens > 1 ? k : 0].scale));
-    }
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            for (int k = 0; k < n; k++)
+                lanes[i][k] = _mm512_add_ps(lanes[i][k], lanes[i + half][k]);
+    for (int k = 0; k < n; k++)
+        result[k] = _mm512_mul_ps(lanes[0][k], _mm512_set1_ps(act[tokens > 1 ? k : 0].scale));
 }
 
 /* The bytes that codes stand for. */
