@@ -49,12 +49,30 @@ _pdvm_flags() {
             --kl-base --save-logits --values -o --output --json --per-token -q --quiet -v --verbose -t --threads -b --batch-size -ctk
             --cache-type-k -ctv --cache-type-v --kernels"
         ;;
+    bench)
+        flags+=" -m --model --shape --sparsity --values --group -p --n-prompt -n --n-gen -d --n-depth
+            -t --threads -r --repetitions --mode --modes --phases -s --seed -o --output --json
+            --compare -q --quiet -v --verbose -b --batch-size -ctk --cache-type-k -ctv
+            --cache-type-v --kernels"
+        ;;
     esac
 }
+
+_pdvm_shapes="tiny smollm2-135m smollm2-1.7b tinyllama-1.1b llama2-7b llama2-13b llama2-70b llama3-8b
+    llama3.2-1b llama3.2-3b mistral-7b qwen2.5-0.5b qwen2.5-1.5b qwen2.5-7b qwen3-0.6b qwen3-1.7b
+    qwen3-4b qwen3-8b phi3-mini"
+
 
 # _pdvm_value COMMAND FLAG: offers values for the flag; fails if it takes none.
 _pdvm_value() {
     case $1:$2 in
+    bench:--shape) _pdvm_words "$_pdvm_shapes" ;;
+    bench:--values) _pdvm_words int8 lut4 lut8 f16 bf16 f32 ;;
+    bench:--group) _pdvm_words 0 32 64 128 256 ;;
+    bench:--mode) _pdvm_words token layer phase unfused ;;
+    bench:-o | bench:--output) _pdvm_words md csv json ;;
+    bench:--compare) _pdvm_files ;;
+    bench:--n-prompt | bench:--n-gen | bench:-d | bench:--n-depth | bench:--repetitions) ;;
     convert:--method) _pdvm_words keep magnitude ;;
     convert:--scope) _pdvm_words row matrix ;;
     convert:--values) _pdvm_words f32 bf16 f16 int8 lut8 lut4 ;;
@@ -88,7 +106,7 @@ _pdvm_value() {
 
 _pdvm() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} flags
-    local commands="run chat convert inspect unpack tokenize eval help version"
+    local commands="run chat convert inspect unpack tokenize eval bench help version"
     COMPREPLY=()
 
     if [ "$COMP_CWORD" -eq 1 ]; then

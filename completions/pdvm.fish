@@ -1,6 +1,6 @@
 # fish completion for pdvm
 
-set -l commands run chat convert inspect unpack tokenize eval help version
+set -l commands run chat convert inspect unpack tokenize eval bench help version
 
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -f
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -l help -d 'Explain the commands'
@@ -12,25 +12,26 @@ complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a inspect -d 'S
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a unpack -d 'Write the weights as plain safetensors'
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a tokenize -d 'Show the tokens of a text'
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a eval -d 'Measure the perplexity on a text'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a bench -d 'Measure the speed of prompts and generation'
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a help -d 'Explain a command'
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a version -d 'Print the version'
 
 complete -c pdvm -n '__fish_seen_subcommand_from help version' -f
-complete -c pdvm -n '__fish_seen_subcommand_from help' -a 'run chat convert inspect unpack tokenize eval'
+complete -c pdvm -n '__fish_seen_subcommand_from help' -a 'run chat convert inspect unpack tokenize eval bench'
 
-complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack tokenize eval' -l help -d 'Explain this command'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack eval' -s t -l threads -x -d 'Threads to use'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack eval' -s q -l quiet -d 'Print less'
-complete -c pdvm -n '__fish_seen_subcommand_from run convert inspect tokenize eval' -l json -d 'Print JSON'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat tokenize eval' -s m -l model -r -d 'Model file or directory'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack tokenize eval bench' -l help -d 'Explain this command'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack eval bench' -s t -l threads -x -d 'Threads to use'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack eval bench' -s q -l quiet -d 'Print less'
+complete -c pdvm -n '__fish_seen_subcommand_from run convert inspect tokenize eval bench' -l json -d 'Print JSON'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat tokenize eval bench' -s m -l model -r -d 'Model file or directory'
 complete -c pdvm -n '__fish_seen_subcommand_from run tokenize eval' -s o -l output -x -a 'text json' -d 'How to print'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat tokenize' -s p -l prompt -x -d 'Text to start from'
 complete -c pdvm -n '__fish_seen_subcommand_from run tokenize' -s f -l file -r -d 'Read the text from a file'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat eval' -s v -l verbose -d 'Print what the engine has to say'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat eval' -s b -l batch-size -x -d 'Most tokens computed together'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat eval' -o ctk -l cache-type-k -x -a 'f32 f16 int8' -d 'Type of cached keys'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat eval' -o ctv -l cache-type-v -x -a 'f32 f16 int8' -d 'Type of cached values'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat eval' -l kernels -x -a 'auto scalar avx512' -d 'Instruction set'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -s v -l verbose -d 'Print what the engine has to say'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -s b -l batch-size -x -d 'Most tokens computed together'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctk -l cache-type-k -x -a 'f32 f16 int8' -d 'Type of cached keys'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctv -l cache-type-v -x -a 'f32 f16 int8' -d 'Type of cached values'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l kernels -x -a 'auto scalar avx512' -d 'Instruction set'
 
 complete -c pdvm -n '__fish_seen_subcommand_from run' -s e -l escape -d 'Understand \\n and the like in -p'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat' -s n -l predict -x -d 'Tokens to generate'
@@ -50,9 +51,9 @@ complete -c pdvm -n '__fish_seen_subcommand_from run chat' -l typical -x -d 'Loc
 complete -c pdvm -n '__fish_seen_subcommand_from run chat' -l top-p -x -d 'Probability mass to keep'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat' -l min-p -x -d 'Least probability relative to the likeliest'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat' -l temp -x -d 'Temperature, 0 is greedy'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat' -s s -l seed -x -d 'Seed of the random numbers'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat bench' -s s -l seed -x -d 'Seed of the random numbers'
 complete -c pdvm -n '__fish_seen_subcommand_from run' -l no-display-prompt -d 'Write only what is generated'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat' -l mode -x -a 'token layer phase unfused' -d 'How often the threads are dispatched'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat bench' -l mode -x -a 'token layer phase unfused' -d 'How often the threads are dispatched'
 
 complete -c pdvm -n '__fish_seen_subcommand_from chat' -o sys -l system -x -d 'Text before the conversation'
 complete -c pdvm -n '__fish_seen_subcommand_from chat' -l chat-template -r -a 'llama-2 llama-3 llama-3.1 chatml qwen-3 mistral-v0.1 mistral-v0.2 mistral-v1 mistral-v3 mistral-v3-tekken mistral-v7 mistral-v7-tekken zephyr phi-3 gemma command-r' -d 'Family or file'
@@ -93,3 +94,16 @@ complete -c pdvm -n '__fish_seen_subcommand_from eval' -l protocol -x -a 'slidin
 complete -c pdvm -n '__fish_seen_subcommand_from eval' -l reference -r -d 'Model to compare with'
 complete -c pdvm -n '__fish_seen_subcommand_from eval' -l kl-base -r -d 'Saved predictions to compare with'
 complete -c pdvm -n '__fish_seen_subcommand_from eval' -l values -x -a 'f32 bf16 f16 int8 lut8 lut4 source' -d 'How float weights are held'
+
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -l shape -x -a 'tiny smollm2-135m smollm2-1.7b tinyllama-1.1b llama2-7b llama2-13b llama2-70b llama3-8b llama3.2-1b llama3.2-3b mistral-7b qwen2.5-0.5b qwen2.5-1.5b qwen2.5-7b qwen3-0.6b qwen3-1.7b qwen3-4b qwen3-8b phi3-mini' -d 'Synthetic model of this shape'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -l sparsity -x -d 'Shares of zeros'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -l values -x -a 'int8 lut4 lut8 f16 bf16 f32' -d 'Value codings'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -l group -x -a '0 32 64 128 256' -d 'Columns that share one scale'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -s p -l n-prompt -x -d 'Tokens of a prompt'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -s n -l n-gen -x -d 'Tokens to generate'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -s d -l n-depth -x -d 'Tokens in the cache before'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -s r -l repetitions -x -d 'Samples of each test'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -l modes -d 'All four modes side by side'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -l phases -d 'Time of each kind of phase'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -s o -l output -x -a 'md csv json' -d 'How to print'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -l compare -r -d 'Earlier result to compare with'

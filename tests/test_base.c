@@ -2,6 +2,7 @@
 // ctest: labels=threads
 
 #include "base/alloc.h"
+#include "base/arena.h"
 #include "base/checked.h"
 #include "base/file.h"
 #include "base/half.h"
@@ -402,6 +403,33 @@ static void a_worker_that_stalls_the_others_sits_out_for_a_while(void **state) {
     assert_int_equal(pd_threads_adapt(NULL), 1);
 }
 
+static void an_arena_gives_zeroed_memory_that_does_not_overlap(void **state) {
+    (void)state;
+    static const size_t sizes[] = {1, 0, 127, 128, 4097, (size_t)3 << 20, (size_t)70 << 20, 5};
+    enum { N = sizeof sizes / sizeof *sizes };
+    struct pd_arena arena = {0};
+    uint8_t *p[N];
+    pdvm_error err;
+    for (int i = 0; i < N; i++) {
+        assert_ok(pd_arena_alloc(&arena, sizes[i], &p[i], "a test", &err), &err);
+        assert_int_equal((uintptr_t)p[i] % 128, 0);
+        for (size_t k = 0; k < sizes[i] + 64; k += 4096) assert_int_equal(p[i][k], 0);
+        memset(p[i], i + 1, sizes[i]);
+    }
+    for (int i = 0; i < N; i++) {
+        if (sizes[i] == 0) continue;
+        assert_int_equal(p[i][0], i + 1);
+        assert_int_equal(p[i][sizes[i] - 1], i + 1);
+    }
+    assert_error(pd_arena_alloc(&arena, SIZE_MAX - 100, &p[0], "a test", &err), PDVM_ERR_MEMORY,
+                 &err, "a test");
+    assert_error(pd_arena_alloc(&arena, SIZE_MAX / 2, &p[0], "a test", &err), PDVM_ERR_MEMORY, &err,
+                 "a test");
+    assert_null(p[0]);
+    pd_arena_free(&arena);
+    pd_arena_free(&arena);
+}
+
 static void messages_cannot_carry_terminal_escapes(void **state) {
     (void)state;
     pdvm_error err;
@@ -447,6 +475,7 @@ int main(void) {
         cmocka_unit_test(shared_work_is_done_once_for_any_ranges),
         cmocka_unit_test(others_help_a_slow_worker),
         cmocka_unit_test(a_worker_that_stalls_the_others_sits_out_for_a_while),
+        cmocka_unit_test(an_arena_gives_zeroed_memory_that_does_not_overlap),
         cmocka_unit_test(messages_cannot_carry_terminal_escapes),
         cmocka_unit_test(log_lines_cannot_carry_terminal_escapes),
     };

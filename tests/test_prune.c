@@ -149,7 +149,7 @@ static void keep_changes_nothing(void **state) {
 }
 
 static void a_sparsity_out_of_range_is_refused(void **state) {
-    static const double bad[] = {-0.1, 1, 1.5, (double)NAN};
+    static const double bad[] = {-0.1, 1.001, 1.5, (double)NAN};
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         float w[] = {1, 2};

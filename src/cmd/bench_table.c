@@ -89,7 +89,7 @@ static size_t row_cells(const struct bench_result *r, const struct bench_row *ro
     n = add(cells, right, n, true, row ? (tg ? buf : "") : "MB/token");
     if (tg) snprintf(buf, sizeof buf, "%.1f", bench_row_rate(row) / 1e9);
     n = add(cells, right, n, true, row ? (tg ? buf : "") : "GB/s");
-    if (tg) snprintf(buf, sizeof buf, "%.0f %%", 100 * bench_row_share(r, row));
+    if (tg) snprintf(buf, sizeof buf, "%.0f %%", 100 * bench_row_share(row));
     return add(cells, right, n, true, row ? (tg ? buf : "") : "of bandwidth");
 }
 
@@ -172,6 +172,7 @@ void print_bench_markdown(FILE *f, const struct bench_result *r, const struct be
     for (size_t i = 0; i < r->n_bandwidth; i++) {
         const struct bench_bandwidth *b = &r->bandwidth[i];
         struct bench_stats s = bench_stats_of(b->samples, b->n_samples);
+        if (b->n_samples == 0) continue; /* only prompts */
         fprintf(f,
                 "read bandwidth with %d thread%s: median %.1f GB/s, best %.1f GB/s (%zu samples)\n",
                 b->threads, b->threads == 1 ? "" : "s", s.median / 1e9, s.best / 1e9, b->n_samples);
@@ -225,7 +226,7 @@ void print_bench_csv(FILE *f, const struct bench_result *r, const struct bench_c
         fprintf(f, ",%u,%u,%u,%zu,%.6g,%.6g,%.6g,%.6g,%.6g,%.0f,%.6g,%.6g,%.4f", row->test.n_prompt,
                 row->test.n_gen, row->test.depth, row->n_samples, s.mean, s.deviation, s.median,
                 s.best, row->dispatches, row->token_bytes, bench_row_rate(row),
-                bench_stats_of(b->samples, b->n_samples).median, bench_row_share(r, row));
+                bench_stats_of(b->samples, b->n_samples).median, bench_row_share(row));
         for (int k = 0; k < BENCH_N_PHASES; k++) {
             if (row->has_phases)
                 fprintf(f, ",%.6g", row->phases[k].seconds);

@@ -133,15 +133,21 @@ static pdvm_status take_share(void *user, const char *flag, const char *item, pd
 
 struct codings {
     enum mdcsr_values items[MOST_LIST];
+    struct shares
+        own[MOST_LIST]; /* the sparsity of "lut4@0.5"; n is 0 where the general ones hold */
     size_t n;
 };
 
 static pdvm_status take_coding(void *user, const char *flag, const char *item, pdvm_error *err) {
     struct codings *c = user;
     if (c->n == MOST_LIST) return too_many(flag, err);
-    if (!mdcsr_values_parse(item, &c->items[c->n]))
+    char name[64];
+    const char *at = strchr(item, '@');
+    snprintf(name, sizeof name, "%.*s", (int)(at ? at - item : (ptrdiff_t)strlen(item)), item);
+    if (at) PD_TRY(take_share(&c->own[c->n], flag, at + 1, err));
+    if (!mdcsr_values_parse(name, &c->items[c->n]))
         return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "%s: unknown values \"%s\": f32, bf16, f16, int8, lut8 or lut4", flag, item);
+                       "%s: unknown values \"%s\": f32, bf16, f16, int8, lut8 or lut4", flag, name);
     c->n++;
     return PDVM_OK;
 }
@@ -163,12 +169,13 @@ static pdvm_status list_models(const struct arguments *a, struct lists *l, pdvm_
     PD_TRY(each_item("--values", a->values ? a->values : "int8", take_coding, &values, err));
     for (size_t s = 0; s < a->shapes.n; s++) {
         for (size_t v = 0; v < values.n; v++) {
-            for (size_t z = 0; z < zeros.n; z++) {
+            const struct shares *list = values.own[v].n ? &values.own[v] : &zeros;
+            for (size_t z = 0; z < list->n; z++) {
                 uint32_t group = a->group_given                  ? (uint32_t)a->group
                                  : values.items[v] == MDCSR_LUT4 ? SETTING_LUT4_GROUP
                                                                  : 0;
                 const struct bench_model m = {.synthetic = {.shape = a->shapes.items[s],
-                                                            .sparsity = zeros.items[z],
+                                                            .sparsity = list->items[z],
                                                             .values = values.items[v],
                                                             .group = group,
                                                             .seed = (uint64_t)a->seed}};
@@ -361,11 +368,12 @@ int cmd_bench(int argc, char **argv) {
                     &a.shapes),
         OPTION_STRING("--sparsity", "LIST",
                       "With --shape: shares of zeros in the layers' matrices. [0.5]", &a.sparsity),
-        OPTION_STRING("--values", "LIST",
-                      "With --shape: codings of the layers' matrices: int8, lut4, lut8, f16, bf16, "
-                      "f32. With a Hugging Face directory or a GGUF file: the one to convert to. "
-                      "[int8]",
-                      &a.values),
+        OPTION_STRING(
+            "--values", "LIST",
+            "With --shape: codings of the layers' matrices: int8, lut4, lut8, f16, bf16, "
+            "f32; lut4@0.5 is lut4 at this sparsity only. Without --shape, the one that a "
+            "Hugging Face directory or a GGUF file is converted to. [int8]",
+            &a.values),
         group,
         OPTION_GROUP("Tests"),
         OPTION_STRING("-p, --n-prompt", "LIST", "Tokens of a prompt; 0: no such test. [512]",

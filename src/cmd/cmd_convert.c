@@ -23,14 +23,21 @@ static const char description[] =
     "--layers PATTERN=SETTING[,SETTING...] changes settings of some matrices: PATTERN is a shell "
     "pattern for their names, such as \"model.layers.[01].*\", or one of embed, q, k, v, o, gate, "
     "up, down, head; settings are values, codebook, index, group and sparsity. Of several that "
-    "match the last wins. Quote them, or the shell reads the pattern.";
+    "match the last wins. Quote them, or the shell reads the pattern.\n"
+    "Some methods calibrate: they run the text of --calib through the model, layer by layer, and "
+    "look at what each matrix multiplies; the output of the pruned layers feeds the next ones. That "
+    "takes 4 bytes of memory per token and column of the hidden state and of the widest matrix (1.1 "
+    "GB per 1000 columns and 262144 tokens), beside the output in a temporary file if it is more "
+    "than half of the machine's memory. Finished layers stay in FILE.work until the end; after an "
+    "interrupt --resume goes on with them. OpenBLAS must be installed.";
 
 static const char examples[] =
     "pdvm convert models/tales -o tales.pdvm\n"
     "pdvm convert models/tales -o tales.pdvm --method magnitude --sparsity 0.5\n"
     "pdvm convert models/tales -o tales.pdvm --values lut4 --layers \"down=values=int8\"\n"
     "pdvm convert models/tales -o tales.pdvm --method magnitude --sparsity 0.6 \\\n"
-    "    --layers \"model.layers.0.*=sparsity=0.3\" --layers \"v=sparsity=0.4,values=lut8\"";
+    "    --layers \"model.layers.0.*=sparsity=0.3\" --layers \"v=sparsity=0.4,values=lut8\"\n"
+    "pdvm convert models/tales -o tales.pdvm --method wanda --sparsity 0.5 --calib stories.txt";
 
 /* In the order of the enumerations that their positions are turned into. */
 static const char *const value_names[] = {"f32", "bf16", "f16", "int8", "lut8", "lut4", NULL};
@@ -39,21 +46,31 @@ static const char *const index_names[] = {"dense", "bitmap", "delta8", "delta4",
 static const char *const embed_names[] = {"f32", "bf16", "f16", "int8", NULL};
 static const char *const group_names[] = {"0", "32", "64", "128", "256", NULL};
 static const int groups[] = {0, 32, 64, 128, 256};
-static const char *const scope_names[] = {"row", "matrix", NULL};
+/* Of enum prune_scope. */
+static const char *const scope_names[] = {"row", "matrix", "block", NULL};
 
 struct arguments {
-    const char *source, *output, *method;
+    const char *source, *output, *method, *calib, *layer_sparsity;
     struct option_list layers;
     double sparsity;
     int values, codebook, index, group, embed, scope;
-    int64_t threads;
-    bool json, quiet;
+    int64_t threads, calib_tokens, calib_seq;
+    double damping;
+    bool act_order, resume, json, quiet;
 };
 
 static pdvm_status make_options(const struct arguments *a, struct convert_options *o,
                                 pdvm_error *err) {
     o->method = a->method ? prune_method_find(a->method) : NULL;
-    o->scope = a->scope > 0 ? PRUNE_MATRIX : PRUNE_ROW;
+    o->scope = a->scope < 0 ? PRUNE_SCOPE_DEFAULT : (enum prune_scope)a->scope;
+    o->calibration.text = (struct calibration_options){
+        .path = a->calib, .n_tokens = a->calib_tokens, .seq = a->calib_seq};
+    o->calibration.solver.damping = a->damping;
+    o->calibration.solver.act_order = a->act_order;
+    o->calibration.resume = a->resume;
+    if (a->layer_sparsity &&
+        layer_sparsity_parse(a->layer_sparsity, &o->calibration.layers, err) != PDVM_OK)
+        return pd_prefix(err, PDVM_ERR_ARGUMENT, "--layer-sparsity");
     o->n_threads = (int)a->threads;
     o->plan.general = (struct settings){.values = a->values,
                                         .codebook = a->codebook,
@@ -73,6 +90,10 @@ static void print_summary(const struct arguments *a, const struct convert_result
     char size[32], source[32], time[32], memory[32];
     double factor = r->file_bytes ? (double)r->source_bytes / (double)r->file_bytes : 0;
     print_report_table(stdout, &r->report);
+    if (r->calibration.n_windows > 0)
+        printf("\ncalibrated on %lld tokens in windows of %lld, %lld of them different\n",
+               (long long)(r->calibration.n_windows * r->calibration.seq),
+               (long long)r->calibration.seq, (long long)r->calibration.n_distinct);
     printf("\n%s: %s, %.2f times smaller than the source's %s (%s, %s of memory)\n", a->output,
            terminal_size(size, r->file_bytes), factor, terminal_size(source, r->source_bytes),
            terminal_duration(time, seconds), terminal_size(memory, peak_memory()));
@@ -91,6 +112,15 @@ static int print_summary_json(const struct arguments *a, const struct convert_re
         json_decref(value);
         value = NULL;
     }
+    const struct convert_calibration_facts *f = &r->calibration;
+    if (value && f->n_windows > 0)
+        json_object_set_new(value, "calibration",
+                            json_pack("{s:I, s:I, s:I, s:I, s:I, s:b}", "tokens",
+                                      (json_int_t)(f->n_windows * f->seq), "window",
+                                      (json_int_t)f->seq, "distinct_tokens",
+                                      (json_int_t)f->n_distinct, "resumed_layers",
+                                      (json_int_t)f->n_resumed, "activation_bytes",
+                                      (json_int_t)f->memory, "activations_in_file", f->in_file));
     return print_json("convert", value);
 }
 
@@ -143,6 +173,8 @@ static const char *describe_methods(char *text, size_t size, bool names_only) {
 
 int cmd_convert(int argc, char **argv) {
     struct arguments a = {.sparsity = -1,
+                          .scope = -1,
+                          .damping = solver_options_default().damping,
                           .values = SETTING_UNSET,
                           .codebook = SETTING_UNSET,
                           .index = SETTING_UNSET,
@@ -162,9 +194,35 @@ int cmd_convert(int argc, char **argv) {
                     "Share of zeros to reach, from 0 to below 1; zeros that are there count. For "
                     "methods other than keep.",
                     &a.sparsity, 0, 0.9999),
-        OPTION_CHOICE("--scope", "row|matrix",
-                      "Reach it in every row alone, or in the matrix as a whole. [row]", &a.scope,
-                      scope_names),
+        OPTION_CHOICE(
+            "--scope", "row|matrix|block",
+            "Reach it in every row alone, in the matrix as a whole, or in all rows of each "
+            "block of columns; not every method knows every scope. [row]",
+            &a.scope, scope_names),
+        OPTION_GROUP("Calibration"),
+        OPTION_STRING("--calib", "FILE",
+                      "The text to calibrate on: UTF-8, some megabytes of what the model is used "
+                      "for. Names of special tokens in it stand for these tokens.",
+                      &a.calib),
+        OPTION_INT("--calib-tokens", "N",
+                   "Tokens to use, in windows evenly spaced over the text. [262144]",
+                   &a.calib_tokens, 1, INT32_MAX),
+        OPTION_INT("--calib-seq", "N",
+                   "Tokens of a window. [2048, or the model's context if that is shorter]",
+                   &a.calib_seq, 1, 1 << 24),
+        OPTION_STRING("--layer-sparsity", "RULE",
+                      "How layers share the sparsity: uniform; owl[:M[,RANGE]], fewer zeros where "
+                      "more scores are above M times the mean (5), at most RANGE (0.08) from the "
+                      "target; damage[:RANGE], the least sum of the outputs' errors. The mean is "
+                      "always --sparsity. [uniform]",
+                      &a.layer_sparsity),
+        OPTION_REAL("--damping", "X",
+                    "Added to the diagonal of the inputs' Hessian, as a share of its mean. [0.01]",
+                    &a.damping, 0, 1000),
+        OPTION_FLAG("--act-order",
+                    "Let SparseGPT take the columns with the strongest inputs first.",
+                    &a.act_order),
+        OPTION_FLAG("--resume", "Go on with the finished layers of an interrupted run.", &a.resume),
         OPTION_GROUP("Coding"),
         OPTION_CHOICE("--values", "TYPE",
                       "How weights are stored: f32, bf16, f16, int8 (times a scale), lut8 or lut4 "

@@ -1,6 +1,7 @@
 #include "compress/convert.h"
 
 #include "base/file.h"
+#include "compress/calibrated.h"
 #include "io/gguf_set.h"
 #include "mdcsr/container.h"
 #include "model/encoding.h"
@@ -22,6 +23,8 @@ static const char *const side_files[] = {
 struct conversion {
     const struct convert_options *options;
     const struct prune_method *method;
+    enum prune_scope scope;
+    struct calibrated calibrated; /* the finished layers, of methods that need calibration */
     struct model_source *source;
     struct container_writer *writer;
     struct pd_threads *threads;
@@ -31,7 +34,9 @@ struct conversion {
 };
 
 struct convert_options convert_options_default(void) {
-    return (struct convert_options){.plan = {.general = settings_none(), .embed = SETTING_UNSET}};
+    return (struct convert_options){.scope = PRUNE_SCOPE_DEFAULT,
+                                    .calibration = {.solver = solver_options_default()},
+                                    .plan = {.general = settings_none(), .embed = SETTING_UNSET}};
 }
 
 void convert_result_free(struct convert_result *r) {
@@ -134,13 +139,14 @@ static pdvm_status do_matrix(struct conversion *c, float *w, struct report_tenso
     struct prune_count count;
     struct prune_result pruned = {0};
     settings_for(&c->options->plan, &t->tensor, &settings);
+    t->output_error = NAN;
     PD_TRY(prune_count(w, t->tensor.rows, t->tensor.cols, c->threads, &count, err));
     if (settings.sparsity > 0) {
         struct prune_task task = {.w = w,
                                   .rows = t->tensor.rows,
                                   .cols = t->tensor.cols,
                                   .sparsity = settings.sparsity,
-                                  .scope = c->options->scope,
+                                  .scope = c->scope,
                                   .threads = c->threads};
         PD_TRY(c->method->prune(&task, &pruned, err));
     }
@@ -161,6 +167,25 @@ static pdvm_status do_vector(struct conversion *c, const float *x, struct report
     return container_write_vector(c->writer, t->tensor.name, x, t->tensor.cols, err);
 }
 
+/* A matrix that calibration has finished. */
+static pdvm_status take_matrix(struct conversion *c, struct report_tensor *t, pdvm_error *err) {
+    struct mdcsr m = {0};
+    PD_TRY(work_read_matrix(&c->calibrated.work, t, &m, err));
+    struct mdcsr_report report = {.n_weights = t->tensor.rows * t->tensor.cols,
+                                  .n_zeros = t->n_zeros,
+                                  .sum_squares = t->sum_squares,
+                                  .error_squares = t->pruning_squares + t->rounding_squares,
+                                  .stored_bytes = (size_t)t->bytes};
+    pdvm_status status = container_write_matrix(c->writer, t->tensor.name, &m, &report, err);
+    mdcsr_free(&m);
+    return status;
+}
+
+static bool is_calibrated(const struct conversion *c, const struct tensor_info *t) {
+    return c->method->calibration && t->is_matrix && t->role != TENSOR_EMBED &&
+           t->role != TENSOR_HEAD;
+}
+
 static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
     struct report_tensor t = {0};
     const char *coding;
@@ -168,10 +193,15 @@ static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
     float *w;
     tensors_at(&c->source->config, i, &t.tensor);
     PD_TRY(progress(c, &t.tensor, 0, err));
-    PD_TRY(encoding_read_floats(c->source, &t.tensor, c->threads, &w, err));
     source_stored(c->source, &t.tensor, &coding, &bytes);
-    source_release(c->source, &t.tensor);
     c->result->source_bytes += bytes;
+    if (is_calibrated(c, &t.tensor)) {
+        PD_TRY(take_matrix(c, &t, err));
+        c->done += (double)t.tensor.rows * (double)t.tensor.cols;
+        return report_add(&c->result->report, &t, err);
+    }
+    PD_TRY(encoding_read_floats(c->source, &t.tensor, c->threads, &w, err));
+    source_release(c->source, &t.tensor);
     pdvm_status status = progress(c, &t.tensor, 0.2, err);
     if (status == PDVM_OK) {
         status = t.tensor.is_matrix ? do_matrix(c, w, &t, err) : do_vector(c, w, &t, err);
@@ -185,9 +215,38 @@ static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
 
 /* ---- the whole model ------------------------------------------------------------------- */
 
+static pdvm_status check_calibration(const struct conversion *c, pdvm_error *err) {
+    const struct convert_calibration *o = &c->options->calibration;
+    if (c->method->calibration && !o->text.path)
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "the method %s needs a text to calibrate on: add --calib FILE, some "
+                       "megabytes of what the model is used for",
+                       c->method->name);
+    if (!c->method->calibration && (o->text.path || o->text.n_tokens || o->text.seq))
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "a calibration text was given, but the method %s does without; choose "
+                       "another with --method",
+                       c->method->name);
+    if (!c->method->calibration && (o->resume || o->layers.rule != LAYER_SPARSITY_UNIFORM))
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "--resume and --layer-sparsity are for methods that calibrate, and %s does "
+                       "not",
+                       c->method->name);
+    if (o->layers.rule != LAYER_SPARSITY_UNIFORM && !(c->options->plan.general.sparsity > 0))
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "--layer-sparsity %s shares out the general sparsity: add --sparsity 0.5, "
+                       "for example",
+                       layer_sparsity_name(o->layers.rule));
+    return PDVM_OK;
+}
+
 static pdvm_status check_options(const struct conversion *c, pdvm_error *err) {
     const struct settings_plan *plan = &c->options->plan;
     bool given = plan->general.sparsity >= 0;
+    if (!(c->method->scopes >> c->scope & 1))
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "the method %s does not know the scope %s",
+                       c->method->name, prune_scope_name(c->scope));
+    PD_TRY(check_calibration(c, err));
     for (size_t i = 0; i < plan->n_rules; i++) given |= plan->rules[i].set.sparsity >= 0;
     if (given && !c->method->has_sparsity)
         return pd_fail(err, PDVM_ERR_ARGUMENT,
@@ -210,6 +269,15 @@ static const char *base_name(const char *path, char *buffer, size_t size) {
     return slash && slash[1] ? slash + 1 : buffer;
 }
 
+static int add_calibration(const struct conversion *c, json_t *object) {
+    const struct convert_calibration *o = &c->options->calibration;
+    const struct convert_calibration_facts *f = &c->calibrated.facts;
+    return json_object_set_new(
+        object, "calibration",
+        json_pack("{s:I, s:I, s:s}", "tokens", (json_int_t)(f->n_windows * f->seq), "window",
+                  (json_int_t)f->seq, "layer_sparsity", layer_sparsity_name(o->layers.rule)));
+}
+
 /* Only what the file was made from and how: nothing that differs from run to run. */
 static pdvm_status write_metadata(struct conversion *c, pdvm_error *err) {
     const struct settings_plan *plan = &c->options->plan;
@@ -223,8 +291,9 @@ static pdvm_status write_metadata(struct conversion *c, pdvm_error *err) {
     if (c->method->has_sparsity) {
         if (plan->general.sparsity >= 0)
             failed |= json_object_set_new(o, "sparsity", json_real(plan->general.sparsity));
-        failed |= json_object_set_new(o, "scope", json_string(prune_scope_name(c->options->scope)));
+        failed |= json_object_set_new(o, "scope", json_string(prune_scope_name(c->scope)));
     }
+    if (c->method->calibration) failed |= add_calibration(c, o);
     for (size_t i = 0; i < plan->n_rules; i++)
         failed |= json_array_append_new(rules, json_string(plan->rules[i].text));
     failed |= json_object_set_new(o, "layers", rules);
@@ -266,13 +335,21 @@ static pdvm_status write_all(struct conversion *c, pdvm_error *err) {
     return pd_progress(&c->options->notify, "converting", 1, err);
 }
 
+static pdvm_status calibrate(struct conversion *c, const char *output, pdvm_error *err) {
+    if (!c->method->calibration) return PDVM_OK;
+    PD_TRY(calibrated_run(c->source, output, c->options, c->method, c->scope, c->threads,
+                          &c->calibrated, err));
+    c->result->calibration = c->calibrated.facts;
+    return PDVM_OK;
+}
+
 static pdvm_status write_file(struct conversion *c, const char *output, pdvm_error *err) {
     const struct model_config *config = &c->source->config;
     size_t n = tensors_count(config);
     size_t reserve =
         container_header_reserve(n + N_SIDE_FILES, sizeof((struct tensor_info){0}).name);
     /* Our own metadata: its strings are escaped once more in the header. */
-    reserve += n * 320;
+    reserve += n * 384;
     for (size_t i = 0; i < c->options->plan.n_rules; i++)
         reserve += 12 * strlen(c->options->plan.rules[i].text) + 16;
     for (size_t i = 0; i < n; i++) {
@@ -281,7 +358,8 @@ static pdvm_status write_file(struct conversion *c, const char *output, pdvm_err
         c->n_weights += (double)t.rows * (double)t.cols;
     }
     PD_TRY(pd_threads_create(c->options->n_threads, &c->threads, err));
-    pdvm_status status = container_writer_open(output, reserve, &c->writer, err);
+    pdvm_status status = calibrate(c, output, err);
+    if (status == PDVM_OK) status = container_writer_open(output, reserve, &c->writer, err);
     if (status == PDVM_OK) {
         status = write_all(c, err);
         if (status == PDVM_OK)
@@ -289,6 +367,7 @@ static pdvm_status write_file(struct conversion *c, const char *output, pdvm_err
         else
             container_writer_abort(c->writer);
     }
+    calibrated_free(&c->calibrated, status == PDVM_OK);
     pd_threads_free(c->threads);
     return status;
 }
@@ -298,6 +377,7 @@ pdvm_status convert_model(const char *source, const char *output,
                           pdvm_error *err) {
     struct conversion c = {.options = options, .result = out};
     c.method = options->method ? options->method : prune_method_at(0);
+    c.scope = options->scope == PRUNE_SCOPE_DEFAULT ? c.method->scope : options->scope;
     out->report.pruned = c.method->has_sparsity;
     PD_TRY(source_open(source, &c.source, err));
     pdvm_status status = check_options(&c, err);

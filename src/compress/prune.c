@@ -2,6 +2,7 @@
 
 #include "base/alloc.h"
 #include "base/half.h"
+#include "compress/solver.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -249,6 +250,27 @@ static const struct prune_method methods[] = {
      .scope = PRUNE_ROW,
      .scopes = SCOPE(ROW) | SCOPE(MATRIX),
      .prune = prune_magnitude},
+    {.name = "wanda",
+     .help = "those of least magnitude times norm of the input",
+     .has_sparsity = true,
+     .calibration = PRUNE_NEEDS_NORMS,
+     .scope = PRUNE_ROW,
+     .scopes = SCOPE(ROW),
+     .solve = solver_wanda},
+    {.name = "sparsegpt",
+     .help = "zeroes weights and corrects the others, on calibration text",
+     .has_sparsity = true,
+     .calibration = PRUNE_NEEDS_HESSIAN,
+     .scope = PRUNE_BLOCK,
+     .scopes = SCOPE(ROW) | SCOPE(BLOCK),
+     .solve = solver_sparsegpt},
+    {.name = "admm",
+     .help = "searches longer than sparsegpt for what to zero (ALPS)",
+     .has_sparsity = true,
+     .calibration = PRUNE_NEEDS_HESSIAN,
+     .scope = PRUNE_MATRIX,
+     .scopes = SCOPE(ROW) | SCOPE(MATRIX),
+     .solve = solver_admm},
 };
 
 const struct prune_method *prune_method_at(size_t i) {

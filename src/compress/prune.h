@@ -53,6 +53,8 @@ struct prune_method {
     enum prune_calibration calibration;
     enum prune_scope scope; /**< where nothing else was asked for */
     unsigned scopes;        /**< those that it knows, bit by bit: 1 << PRUNE_ROW, ... */
+    /** With a Hessian: products of the matrix with it that solving takes; for the progress. */
+    double products;
     /** Without calibration; NULL for methods that need it. */
     pdvm_status (*prune)(const struct prune_task *task, struct prune_result *out, pdvm_error *err);
     /** With calibration, see compress/solver.h; else NULL. */

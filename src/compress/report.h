@@ -17,8 +17,10 @@ struct report_tensor {
     int64_t source_zeros;    /**< of them, those that the source had; -1: unknown */
     double sum_squares;      /**< of the source's values */
     double pruning_squares;  /**< of what pruning took away */
-    double rounding_squares; /**< of the difference that coding the rest made */
-    uint64_t bytes;          /**< as stored, all parts */
+    double rounding_squares; /**< of the difference that solving and coding the rest made */
+    /** ||(W - W') X|| / ||W X|| over the inputs X of the calibration text; NAN without one. */
+    double output_error;
+    uint64_t bytes; /**< as stored, all parts */
 };
 
 /** All tensors of a model, in its order. Zero-initialise before use. */

@@ -107,6 +107,15 @@ pdvm_status solver_sparsegpt(const struct solver_task *task, struct solver_resul
 pdvm_status solver_admm(const struct solver_task *task, struct solver_result *out, pdvm_error *err);
 
 /**
+ * The best weights for a support that is given: w says where it is (zeros stay zeros) and where to
+ * start, target[rows, cols] are the weights whose outputs are to be matched. Conjugate gradients, at
+ * most options->cg_iterations of them, after masks of any method; rounded as `coding` says. The
+ * errors in *out are against the target; sparsity and scope of the task are not looked at.
+ */
+pdvm_status solver_refine(const struct solver_task *task, const float *target,
+                          struct solver_result *out, pdvm_error *err);
+
+/**
  * Fits scales and codebook of `coding` to the weights that are not zero, with column c's squared
  * errors counted diagonal[c] times (NULL: once), and rounds w to them: for methods that do not
  * quantise in their own loop. Nothing happens for float codings (out->scales is NULL then).

@@ -1,6 +1,6 @@
 /**
  * How fast the processors can read memory: the bar for decoding, which reads every weight once per
- * token. Loads are as wide as the processor has them; each thread walks its share of the buffer as
+ * token. Loads are as wide as the processor has them; threads walk pieces of the buffer as
  * 1, 2, 4 and 8 streams in turn, with software prefetch, and the fastest way counts.
  */
 #ifndef PDVM_EVAL_BANDWIDTH_H
@@ -15,7 +15,7 @@ struct bandwidth;
 /** A buffer size far beyond a last-level cache of `cache` bytes that leaves memory for others. */
 size_t bandwidth_buffer_size(uint64_t cache);
 
-/** Allocates and fills a buffer of `size` bytes (rounded up to 1 MiB), with huge pages if possible. */
+/** Allocates and fills a buffer of `size` bytes (rounded up to 64 MiB), with huge pages if possible. */
 pdvm_status bandwidth_create(size_t size, struct pd_threads *threads, struct bandwidth **out,
                              pdvm_error *err);
 
@@ -26,8 +26,8 @@ void bandwidth_free(struct bandwidth *b);
 size_t bandwidth_size(const struct bandwidth *b);
 
 /**
- * Reads the whole buffer once in each way with all workers of the team, and returns the bytes per
- * second of the fastest.
+ * Reads half of the buffer in each way, the halves in turn, with all workers of the team, and returns
+ * the bytes per second of the fastest.
  */
 double bandwidth_measure(struct bandwidth *b, struct pd_threads *threads);
 

@@ -40,14 +40,15 @@ double bench_row_rate(const struct bench_row *row) {
     return row->token_bytes * bench_stats_of(row->samples, row->n_samples).median;
 }
 
-double bench_row_share(const struct bench_result *r, const struct bench_row *row) {
-    const struct bench_bandwidth *b = &r->bandwidth[row->threads];
-    double bandwidth = bench_stats_of(b->samples, b->n_samples).median;
-    return bandwidth > 0 ? bench_row_rate(row) / bandwidth : 0;
+double bench_row_share(const struct bench_row *row) {
+    return row->test.n_prompt ? 0 : bench_stats_of(row->shares, row->n_samples).median;
 }
 
 void bench_free(struct bench_result *r) {
-    for (size_t i = 0; i < r->n_rows; i++) free(r->rows[i].samples);
+    for (size_t i = 0; i < r->n_rows; i++) {
+        free(r->rows[i].samples);
+        free(r->rows[i].shares);
+    }
     for (size_t i = 0; i < r->n_bandwidth; i++) free(r->bandwidth[i].samples);
     for (size_t i = 0; i < r->n_notes; i++) free(r->notes[i]);
     free(r->rows);
@@ -359,20 +360,31 @@ static pdvm_status time_generation(struct bench *b, pdvm_session *s, const struc
     return status;
 }
 
+/* The read bandwidth at this moment. */
+static double measure_bandwidth(struct bench *b, const struct open_model *m, size_t threads) {
+    struct bench_bandwidth *w = &b->r->bandwidth[threads];
+    double rate = bandwidth_measure(b->bandwidth, m->model->threads);
+    w->samples[w->n_samples++] = rate;
+    return rate;
+}
+
 static pdvm_status sample(struct bench *b, struct open_model *m, struct bench_row *row,
                           pdvm_error *err) {
     const struct bench_test *t = &row->test;
     uint32_t n = t->n_prompt ? t->n_prompt : t->n_gen;
     pdvm_session *s;
-    double seconds;
+    double seconds, bandwidth = 0;
     PD_TRY(session_at(b, m, t->depth, &s, err));
     s->options.mode = row->mode;
+    if (!t->n_prompt) bandwidth = measure_bandwidth(b, m, row->threads);
     uint64_t dispatches = s->stats.n_dispatches;
     PD_TRY(t->n_prompt ? time_prompt(b, s, t, &seconds, err)
                        : time_generation(b, s, t, &seconds, err));
     /* A generation has one more token, before the clock starts. */
     row->dispatches = (double)(s->stats.n_dispatches - dispatches) / (t->n_prompt ? n : n + 1.0);
-    row->samples[row->n_samples++] = seconds > 0 ? n / seconds : 0;
+    double rate = seconds > 0 ? n / seconds : 0;
+    if (bandwidth > 0) row->shares[row->n_samples] = rate * row->token_bytes / bandwidth;
+    row->samples[row->n_samples++] = rate;
     if (row->has_phases)
         for (size_t i = 0; i < m->model->plan.n_phases; i++)
             row->phases[m->model->plan.phases[i].kind].seconds +=
@@ -396,13 +408,11 @@ static pdvm_status warm_up(struct bench *b, struct open_model *m, pdvm_error *er
     return PDVM_OK;
 }
 
-/* All rows of a model with a number of threads, once, the bandwidth first. */
+/* All rows of a model with a number of threads, once. */
 static pdvm_status measure_threads(struct bench *b, size_t model, size_t threads, pdvm_error *err) {
     struct open_model *m = &b->models[model];
-    struct bench_bandwidth *w = &b->r->bandwidth[threads];
-    if (pd_threads_count(m->model->threads) != w->threads)
-        PD_TRY(model_set_threads(m->model, w->threads, err));
-    w->samples[w->n_samples++] = bandwidth_measure(b->bandwidth, m->model->threads);
+    int n = b->r->bandwidth[threads].threads;
+    if (pd_threads_count(m->model->threads) != n) PD_TRY(model_set_threads(m->model, n, err));
     for (size_t i = 0; i < b->r->n_rows; i++) {
         struct bench_row *row = &b->r->rows[i];
         if (row->model != model || row->threads != threads) continue;
@@ -451,6 +461,8 @@ static pdvm_status make_rows(struct bench *b, pdvm_error *err) {
                         .model = m, .threads = t, .mode = (pdvm_mode)mode, .test = o->tests[i]};
                     PD_TRY(pd_calloc(&row->samples, o->repetitions, sizeof *row->samples, "results",
                                      err));
+                    PD_TRY(pd_calloc(&row->shares, o->repetitions, sizeof *row->shares, "results",
+                                     err));
                 }
             }
         }
@@ -466,20 +478,22 @@ static pdvm_status make_bandwidth(struct bench *b, pdvm_error *err) {
     r->n_bandwidth = o->n_threads;
     for (size_t i = 0; i < o->n_threads; i++) {
         r->bandwidth[i].threads = o->threads[i] ? o->threads[i] : pd_threads_available();
-        PD_TRY(pd_calloc(&r->bandwidth[i].samples, (size_t)o->repetitions * o->n_models,
-                         sizeof(double), "results", err));
+        /* At most one for each sample of a row. */
+        PD_TRY(pd_calloc(&r->bandwidth[i].samples, r->n_rows * o->repetitions, sizeof(double),
+                         "results", err));
     }
+    size_t size =
+        o->bandwidth_buffer ? o->bandwidth_buffer : bandwidth_buffer_size(r->machine.cache);
     struct pd_threads *threads;
     PD_TRY(pd_threads_create(most_threads(o), &threads, err));
-    pdvm_status status =
-        bandwidth_create(bandwidth_buffer_size(r->machine.cache), threads, &b->bandwidth, err);
+    pdvm_status status = bandwidth_create(size, threads, &b->bandwidth, err);
     pd_threads_free(threads);
     PD_TRY(status);
     r->buffer_size = bandwidth_size(b->bandwidth);
     if (r->machine.cache > 0 && (double)r->buffer_size < 4 * (double)r->machine.cache)
         note(b,
-             "the bandwidth was measured on only %.0f MB, for lack of memory: the last-level cache "
-             "has %.0f MB and may have served a part",
+             "the bandwidth was measured on only %.0f MB: the last-level cache has %.0f MB and may "
+             "have served a part",
              (double)r->buffer_size / 1e6, (double)r->machine.cache / 1e6);
     return PDVM_OK;
 }

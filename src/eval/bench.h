@@ -51,6 +51,7 @@ struct bench_options {
     uint32_t n_batch;                       /**< 0: the default */
     pdvm_kv_type type_k, type_v;
     uint64_t seed;
+    size_t bandwidth_buffer; /**< bytes that the bandwidth test reads; 0: far beyond the cache */
     struct pd_notify notify; /**< stages "loading" and "measuring" */
 };
 
@@ -68,6 +69,7 @@ struct bench_row {
     struct bench_test test;
     char backend[64]; /**< backend, kernels and threads as the backend describes itself */
     double *samples;  /**< [repetitions] tokens per second; owned */
+    double *shares;   /**< [repetitions] of generation: see bench_row_share; owned */
     size_t n_samples;
     double dispatches;  /**< per token */
     double token_bytes; /**< read for a token: weights, and the mean of the cache; 0 for prompts */
@@ -130,7 +132,12 @@ const char *bench_phase_name(enum phase_kind kind);
 /** Bytes per second that a row of generation reads, from the median; 0 for prompts. */
 double bench_row_rate(const struct bench_row *row);
 
-/** That rate as a share of the median read bandwidth with the row's threads; 0 if unknown. */
-double bench_row_share(const struct bench_result *r, const struct bench_row *row);
+/**
+ * The share of the read bandwidth: the median, over the samples, of the bytes per second that a
+ * sample has read divided by the bandwidth measured just before it. Memory that is shared with
+ * others changes its speed from second to second, and a quotient of two medians would compare
+ * different moments. 0 for prompts.
+ */
+double bench_row_share(const struct bench_row *row);
 
 #endif

@@ -80,8 +80,13 @@ static json_t *row_json(const struct bench_result *r, const struct bench_row *ro
                   bench_test_name(name, &row->test), "n_prompt", (int)row->test.n_prompt, "n_gen",
                   (int)row->test.n_gen, "depth", (int)row->test.depth, "dispatches_per_token",
                   row->dispatches, "bytes_per_token", row->token_bytes, "bytes_per_second",
-                  bench_row_rate(row), "bandwidth_share", bench_row_share(r, row));
+                  bench_row_rate(row), "bandwidth_share", bench_row_share(row));
     if (value && row->has_phases && json_object_set_new(value, "phases", phases_json(row)) != 0) {
+        json_decref(value);
+        return NULL;
+    }
+    if (value && !row->test.n_prompt &&
+        json_object_set_new(value, "shares", samples_json(row->shares, row->n_samples)) != 0) {
         json_decref(value);
         return NULL;
     }

@@ -51,21 +51,12 @@ static void book_prepare(struct mdcsr_book *b) {
     }
 }
 
-static inline unsigned book_code(const struct mdcsr_book *b, float t) {
-    float f = (t + b->max) * b->cells_per_unit;
-    f = f > 0 ? f : 0;
-    f = f < MDCSR_BOOK_CELLS - 1 ? f : MDCSR_BOOK_CELLS - 1;
-    unsigned code = b->first[(int)f];
-    while (t > b->bound[code]) code++;
-    return code;
-}
-
 double mdcsr_book_encode(const struct mdcsr_book *b, const float *x, int64_t n, float scale,
                          uint8_t *codes) {
     float inverse = scale == 0 ? 0 : 1.0f / scale;
     double error = 0;
     for (int64_t i = 0; i < n; i++) {
-        unsigned code = book_code(b, x[i] * inverse);
+        unsigned code = mdcsr_book_code(b, x[i] * inverse);
         double d = (double)x[i] - (double)(scale * b->entry[code]);
         if (codes) codes[i] = (uint8_t)code;
         error += d * d;
@@ -76,9 +67,10 @@ double mdcsr_book_encode(const struct mdcsr_book *b, const float *x, int64_t n, 
 /*
  * Squared error of x[n] at a scale, with entries looked up by cell: all but exact, and without
  * branches, because this is where encoding spends its time. Stops once it exceeds `limit`.
+ * Inline, so that the compiler makes a form without weights.
  */
-static double try_scale(const struct mdcsr_book *b, const float *x, int64_t n, float scale,
-                        double limit) {
+static inline double cell_error(const struct mdcsr_book *b, const float *x, const float *weight,
+                                int64_t n, float scale, double limit) {
     float inverse = 1.0f / scale, step = inverse * b->cells_per_unit;
     float middle = b->max * b->cells_per_unit, last = MDCSR_BOOK_CELLS - 1;
     double error = 0, unit = (double)scale * (double)scale;
@@ -97,7 +89,7 @@ static double try_scale(const struct mdcsr_book *b, const float *x, int64_t n, f
             }
             for (int k = 0; k < 8; k++) {
                 float d = x[i + k] * inverse - b->value[cell[k]];
-                sums[k] += d * d;
+                sums[k] += weight ? weight[i + k] * (d * d) : d * d;
             }
         }
         for (int k = 0; i < end; i++, k++) {
@@ -105,7 +97,7 @@ static double try_scale(const struct mdcsr_book *b, const float *x, int64_t n, f
             f = f > 0 ? f : 0;
             f = f < last ? f : last;
             float d = x[i] * inverse - b->value[(int32_t)f];
-            sums[k] += d * d;
+            sums[k] += weight ? weight[i] * (d * d) : d * d;
         }
         float sum = 0;
         for (int k = 0; k < 8; k++) sum += sums[k];
@@ -114,9 +106,16 @@ static double try_scale(const struct mdcsr_book *b, const float *x, int64_t n, f
     return error;
 }
 
+static double try_scale(const struct mdcsr_book *b, const float *x, const float *weight, int64_t n,
+                        float scale, double limit) {
+    return weight ? cell_error(b, x, weight, n, scale, limit)
+                  : cell_error(b, x, NULL, n, scale, limit);
+}
+
 struct search {
     const struct mdcsr_book *b;
     const float *x;
+    const float *weight; /* NULL: 1 each */
     int64_t n;
     float best;
     double error;
@@ -125,7 +124,7 @@ struct search {
 /* True if `scale` is better than what was found so far. */
 static bool search_try(struct search *s, float scale) {
     if (!(fabsf(scale) >= MDCSR_SMALLEST_SCALE) || !isfinite(scale * s->b->max)) return false;
-    double error = try_scale(s->b, s->x, s->n, scale, s->error);
+    double error = try_scale(s->b, s->x, s->weight, s->n, scale, s->error);
     if (error >= s->error) return false;
     s->error = error;
     s->best = scale;
@@ -143,9 +142,10 @@ static float refine(const struct search *s) {
     float inverse = 1.0f / s->best;
     double xb = 0, bb = 0;
     for (int64_t i = 0; i < s->n; i++) {
-        double e = (double)s->b->entry[book_code(s->b, s->x[i] * inverse)];
-        xb += (double)s->x[i] * e;
-        bb += e * e;
+        double e = (double)s->b->entry[mdcsr_book_code(s->b, s->x[i] * inverse)];
+        double h = s->weight ? (double)s->weight[i] : 1;
+        xb += h * (double)s->x[i] * e;
+        bb += h * e * e;
     }
     return bb > 0 ? (float)(xb / bb) : s->best;
 }
@@ -159,10 +159,12 @@ static float largest(const float *x, int64_t n) {
     return max >= -min ? max : min;
 }
 
-float mdcsr_book_scale(const struct mdcsr_book *b, const float *x, int64_t n, bool bf16) {
+float mdcsr_book_scale(const struct mdcsr_book *b, const float *x, const float *weight, int64_t n,
+                       bool bf16) {
     float base = largest(x, n) / b->max;
-    struct search s = {b, x, n, 0, 0};
-    for (int64_t i = 0; i < n; i++) s.error += (double)x[i] * (double)x[i];
+    struct search s = {b, x, weight, n, 0, 0};
+    for (int64_t i = 0; i < n; i++)
+        s.error += (weight ? (double)weight[i] : 1) * (double)x[i] * (double)x[i];
     /* Small books gain from giving up the largest values; large ones hardly. Long rows have
      * rarer, larger maxima, so the walk goes on for as long as it pays. */
     float step = b->n == 16 ? 0.05f : 0.015f;
@@ -210,6 +212,13 @@ static void book_prime(struct mdcsr_book *b, bool zero) {
     book_prepare(b);
 }
 
+/* INT8 as a book: the whole numbers -127..127. */
+static void book_int8(struct mdcsr_book *b) {
+    b->n = 255;
+    for (int i = 0; i < b->n; i++) b->entry[i] = (float)(i - 127);
+    book_prepare(b);
+}
+
 /* n levels: -n/2 .. n/2 - 1 with a zero, the odd numbers -(n - 1) .. n - 1 without. */
 static void book_linear(struct mdcsr_book *b, bool zero) {
     int half = b->n / 2;
@@ -239,7 +248,8 @@ pdvm_status mdcsr_book_given(int n, const float *entries, struct mdcsr_book *out
 
 /* ---- learned books --------------------------------------------------------------------- */
 
-/* Sums over the bins before bin i, weighted by the squared scale: the true squared error. */
+/* Sums over the bins before bin i, weighted by the squared scale: the true squared error. The
+ * sample's own weights come on top. */
 struct histogram {
     double weight[BINS + 1];
     double first[BINS + 1]; /* weight times x / scale */
@@ -249,9 +259,10 @@ static void histogram_fill(struct histogram *h, const struct mdcsr_sample *s) {
     memset(h, 0, sizeof *h);
     for (int64_t g = 0; g < s->n_groups; g++) {
         if (s->scale[g] == 0) continue;
-        double scale = (double)s->scale[g], inverse = 1 / scale, weight = scale * scale;
+        double scale = (double)s->scale[g], inverse = 1 / scale, square = scale * scale;
         for (int64_t i = s->begin[g]; i < s->begin[g + 1]; i++) {
             double t = (double)s->x[i] * inverse;
+            double weight = s->weight ? square * (double)s->weight[i] : square;
             double f = (t + RANGE) / BIN_WIDTH;
             int bin = f < 0 ? 0 : f >= BINS ? BINS - 1 : (int)f;
             h->weight[bin + 1] += weight;
@@ -330,15 +341,27 @@ struct fit {
     struct mdcsr_sample *s;
 };
 
+static double weighted_error(const struct mdcsr_book *b, const float *x, const float *weight,
+                             int64_t n, float scale) {
+    float inverse = scale == 0 ? 0 : 1.0f / scale;
+    double error = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double d = (double)x[i] - (double)(scale * b->entry[mdcsr_book_code(b, x[i] * inverse)]);
+        error += (double)weight[i] * d * d;
+    }
+    return error;
+}
+
 static void fit_groups(void *arg, int64_t begin, int64_t end, int worker) {
     struct fit *f = arg;
     struct mdcsr_sample *s = f->s;
     (void)worker;
     for (int64_t g = begin; g < end; g++) {
-        const float *x = s->x + s->begin[g];
+        const float *x = s->x + s->begin[g], *weight = s->weight ? s->weight + s->begin[g] : NULL;
         int64_t n = s->begin[g + 1] - s->begin[g];
-        s->scale[g] = mdcsr_book_scale(f->b, x, n, s->bf16_scales);
-        s->error[g] = mdcsr_book_encode(f->b, x, n, s->scale[g], NULL);
+        s->scale[g] = mdcsr_book_scale(f->b, x, weight, n, s->bf16_scales);
+        s->error[g] = weight ? weighted_error(f->b, x, weight, n, s->scale[g])
+                             : mdcsr_book_encode(f->b, x, n, s->scale[g], NULL);
     }
 }
 
@@ -402,6 +425,10 @@ pdvm_status mdcsr_book_make(enum mdcsr_values values, enum mdcsr_codebook kind, 
                             struct mdcsr_sample *sample, struct pd_threads *threads,
                             struct mdcsr_book *out, pdvm_error *err) {
     *out = (struct mdcsr_book){.n = mdcsr_codebook_size(values)};
+    if (values == MDCSR_INT8) {
+        book_int8(out);
+        return PDVM_OK;
+    }
     if (kind == MDCSR_PRIME) {
         book_prime(out, zero);
         return PDVM_OK;

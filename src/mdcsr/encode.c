@@ -14,9 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Entries that a codebook is fitted to: more change nothing that can be measured. */
-#define SAMPLE_ENTRIES ((int64_t)1 << 19)
-
 /* Weights per piece of a parallel loop. */
 #define PIECE ((int64_t)1 << 17)
 
@@ -143,49 +140,6 @@ static enum mdcsr_index smallest_index(const struct mdcsr *m, const struct total
 
 /* ---- codebook -------------------------------------------------------------------------- */
 
-/* Copies the values of a row that are not zero to x, and the end of each group to ends. */
-static int64_t pack_row(const float *w, int64_t cols, uint32_t group, float *x, int64_t *ends) {
-    int64_t n = 0, width = group ? group : cols, g = 0;
-    for (int64_t begin = 0; begin < cols; begin += width) {
-        int64_t end = begin + width < cols ? begin + width : cols;
-        for (int64_t c = begin; c < end; c++) {
-            x[n] = w[c];
-            n += w[c] != 0;
-        }
-        ends[g++] = n;
-    }
-    return n;
-}
-
-static void sample_free(struct mdcsr_sample *s) {
-    free(s->begin);
-    free(s->x);
-    free(s->scale);
-    free(s->error);
-}
-
-/* Takes every step-th row, so that about SAMPLE_ENTRIES values come together. */
-static pdvm_status sample_rows(const struct encoder *e, int64_t entries, struct mdcsr_sample *s,
-                               pdvm_error *err) {
-    const struct mdcsr *m = e->m;
-    int64_t step = entries / SAMPLE_ENTRIES + 1, n_rows = (m->rows + step - 1) / step, n = 0;
-    for (int64_t r = 0; r < m->rows; r += step) n += e->rows[r].entries;
-    size_t groups = (size_t)(n_rows * m->n_groups);
-    s->bf16_scales = m->group != 0;
-    PD_TRY(pd_calloc(&s->begin, groups + 1, sizeof *s->begin, "a codebook's sample", err));
-    /* One more: packing writes a value before it knows whether it stays. */
-    PD_TRY(pd_calloc(&s->x, (size_t)n + 1, sizeof *s->x, "a codebook's sample", err));
-    PD_TRY(pd_calloc(&s->scale, groups, sizeof *s->scale, "a codebook's sample", err));
-    PD_TRY(pd_calloc(&s->error, groups, sizeof *s->error, "a codebook's sample", err));
-    for (int64_t r = 0; r < m->rows; r += step) {
-        int64_t at = s->begin[s->n_groups], *ends = s->begin + s->n_groups + 1;
-        pack_row(e->w + r * m->cols, m->cols, m->group, s->x + at, ends);
-        for (int64_t g = 0; g < m->n_groups; g++) ends[g] += at;
-        s->n_groups += m->n_groups;
-    }
-    return PDVM_OK;
-}
-
 static pdvm_status make_codebook(struct encoder *e, int64_t entries, struct pd_threads *threads,
                                  pdvm_error *err) {
     struct mdcsr *m = e->m;
@@ -199,11 +153,12 @@ static pdvm_status make_codebook(struct encoder *e, int64_t entries, struct pd_t
     bool zero = m->index_coding == MDCSR_DENSE && entries < m->rows * m->cols;
     struct mdcsr_sample sample = {0};
     pdvm_status status = PDVM_OK;
-    if (m->codebook_kind != MDCSR_PRIME) status = sample_rows(e, entries, &sample, err);
+    if (m->codebook_kind != MDCSR_PRIME)
+        status = mdcsr_sample_make(e->w, m->rows, m->cols, m->group, NULL, entries, &sample, err);
     if (status == PDVM_OK)
         status = mdcsr_book_make(m->value_coding, m->codebook_kind, zero, &sample, threads,
                                  &e->book, err);
-    sample_free(&sample);
+    mdcsr_sample_free(&sample);
     memcpy(m->codebook, e->book.entry, (size_t)e->book.n * sizeof *m->codebook);
     return status;
 }
@@ -286,7 +241,7 @@ static double encode_codes(const struct encoder *e, int64_t r, const float *x, i
             scales[g] = int8_scale(part, size, bf16);
             error += encode_int8(part, size, scales[g], codes + begin);
         } else {
-            scales[g] = mdcsr_book_scale(&e->book, part, size, bf16);
+            scales[g] = mdcsr_book_scale(&e->book, part, NULL, size, bf16);
             error += mdcsr_book_encode(&e->book, part, size, scales[g], codes + begin);
         }
         begin = end;

@@ -146,6 +146,54 @@ int64_t mdcsr_row_columns(const struct mdcsr *m, int64_t r, uint32_t *cols) {
     return n;
 }
 
+static inline uint64_t load_word(const uint8_t *p) {
+    uint64_t word = 0;
+    for (int i = 0; i < 8; i++) word |= (uint64_t)p[i] << (8 * i);
+    return word;
+}
+
+static void bitmap_mask(const struct mdcsr *m, int64_t r, uint64_t *mask) {
+    size_t stride = mdcsr_bitmap_stride(m->cols), left = stride % 8;
+    const uint8_t *p = m->index + (size_t)r * stride;
+    for (size_t i = 0; i < stride / 8; i++, p += 8) *mask++ = load_word(p);
+    if (left == 0) return;
+    *mask = 0;
+    for (size_t i = 0; i < left; i++) *mask |= (uint64_t)p[i] << (8 * i);
+}
+
+/* Without branches: gaps are random. A skip sets no bit, but has an address: one word behind the
+ * last at most, for the padding of delta4. */
+static inline int64_t mask_gap(uint64_t *mask, int64_t at, unsigned gap, unsigned skip) {
+    uint64_t entry = gap != skip;
+    at += gap;
+    mask[at >> 6] |= entry << (at & 63);
+    return at + (int64_t)entry;
+}
+
+void mdcsr_row_mask(const struct mdcsr *m, int64_t r, uint64_t *mask) {
+    size_t words = ((size_t)m->cols + 63) / 64;
+    if (m->index_coding == MDCSR_BITMAP) {
+        bitmap_mask(m, r, mask);
+        return;
+    }
+    if (m->index_coding == MDCSR_DENSE) {
+        memset(mask, 0xff, words * sizeof *mask);
+        if (m->cols % 64) mask[words - 1] = ((uint64_t)1 << m->cols % 64) - 1;
+        return;
+    }
+    memset(mask, 0, words * sizeof *mask);
+    const uint8_t *p = m->index + m->index_offsets[r], *end = m->index + m->index_offsets[r + 1];
+    int64_t at = 0;
+    if (m->index_coding == MDCSR_DELTA8) {
+        for (; p < end; p++) at = mask_gap(mask, at, *p, MDCSR_DELTA8_SKIP);
+    } else {
+        for (; p < end; p++) {
+            at = mask_gap(mask, at, *p & 15u, MDCSR_DELTA4_SKIP);
+            at = mask_gap(mask, at, *p >> 4, MDCSR_DELTA4_SKIP);
+        }
+    }
+}
+
 size_t mdcsr_entry_size(enum mdcsr_values values) {
     return values == MDCSR_F32 ? 4 : values == MDCSR_BF16 || values == MDCSR_F16 ? 2 : 1;
 }

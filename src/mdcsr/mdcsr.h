@@ -134,6 +134,12 @@ int64_t mdcsr_row_entries(const struct mdcsr *m, int64_t r);
 int64_t mdcsr_row_columns(const struct mdcsr *m, int64_t r, uint32_t *cols);
 
 /**
+ * Sets bit c % 64 of mask[c / 64] for the columns c of row r's entries, and clears all others up to
+ * the next multiple of 64. One word behind these must be there, and is left as it is.
+ */
+void mdcsr_row_mask(const struct mdcsr *m, int64_t r, uint64_t *mask);
+
+/**
  * Writes row r's raw entries to out, one element each: float for F32, uint16_t bits for BF16 and
  * F16, int8_t for INT8, uint8_t codes for LUT8 and LUT4 (nibbles unpacked). Returns their number.
  */

@@ -134,35 +134,47 @@ static void make_mask_rows(void *arg, int64_t begin, int64_t end, int worker) {
     for (int64_t r = begin; r < end; r++) make_mask_row(arg, r);
 }
 
+/* 8 bytes of values, from random bits. */
+static inline uint64_t value_bytes(const struct making *k, uint64_t random) {
+    uint8_t bytes[8];
+    uint64_t word = random;
+    switch (k->m->value_coding) {
+    case MDCSR_INT8:
+        for (int i = 0; i < 8; i++) bytes[i] = (uint8_t)k->s->codes[random >> (8 * i) & 255];
+        memcpy(&word, bytes, sizeof word);
+        break;
+    case MDCSR_BF16:
+    case MDCSR_F16:
+        for (int i = 0; i < 4; i++) {
+            float x = k->s->normal[random >> (8 * i) & 255] * (float)k->deviation;
+            uint16_t half =
+                k->m->value_coding == MDCSR_F16 ? pd_float_to_f16(x) : pd_float_to_bf16(x);
+            memcpy(bytes + 2 * i, &half, sizeof half);
+        }
+        memcpy(&word, bytes, sizeof word);
+        break;
+    case MDCSR_F32:
+        for (int i = 0; i < 2; i++) {
+            float x = k->s->normal[random >> (8 * i) & 255] * (float)k->deviation;
+            memcpy(bytes + 4 * i, &x, sizeof x);
+        }
+        memcpy(&word, bytes, sizeof word);
+        break;
+    default: break; /* LUT8 and LUT4: any code */
+    }
+    return word;
+}
+
 static void make_values(void *arg, int64_t begin, int64_t end, int worker) {
     const struct making *k = arg;
-    size_t size = mdcsr_entry_size(k->m->value_coding);
     (void)worker;
     for (int64_t chunk = begin; chunk < end; chunk++) {
         uint64_t state = stream(~k->seed, (uint64_t)chunk);
         size_t at = (size_t)chunk * VALUES_CHUNK, stop = at + VALUES_CHUNK;
         if (stop > k->m->values_size) stop = k->m->values_size;
-        uint8_t *out = k->values;
-        while (at < stop) {
-            uint64_t word = pd_random(&state);
-            for (int i = 0; i < 8 && at < stop; i++, word >>= 8, at += size) {
-                uint8_t byte = (uint8_t)word;
-                float x = k->s->normal[byte] * (float)k->deviation;
-                uint16_t half;
-                switch (k->m->value_coding) {
-                case MDCSR_INT8: out[at] = (uint8_t)k->s->codes[byte]; break;
-                case MDCSR_F32: memcpy(out + at, &x, sizeof x); break;
-                case MDCSR_F16:
-                    half = pd_float_to_f16(x);
-                    memcpy(out + at, &half, sizeof half);
-                    break;
-                case MDCSR_BF16:
-                    half = pd_float_to_bf16(x);
-                    memcpy(out + at, &half, sizeof half);
-                    break;
-                default: out[at] = byte; /* LUT8 and LUT4: any code */
-                }
-            }
+        for (; at < stop; at += 8) {
+            uint64_t word = value_bytes(k, pd_random(&state));
+            memcpy(k->values + at, &word, stop - at < 8 ? stop - at : 8);
         }
     }
 }
@@ -181,7 +193,7 @@ static double code_deviation(const struct source_synthetic *s, const struct mdcs
 /* Standard deviation of the values that gives products of the size of residual activations. */
 static double value_deviation(const struct source_synthetic *s, const struct tensor_info *t,
                               double density) {
-    if (t->role == TENSOR_EMBED) return 1;
+    if (t->role == TENSOR_EMBED && !s->base.config.tie_word_embeddings) return 1;
     double d = 1 / sqrt((double)t->cols * (density > 0 ? density : 1));
     /* What is added to the residual stream must not let it grow with the depth of the model. */
     if (t->role == TENSOR_O || t->role == TENSOR_DOWN) d /= sqrt(2.0 * s->base.config.n_layers);

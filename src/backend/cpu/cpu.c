@@ -47,6 +47,7 @@ static void cpu_destroy(struct backend *base) {
     free_state(b);
     free(b->allocations);
     free(b->partial);
+    pd_arena_free(&b->arena);
     free(b);
 }
 
@@ -63,7 +64,7 @@ static pdvm_status cpu_load_matrix(struct backend *base, const struct mdcsr *m, 
         (*out)->bytes = m->values_size + m->index_size;
         return PDVM_OK;
     }
-    pdvm_status status = cpu_matrix_pack(m, b->threads, &(*out)->packed, err);
+    pdvm_status status = cpu_matrix_pack_into(&b->arena, m, b->threads, &(*out)->packed, err);
     if (status != PDVM_OK) {
         free(*out);
         *out = NULL;

@@ -9,6 +9,7 @@
 #define PDVM_BACKEND_CPU_CPU_H
 
 #include "backend/backend.h"
+#include "base/arena.h"
 
 #include <stdatomic.h>
 
@@ -51,6 +52,7 @@ struct cpu_matrix {
     int64_t n_blocks; /* columns / 64, rounded up */
     enum cpu_kind kind;
     bool dense;
+    bool owned;       /* the arrays are freed with the matrix */
     int streams;      /* of a tile: 1 or 4 */
     uint32_t group;   /* columns per scale; 0: one scale per row */
     int64_t n_groups; /* scales per row in `scales`, padded to whole blocks */
@@ -97,7 +99,13 @@ static inline float *cpu_tile_scales(const struct cpu_matrix *m, int64_t tile) {
     return m->scales ? m->scales + place * m->n_groups * TILE_ROWS : NULL;
 }
 
-/** Packs a checked matrix. */
+/**
+ * Packs a checked matrix. The arrays come from `arena` and live as long as it does; with NULL they
+ * are the matrix's own.
+ */
+pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
+                                 struct pd_threads *threads, struct cpu_matrix **out,
+                                 pdvm_error *err);
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
                             struct cpu_matrix **out, pdvm_error *err);
 void cpu_matrix_free(struct cpu_matrix *m);
@@ -261,6 +269,7 @@ struct cpu_backend {
     struct backend base;
     const struct cpu_kernels *kernels;
     struct pd_threads *threads;
+    struct pd_arena arena; /* the packed matrices' arrays */
     char description[64];
     const struct plan *plan;
     int64_t *splits;            /* [n_phases][n_split + 1] tiles, see split_phases */

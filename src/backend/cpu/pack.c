@@ -1,4 +1,5 @@
 /* From the canonical MdCSR rows to tiles of 16 rows and blocks of 64 columns. */
+#include "backend/cpu/pack.h"
 #include "backend/cpu/cpu.h"
 #include "base/alloc.h"
 #include "base/checked.h"
@@ -15,14 +16,23 @@ static const enum cpu_kind kinds[MDCSR_N_VALUES] = {
 struct pack {
     const struct mdcsr *m;
     struct cpu_matrix *p;
+    struct pd_arena *arena; /* NULL: none */
+    const struct cpu_packer *packer;
     size_t entry_size; /* bytes of one unpacked entry */
     uint8_t zero_code; /* what a dense layout stores at a position without an entry */
     uint8_t flip;      /* what the codes are XORed with: makes a signed byte code + 128 */
+    struct pack_worker *workers;
     int n_workers;
-    uint32_t *cols;   /* [n_workers][cols] */
-    uint8_t *entries; /* [n_workers][cols * entry_size] of one row */
-    uint8_t *tiles;   /* [n_workers][16 * padded cols * entry_size] at their positions */
-    int64_t *pairs;   /* [n_tiles][2] LUT4 bitmap: entries in even and odd micro-blocks */
+    int64_t *pairs; /* [n_tiles][2] LUT4 bitmap: entries in even and odd micro-blocks */
+};
+
+/* A worker's buffers, each with the slack that packers need. */
+struct pack_worker {
+    uint64_t *masks;  /* [16][n_blocks + 1] of the tile's rows */
+    uint8_t *entries; /* [cols * entry_size] of one row */
+    uint8_t *rows;    /* [16][padded cols * entry_size] entries at their columns */
+    uint8_t *values;  /* [16 * padded cols * entry_size] integer kinds: the packed tile */
+    uint8_t *odd;     /* LUT4: codes of odd micro-blocks */
 };
 
 static size_t padded_cols(const struct cpu_matrix *p) {
@@ -38,104 +48,198 @@ static int zero_code(const struct mdcsr *m) {
     return -1;
 }
 
-/* Puts the entries of row r of a tile at their positions in its stream. */
-static void spread_row(const struct pack *pk, int64_t tile, int r, int64_t n, const uint32_t *at,
-                       const uint8_t *entries, uint8_t *positions) {
-    const struct cpu_matrix *p = pk->p;
-    size_t es = pk->entry_size;
-    int rows = TILE_ROWS / p->streams;        /* of a stream */
-    unsigned shift = p->streams == 1 ? 2 : 4; /* columns of a micro-block: 1 << shift */
-    size_t first = (size_t)(r % rows) << shift, mask = ((size_t)1 << shift) - 1;
-    uint64_t *masks = cpu_stream_masks(p, tile * p->streams + r / rows);
-    positions += (size_t)(r / rows) * (size_t)cpu_stream_micros(p) * 64 * es;
-    for (size_t i = 0; i < (size_t)n; i++) {
-        size_t col = at ? at[i] : i;
-        size_t k = (col >> shift) * 64 + first + (col & mask);
-        if (es == 1)
-            positions[k] = entries[i] ^ pk->flip;
-        else
-            memcpy(positions + k * es, entries + i * es, es);
-        if (masks) masks[k / 64] |= (uint64_t)1 << k % 64;
-    }
+static const struct cpu_packer *best_packer(void) {
+#ifdef PDVM_HAVE_AVX512
+    if (cpu_kernels_avx512.supported()) return &cpu_packer_avx512;
+#endif
+    return &cpu_packer_scalar;
 }
 
-static void spread_tile(const struct pack *pk, int64_t tile, uint32_t *at, uint8_t *entries,
-                        uint8_t *positions) {
+static size_t mask_stride(const struct cpu_matrix *p) {
+    return (size_t)p->n_blocks + 1;
+}
+
+/* ---- a tile's rows --------------------------------------------------------------------- */
+
+/* Row r's entries from the file, nibbles as bytes. */
+static const uint8_t *read_entries(const struct pack *pk, int64_t row, uint8_t *buffer) {
     const struct mdcsr *m = pk->m;
-    for (int r = 0; r < TILE_ROWS && tile * TILE_ROWS + r < m->rows; r++) {
-        int64_t row = tile * TILE_ROWS + r;
-        int64_t n = mdcsr_row_entries_raw(m, row, entries);
-        bool indexed = m->index_coding != MDCSR_DENSE;
-        if (indexed) mdcsr_row_columns(m, row, at);
-        spread_row(pk, tile, r, n, indexed ? at : NULL, entries, positions);
+    if (m->value_coding != MDCSR_LUT4) {
+        mdcsr_row_entries_raw(m, row, buffer);
+        return buffer;
+    }
+    int64_t n = mdcsr_row_entries(m, row);
+    int64_t first = m->index_coding == MDCSR_DENSE ? row * m->cols : m->row_offsets[row];
+    size_t skip = (size_t)(first % 2), bytes = (skip + (size_t)n + 1) / 2;
+    uint8_t *nibbles = buffer + (size_t)m->cols + 128; /* see allocate_workers */
+    memcpy(nibbles, m->values + first / 2, bytes);
+    pk->packer->unpack_nibbles(nibbles, bytes, buffer);
+    return buffer + skip;
+}
+
+/* Puts entries of any size at their columns. */
+static void spread_entries(const uint8_t *entries, const uint64_t *masks, size_t n, size_t es,
+                           uint8_t *out) {
+    for (size_t i = 0; i < n; i++, out += 64 * es) {
+        if (masks[i] == ~(uint64_t)0) {
+            memcpy(out, entries, 64 * es);
+            entries += 64 * es;
+            continue;
+        }
+        memset(out, 0, 64 * es);
+        for (uint64_t mask = masks[i]; mask; mask &= mask - 1, entries += es)
+            memcpy(out + (size_t)__builtin_ctzll(mask) * es, entries, es);
     }
 }
 
-/* The stored positions of one micro-block, without gaps; returns their number. */
-static size_t compress(uint8_t *dst, const uint8_t *src, uint64_t mask, size_t es) {
-    size_t n = 0;
-    if (mask == ~(uint64_t)0) {
-        memcpy(dst, src, 64 * es);
-        return 64;
-    }
-    for (; mask; mask &= mask - 1, n++) {
-        size_t k = (size_t)__builtin_ctzll(mask);
-        if (es == 1)
-            dst[n] = src[k];
-        else
-            memcpy(dst + n * es, src + k * es, es);
-    }
-    return n;
-}
-
-/* Stores a stream, given what is at its positions. */
-static void pack_stream(const struct pack *pk, int64_t stream, const uint8_t *positions) {
+/* Fills the worker's masks and rows with those of a tile; returns its number of entries. */
+static int64_t read_tile(const struct pack *pk, int64_t tile, struct pack_worker *w) {
     const struct cpu_matrix *p = pk->p;
-    const uint64_t *masks = cpu_stream_masks(p, stream);
-    size_t es = pk->entry_size;
-    uint8_t *out = cpu_stream_values(p, stream);
-    uint8_t *nibbles[2] = {out, out};
-    for (int64_t i = 0; i < cpu_stream_micros(p); i++, positions += 64 * es) {
-        uint64_t mask = masks ? masks[i] : ~(uint64_t)0;
-        if (p->kind == CPU_LUT4) {
-            uint8_t codes[64];
-            size_t n = compress(codes, positions, mask, 1);
-            uint8_t **dst = &nibbles[i % 2];
-            for (size_t j = 0; j < n; j++)
-                (*dst)[j] = (uint8_t)((*dst)[j] | (codes[j] & 15) << 4 * (i % 2));
-            *dst += n;
-        } else {
-            out += compress(out, positions, mask, es) * es;
+    size_t es = pk->entry_size, n = (size_t)p->n_blocks, bytes = padded_cols(p) * es;
+    int64_t total = 0;
+    for (int r = 0; r < TILE_ROWS; r++) {
+        int64_t row = tile * TILE_ROWS + r;
+        uint64_t *masks = w->masks + (size_t)r * mask_stride(p);
+        uint8_t *out = w->rows + (size_t)r * bytes;
+        if (row >= pk->m->rows) {
+            memset(masks, 0, n * sizeof *masks);
+            memset(out, pk->zero_code, bytes);
+            continue;
+        }
+        mdcsr_row_mask(pk->m, row, masks);
+        total += mdcsr_row_entries(pk->m, row);
+        const uint8_t *entries = read_entries(pk, row, w->entries);
+        if (es == 1)
+            pk->packer->spread(entries, masks, n, pk->zero_code, out);
+        else
+            spread_entries(entries, masks, n, es, out);
+    }
+    return total;
+}
+
+/* ---- micro-blocks of integer kinds: 16 rows x 4 columns -------------------------------- */
+
+/* Nibble j of a[i] becomes nibble i of a[j], by swapping halves, quarters, ... of the square. */
+static void transpose_nibbles(uint64_t a[16]) {
+    static const uint64_t low[] = {0x0f0f0f0f0f0f0f0f, 0x00ff00ff00ff00ff, 0x0000ffff0000ffff,
+                                   0x00000000ffffffff};
+    for (int level = 3; level >= 0; level--) {
+        int step = 1 << level;
+        for (int i = 0; i < 16; i++) {
+            if (i & step) continue;
+            uint64_t t = ((a[i] >> (4 * step)) ^ a[i + step]) & low[level];
+            a[i + step] ^= t;
+            a[i] ^= t << (4 * step);
         }
     }
 }
 
-static void pack_tile(const struct pack *pk, int64_t tile, int worker) {
-    struct cpu_matrix *p = pk->p;
-    size_t size = TILE_ROWS * padded_cols(p) * pk->entry_size;
-    uint32_t *at = pk->cols + (size_t)worker * (size_t)pk->m->cols;
-    uint8_t *entries = pk->entries + (size_t)worker * (size_t)pk->m->cols * pk->entry_size;
-    uint8_t *positions = pk->tiles + (size_t)worker * size;
-    /* Of a bitmap layout only the positions in the masks are read. */
-    if (p->dense) memset(positions, pk->zero_code ^ pk->flip, size);
-    spread_tile(pk, tile, at, entries, positions);
-    for (int s = 0; s < p->streams; s++)
-        pack_stream(pk, tile * p->streams + s, positions + size / (size_t)p->streams * (size_t)s);
+/* Leaves the tile's codes in values, or, of LUT4, those of odd micro-blocks in odd. */
+static void squeeze_tile(const struct pack *pk, int64_t tile, struct pack_worker *w,
+                         size_t size[2]) {
+    const struct cpu_matrix *p = pk->p;
+    size_t stride = padded_cols(p);
+    uint64_t *tile_masks = cpu_stream_masks(p, tile);
+    uint8_t *out[2] = {w->values, w->odd};
+    for (size_t b = 0; b < (size_t)p->n_blocks; b++) {
+        uint64_t masks[TILE_ROWS];
+        if (p->dense) {
+            memset(masks, 0xff, sizeof masks);
+        } else {
+            for (size_t r = 0; r < TILE_ROWS; r++) masks[r] = w->masks[r * mask_stride(p) + b];
+            transpose_nibbles(masks);
+            memcpy(tile_masks + b * BLOCK_MICROS, masks, sizeof masks);
+        }
+        pk->packer->squeeze(w->rows + b * BLOCK_COLS, stride, masks, pk->flip, p->kind == CPU_LUT4,
+                            out);
+    }
+    size[0] = (size_t)(out[0] - w->values);
+    size[1] = p->kind == CPU_LUT4 ? (size_t)(out[1] - w->odd) : 0;
+}
+
+static void pack_integers(const struct pack *pk, int64_t tile, struct pack_worker *w) {
+    size_t size[2];
+    squeeze_tile(pk, tile, w, size);
+    if (size[1] > size[0]) memset(w->values + size[0], 0, size[1] - size[0]);
+    for (size_t i = 0; i < size[1]; i++) w->values[i] = (uint8_t)(w->values[i] | w->odd[i] << 4);
+    memcpy(cpu_stream_values(pk->p, tile), w->values, size[0] > size[1] ? size[0] : size[1]);
+}
+
+/* ---- micro-blocks of the others: 4 rows x 16 columns ----------------------------------- */
+
+static uint8_t *pack_floats_micro(const struct pack *pk, const struct pack_worker *w, size_t row,
+                                  size_t col, uint64_t *mask_out, uint8_t *out) {
+    const struct cpu_matrix *p = pk->p;
+    size_t es = pk->entry_size, stride = padded_cols(p) * es;
+    uint64_t all = 0;
+    for (size_t r = 0; r < 4; r++) {
+        const uint8_t *src = w->rows + (row + r) * stride + col * es;
+        uint64_t mask = w->masks[(row + r) * mask_stride(p) + col / 64] >> col % 64 & 0xffff;
+        all |= mask << 16 * r;
+        if (p->dense || mask == 0xffff) {
+            memcpy(out, src, 16 * es);
+            out += 16 * es;
+            continue;
+        }
+        for (; mask; mask &= mask - 1, out += es)
+            memcpy(out, src + (size_t)__builtin_ctzll(mask) * es, es);
+    }
+    if (!p->dense) *mask_out = all;
+    return out;
+}
+
+static void pack_floats(const struct pack *pk, const struct pack_worker *w, int64_t tile) {
+    const struct cpu_matrix *p = pk->p;
+    size_t micros = (size_t)cpu_stream_micros(p);
+    for (int s = 0; s < p->streams; s++) {
+        int64_t stream = tile * p->streams + s;
+        uint64_t *masks = cpu_stream_masks(p, stream);
+        uint8_t *out = cpu_stream_values(p, stream);
+        for (size_t i = 0; i < micros; i++)
+            out = pack_floats_micro(pk, w, 4 * (size_t)s, 16 * i, masks ? masks + i : NULL, out);
+    }
+}
+
+/* ---- tiles ----------------------------------------------------------------------------- */
+
+static void pack_scales(const struct mdcsr *m, struct cpu_matrix *p, int64_t tile) {
+    float *out = cpu_tile_scales(p, tile);
+    int64_t rows = m->rows - tile * TILE_ROWS;
+    if (rows > TILE_ROWS) rows = TILE_ROWS;
+    memset(out, 0, (size_t)p->n_groups * TILE_ROWS * sizeof *out);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t g = 0; g < m->n_groups; g++)
+            out[g * TILE_ROWS + r] = m->scales[(tile * TILE_ROWS + r) * m->n_groups + g];
+}
+
+static void pack_tile(const struct pack *pk, int64_t tile, struct pack_worker *w) {
+    const struct cpu_matrix *p = pk->p;
+    if (p->scales) pack_scales(pk->m, pk->p, tile);
+    /* Its masks stay untouched: a few rows of an almost empty matrix cost a few pages. */
+    if (read_tile(pk, tile, w) == 0 && !p->dense) return;
+    if (cpu_kind_is_integer(p->kind))
+        pack_integers(pk, tile, w);
+    else
+        pack_floats(pk, w, tile);
 }
 
 static void pack_range(void *arg, int64_t begin, int64_t end, int worker) {
     const struct pack *pk = arg;
-    for (int64_t tile = begin; tile < end; tile++) pack_tile(pk, tile, worker);
+    for (int64_t tile = begin; tile < end; tile++) pack_tile(pk, tile, &pk->workers[worker]);
 }
+
+/* ---- sizes ----------------------------------------------------------------------------- */
 
 static void count_pairs(void *arg, int64_t begin, int64_t end, int worker) {
     const struct pack *pk = arg;
-    uint32_t *at = pk->cols + (size_t)worker * (size_t)pk->m->cols;
+    uint64_t *masks = pk->workers[worker].masks;
     for (int64_t row = begin * TILE_ROWS; row < end * TILE_ROWS && row < pk->m->rows; row++) {
-        int64_t n = mdcsr_row_columns(pk->m, row, at), odd = 0;
-        for (int64_t i = 0; i < n; i++) odd += at[i] >> 2 & 1;
-        pk->pairs[row / TILE_ROWS * 2] += n - odd;
-        pk->pairs[row / TILE_ROWS * 2 + 1] += odd;
+        int64_t even = 0;
+        mdcsr_row_mask(pk->m, row, masks);
+        for (int64_t i = 0; i < pk->p->n_blocks; i++)
+            even += __builtin_popcountll(masks[i] & 0x0f0f0f0f0f0f0f0f);
+        pk->pairs[row / TILE_ROWS * 2] += even;
+        pk->pairs[row / TILE_ROWS * 2 + 1] += mdcsr_row_entries(pk->m, row) - even;
     }
 }
 
@@ -174,13 +278,6 @@ static size_t place_streams(struct pack *pk) {
     return (size_t)size;
 }
 
-static void pack_scales(const struct mdcsr *m, struct cpu_matrix *p) {
-    for (int64_t r = 0; r < m->rows; r++)
-        for (int64_t g = 0; g < m->n_groups; g++)
-            cpu_tile_scales(p, r / TILE_ROWS)[g * TILE_ROWS + r % TILE_ROWS] =
-                m->scales[r * m->n_groups + g];
-}
-
 static bool choose_dense(const struct mdcsr *m, int64_t n_blocks, size_t entry_size) {
     if (m->index_coding == MDCSR_DENSE) return true;
     if (zero_code(m) < 0) return false;
@@ -189,42 +286,88 @@ static bool choose_dense(const struct mdcsr *m, int64_t n_blocks, size_t entry_s
     return bits * positions <= bits * (double)m->n_entries + positions;
 }
 
+/* More than the packers' 64 bytes, and pd_alloc_aligned adds to it. */
+#define SLACK 128
+
+static pdvm_status allocate_workers(struct pack *pk, pdvm_error *err) {
+    const struct cpu_matrix *p = pk->p;
+    size_t row = padded_cols(p) * pk->entry_size, n = (size_t)pk->n_workers;
+    size_t entries = row + SLACK;
+    if (p->kind == CPU_LUT4) entries += row / 2 + SLACK; /* the bytes they are in, too */
+    PD_TRY(pd_calloc(&pk->workers, n, sizeof *pk->workers, "packing", err));
+    for (size_t i = 0; i < n; i++) {
+        struct pack_worker *w = &pk->workers[i];
+        PD_TRY(pd_alloc_aligned(&w->masks, TILE_ROWS * mask_stride(p) * sizeof *w->masks, "packing",
+                                err));
+        PD_TRY(pd_alloc_aligned(&w->entries, entries, "packing", err));
+        PD_TRY(pd_alloc_aligned(&w->rows, TILE_ROWS * row, "packing", err));
+        PD_TRY(pd_alloc_aligned(&w->values, TILE_ROWS * row, "packing", err));
+        if (p->kind == CPU_LUT4)
+            PD_TRY(pd_alloc_aligned(&w->odd, TILE_ROWS / 2 * row, "packing", err));
+    }
+    return PDVM_OK;
+}
+
+static void free_workers(struct pack *pk) {
+    for (int i = 0; pk->workers && i < pk->n_workers; i++) {
+        struct pack_worker *w = &pk->workers[i];
+        free(w->masks);
+        free(w->entries);
+        free(w->rows);
+        free(w->values);
+        free(w->odd);
+    }
+    free(pk->workers);
+}
+
+/* Zeroed memory of the packed matrix. */
+static pdvm_status allocate_array(const struct pack *pk, void *out, size_t size, const char *what,
+                                  pdvm_error *err) {
+    if (pk->arena) return pd_arena_alloc(pk->arena, size, out, what, err);
+    void *p;
+    PD_TRY(pd_alloc_aligned(&p, size, what, err));
+    pd_zero(p, size + 64);
+    memcpy(out, &p, sizeof p);
+    return PDVM_OK;
+}
+
 static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_error *err) {
-    const struct mdcsr *m = pk->m;
     struct cpu_matrix *p = pk->p;
-    size_t es = pk->entry_size, n_tiles = (size_t)p->n_tiles, streams = (size_t)p->streams;
-    size_t workers = (size_t)pk->n_workers, cols = (size_t)m->cols;
-    PD_TRY(pd_calloc(&pk->cols, workers * cols, sizeof *pk->cols, "packing", err));
-    PD_TRY(pd_calloc(&pk->entries, workers * cols, es, "packing", err));
-    PD_TRY(pd_calloc(&pk->tiles, workers * TILE_ROWS * padded_cols(p), es, "packing", err));
+    size_t n_tiles = (size_t)p->n_tiles, streams = (size_t)p->streams;
+    PD_TRY(allocate_workers(pk, err));
     if (p->kind == CPU_LUT4 && !p->dense) {
         PD_TRY(pd_calloc(&pk->pairs, n_tiles, 2 * sizeof *pk->pairs, "packing", err));
         pd_threads_for(threads, p->n_tiles, 16, count_pairs, pk);
     }
-    PD_TRY(pd_calloc(&p->offsets, n_tiles * streams, sizeof *p->offsets, "tile offsets", err));
-    PD_TRY(pd_calloc(&p->bytes, n_tiles + 1, sizeof *p->bytes, "tile sizes", err));
+    PD_TRY(allocate_array(pk, &p->offsets, n_tiles * streams * sizeof *p->offsets, "tile offsets",
+                          err));
+    PD_TRY(allocate_array(pk, &p->bytes, (n_tiles + 1) * sizeof *p->bytes, "tile sizes", err));
     size_t size = place_streams(pk);
-    PD_TRY(pd_alloc_aligned(&p->values, size, "packed weights", err));
-    memset(p->values, 0, size + 64); /* kernels may load, never use, 64 bytes behind the end */
-    if (!p->dense) {
-        size_t n = n_tiles * streams * (size_t)cpu_stream_micros(p) * sizeof *p->masks;
-        PD_TRY(pd_alloc_aligned(&p->masks, n, "packed masks", err));
-        pd_zero(p->masks, n); /* a few rows of an almost empty matrix cost a few pages */
-    }
-    if (m->scales) {
-        size_t n = n_tiles * (size_t)p->n_groups * TILE_ROWS * sizeof *p->scales;
-        PD_TRY(pd_alloc_aligned(&p->scales, n, "packed scales", err));
-        memset(p->scales, 0, n);
-    }
+    PD_TRY(allocate_array(pk, &p->values, size, "packed weights", err));
+    if (!p->dense)
+        PD_TRY(allocate_array(pk, &p->masks,
+                              n_tiles * (size_t)p->n_blocks * BLOCK_MICROS * sizeof *p->masks,
+                              "packed masks", err));
+    if (pk->m->scales)
+        PD_TRY(allocate_array(pk, &p->scales,
+                              n_tiles * (size_t)p->n_groups * TILE_ROWS * sizeof *p->scales,
+                              "packed scales", err));
     return PDVM_OK;
 }
 
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
                             struct cpu_matrix **out, pdvm_error *err) {
+    return cpu_matrix_pack_into(NULL, m, threads, out, err);
+}
+
+pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
+                                 struct pd_threads *threads, struct cpu_matrix **out,
+                                 pdvm_error *err) {
     struct cpu_matrix *p;
     *out = NULL;
     PD_TRY(pd_alloc_aligned(&p, sizeof *p, "a packed matrix", err));
     memset(p, 0, sizeof *p);
+    p->owned = arena == NULL;
     p->rows = m->rows;
     p->cols = m->cols;
     p->n_tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS;
@@ -245,18 +388,15 @@ pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
     int zero = zero_code(m);
     struct pack pk = {.m = m,
                       .p = p,
+                      .arena = arena,
+                      .packer = best_packer(),
                       .entry_size = entry_size,
                       .zero_code = (uint8_t)(zero < 0 ? 0 : zero),
                       .flip = p->kind == CPU_INT8 ? 0x80 : 0,
                       .n_workers = pd_threads_count(threads)};
     pdvm_status status = allocate(&pk, threads, err);
-    if (status == PDVM_OK) {
-        if (m->scales) pack_scales(m, p);
-        pd_threads_for(threads, p->n_tiles, 16, pack_range, &pk);
-    }
-    free(pk.cols);
-    free(pk.entries);
-    free(pk.tiles);
+    if (status == PDVM_OK) pd_threads_for(threads, p->n_tiles, 4, pack_range, &pk);
+    free_workers(&pk);
     free(pk.pairs);
     if (status != PDVM_OK) {
         cpu_matrix_free(p);
@@ -268,11 +408,13 @@ pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
 
 void cpu_matrix_free(struct cpu_matrix *m) {
     if (!m) return;
-    free(m->masks);
-    free(m->values);
-    free(m->offsets);
-    free(m->bytes);
-    free(m->scales);
+    if (m->owned) {
+        free(m->masks);
+        free(m->values);
+        free(m->offsets);
+        free(m->bytes);
+        free(m->scales);
+    }
     free(m);
 }
 

@@ -1,0 +1,239 @@
+#include "compress/layer.h"
+
+#include "base/alloc.h"
+#include "base/checked.h"
+#include "base/half.h"
+#include "model/rope.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Queries that attend together. Later keys than the block's last query are never looked at. */
+#define QUERIES ((int64_t)128)
+
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* ---- memory ---------------------------------------------------------------------------- */
+
+static pdvm_status allocate(float **out, int64_t rows, int64_t cols, pdvm_error *err) {
+    size_t size;
+    if (!pd_mul_size((size_t)rows, (size_t)cols, &size) || !pd_mul_size(size, sizeof **out, &size))
+        return pd_fail_memory(err, SIZE_MAX, "a window");
+    return pd_alloc_aligned(out, size, "a window of calibration text", err);
+}
+
+static pdvm_status allocate_scratch(const struct layer_pass *p, struct layer_scratch *s,
+                                    pdvm_error *err) {
+    int64_t h = p->config->hidden_size, m = p->config->intermediate_size, seq = p->seq;
+    PD_TRY(allocate(&s->normed, seq, h, err));
+    PD_TRY(allocate(&s->q, seq, p->q_cols, err));
+    PD_TRY(allocate(&s->k, seq, p->kv_cols, err));
+    PD_TRY(allocate(&s->v, seq, p->kv_cols, err));
+    PD_TRY(allocate(&s->scores, smaller(seq, QUERIES), seq, err));
+    return allocate(&s->out, seq, h > m ? h : m, err);
+}
+
+/* As the engine has it: angles in double, the rest in float32. */
+static pdvm_status make_rope(struct layer_pass *p, pdvm_error *err) {
+    int64_t half = p->config->head_dim / 2;
+    float factor = rope_attention_factor(p->config), *frequency;
+    PD_TRY(allocate(&p->cos, p->seq, half, err));
+    PD_TRY(allocate(&p->sin, p->seq, half, err));
+    PD_TRY(pd_calloc(&frequency, (size_t)half, sizeof *frequency, "frequencies", err));
+    rope_frequencies(p->config, frequency);
+    for (int64_t t = 0; t < p->seq; t++) {
+        for (int64_t i = 0; i < half; i++) {
+            double angle = (double)t * (double)frequency[i];
+            p->cos[t * half + i] = (float)cos(angle) * factor;
+            p->sin[t * half + i] = (float)sin(angle) * factor;
+        }
+    }
+    free(frequency);
+    return PDVM_OK;
+}
+
+pdvm_status layer_pass_create(const struct model_config *config, const struct blas *blas,
+                              int64_t seq, int n_workers, struct layer_pass *out, pdvm_error *err) {
+    *out = (struct layer_pass){.config = config, .blas = blas, .seq = seq};
+    out->q_cols = (int64_t)config->n_heads * config->head_dim;
+    out->kv_cols = (int64_t)config->n_kv_heads * config->head_dim;
+    pdvm_status status = pd_calloc(&out->scratch, (size_t)n_workers, sizeof *out->scratch,
+                                   "workers of the calibration", err);
+    if (status == PDVM_OK) out->n_workers = n_workers;
+    if (status == PDVM_OK) status = make_rope(out, err);
+    for (int i = 0; i < n_workers && status == PDVM_OK; i++)
+        status = allocate_scratch(out, &out->scratch[i], err);
+    if (status != PDVM_OK) layer_pass_free(out);
+    return status;
+}
+
+void layer_pass_free(struct layer_pass *p) {
+    for (int i = 0; i < p->n_workers; i++) {
+        struct layer_scratch *s = &p->scratch[i];
+        free(s->normed);
+        free(s->q);
+        free(s->k);
+        free(s->v);
+        free(s->scores);
+        free(s->out);
+    }
+    free(p->scratch);
+    free(p->cos);
+    free(p->sin);
+    *p = (struct layer_pass){0};
+}
+
+/* ---- elementary steps ------------------------------------------------------------------ */
+
+/*
+ * e^x within about 2e-7 of its value, in a form that compilers turn into vector code: text of usual
+ * length needs billions of them. Below -87 the result is no longer a normal number, and taken as
+ * e^-87; above 88, where it would not be a float, as e^88.
+ */
+static inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x; /* NaN stays NaN */
+    x = x > 88.0f ? 88.0f : x;
+    float shifted = x * 0x1.715476p0f + 0x1.8p23f; /* log2 e; the low bits are a whole number */
+    float n = shifted - 0x1.8p23f;
+    float r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f; /* ln 2 in two parts */
+    float p = 0x1.6c16c2p-10f;                              /* 1/6!, 1/5!, ... */
+    p = p * r + 0x1.111112p-7f;
+    p = p * r + 0x1.555556p-5f;
+    p = p * r + 0x1.555556p-3f;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * pd_bits_float((pd_float_bits(shifted) + 127u) << 23);
+}
+
+static void norm_row(const float *x, const float *weight, int64_t n, float eps, float *out) {
+    float lanes[8] = {0};
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int k = 0; k < 8; k++) lanes[k] += x[i + k] * x[i + k];
+    float sum = 0;
+    for (int k = 0; k < 8; k++) sum += lanes[k];
+    for (; i < n; i++) sum += x[i] * x[i];
+    float scale = 1.0f / sqrtf(sum / (float)n + eps);
+    for (i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
+}
+
+void layer_norm(const struct layer_pass *p, const float *x, const float *weight, float *out) {
+    int64_t h = p->config->hidden_size;
+    for (int64_t t = 0; t < p->seq; t++)
+        norm_row(x + t * h, weight, h, p->config->rms_norm_eps, out + t * h);
+}
+
+/* out[seq, rows] = in[seq, cols] W^T + beta out + bias. */
+static void project(const struct layer_pass *p, const float *w, const float *bias, int64_t rows,
+                    int64_t cols, const float *in, float beta, float *out) {
+    p->blas->sgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_TRANS, (int)p->seq, (int)rows, (int)cols, 1,
+                   in, (int)cols, w, (int)cols, beta, out, (int)rows);
+    if (!bias) return;
+    for (int64_t t = 0; t < p->seq; t++)
+        for (int64_t r = 0; r < rows; r++) out[t * rows + r] += bias[r];
+}
+
+/* ---- attention ------------------------------------------------------------------------- */
+
+/* Norm, if the model has one, and RoPE of all heads of x[seq, n_heads * head_dim], in place. */
+static void rotate_heads(const struct layer_pass *p, const float *norm, int64_t n_heads, float *x) {
+    int64_t d = p->config->head_dim, half = d / 2;
+    for (int64_t i = 0; i < p->seq * n_heads; i++) {
+        const float *cos = p->cos + i / n_heads * half, *sin = p->sin + i / n_heads * half;
+        float *head = x + i * d;
+        if (norm) norm_row(head, norm, d, p->config->rms_norm_eps, head);
+        for (int64_t j = 0; j < half; j++) {
+            float a = head[j], b = head[j + half];
+            head[j] = a * cos[j] - b * sin[j];
+            head[j + half] = b * cos[j] + a * sin[j];
+        }
+    }
+}
+
+/* Softmax of scores[begin, end) of a row of n; what lies outside becomes 0. */
+static void softmax(float *s, int64_t begin, int64_t end, int64_t n, float scale) {
+    float max = s[begin];
+    for (int64_t i = begin + 1; i < end; i++) max = s[i] > max ? s[i] : max;
+    float lanes[8] = {0}, sum = 0;
+    int64_t i = begin;
+    for (; i + 8 <= end; i += 8) {
+        for (int k = 0; k < 8; k++) s[i + k] = exponential((s[i + k] - max) * scale);
+        for (int k = 0; k < 8; k++) lanes[k] += s[i + k];
+    }
+    for (; i < end; i++) sum += s[i] = exponential((s[i] - max) * scale);
+    for (int k = 0; k < 8; k++) sum += lanes[k];
+    float inverse = 1.0f / sum;
+    for (i = begin; i < end; i++) s[i] *= inverse;
+    memset(s, 0, (size_t)begin * sizeof *s);
+    memset(s + end, 0, (size_t)(n - end) * sizeof *s);
+}
+
+/* Queries [first, last) of one head. */
+static void attend(const struct layer_pass *p, const struct layer_scratch *s, uint32_t head,
+                   uint32_t window, int64_t first, int64_t last, float *out) {
+    int64_t d = p->config->head_dim, q_cols = p->q_cols, kv_cols = p->kv_cols;
+    int64_t kv_head = head / (p->config->n_heads / p->config->n_kv_heads);
+    /* Keys that any of the queries sees. */
+    int64_t from = window && first + 1 > window ? first + 1 - window : 0, n = last - from;
+    const float *q = s->q + first * q_cols + head * d;
+    const float *k = s->k + from * kv_cols + kv_head * d;
+    const float *v = s->v + from * kv_cols + kv_head * d;
+    p->blas->sgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_TRANS, (int)(last - first), (int)n, (int)d,
+                   1, q, (int)q_cols, k, (int)kv_cols, 0, s->scores, (int)n);
+    float scale = 1.0f / sqrtf((float)d);
+    for (int64_t t = first; t < last; t++) {
+        int64_t begin = window && t + 1 - window > from ? t + 1 - window - from : 0;
+        softmax(s->scores + (t - first) * n, begin, t + 1 - from, n, scale);
+    }
+    p->blas->sgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_NO_TRANS, (int)(last - first), (int)d,
+                   (int)n, 1, s->scores, (int)n, v, (int)kv_cols, 0,
+                   out + first * q_cols + head * d, (int)q_cols);
+}
+
+void layer_attention(const struct layer_pass *p, const struct layer_weights *w, const float *x,
+                     int worker, float *out) {
+    const struct layer_scratch *s = &p->scratch[worker];
+    const struct model_config *c = p->config;
+    int64_t h = c->hidden_size;
+    layer_norm(p, x, w->t[TENSOR_INPUT_NORM], s->normed);
+    project(p, w->t[TENSOR_Q], w->t[TENSOR_Q_BIAS], p->q_cols, h, s->normed, 0, s->q);
+    project(p, w->t[TENSOR_K], w->t[TENSOR_K_BIAS], p->kv_cols, h, s->normed, 0, s->k);
+    project(p, w->t[TENSOR_V], w->t[TENSOR_V_BIAS], p->kv_cols, h, s->normed, 0, s->v);
+    rotate_heads(p, w->t[TENSOR_Q_NORM], c->n_heads, s->q);
+    rotate_heads(p, w->t[TENSOR_K_NORM], c->n_kv_heads, s->k);
+    uint32_t window = model_config_window(c, w->layer);
+    for (uint32_t head = 0; head < c->n_heads; head++) {
+        for (int64_t first = 0; first < p->seq; first += QUERIES)
+            attend(p, s, head, window, first, smaller(first + QUERIES, p->seq), out);
+    }
+}
+
+void layer_add_attention(const struct layer_pass *p, const struct layer_weights *w, const float *in,
+                         int worker, float *x) {
+    (void)worker;
+    project(p, w->t[TENSOR_O], w->t[TENSOR_O_BIAS], p->config->hidden_size, p->q_cols, in, 1, x);
+}
+
+/* ---- MLP ------------------------------------------------------------------------------- */
+
+void layer_hidden(const struct layer_pass *p, const struct layer_weights *w, const float *x,
+                  int worker, float *out) {
+    const struct layer_scratch *s = &p->scratch[worker];
+    int64_t h = p->config->hidden_size, m = p->config->intermediate_size;
+    layer_norm(p, x, w->t[TENSOR_POST_NORM], s->normed);
+    project(p, w->t[TENSOR_GATE], NULL, m, h, s->normed, 0, out);
+    project(p, w->t[TENSOR_UP], NULL, m, h, s->normed, 0, s->out);
+    for (int64_t i = 0; i < p->seq * m; i++)
+        out[i] = out[i] / (1.0f + exponential(-out[i])) * s->out[i];
+}
+
+void layer_add_hidden(const struct layer_pass *p, const struct layer_weights *w, const float *in,
+                      int worker, float *x) {
+    (void)worker;
+    project(p, w->t[TENSOR_DOWN], NULL, p->config->hidden_size, p->config->intermediate_size, in, 1,
+            x);
+}
