@@ -48,6 +48,7 @@ AVX512_PRODUCT(avx512_int8_bitmap);
 AVX512_PRODUCT(avx512_int8_dense);
 AVX512_PRODUCT(avx512_lut4_bitmap);
 AVX512_PRODUCT(avx512_lut4_dense);
+AVX512_PRODUCT(avx512_sell);
 void avx512_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                    int8_t *out);
 

@@ -31,6 +31,7 @@
 struct cursor {
     const uint64_t *masks; /* NULL: dense */
     const uint8_t *next[2];
+    int64_t col; /* SELL: first column of the last step's block */
 };
 
 /*
@@ -40,6 +41,17 @@ struct cursor {
 ALWAYS_INLINE __m512i expand_bytes(uint64_t mask, __m512i v, __m512i c128) {
     __asm__("vpexpandb %1, %0%{%2%}" : "+v"(c128) : "v"(v), "Yk"((__mmask64)mask));
     return c128;
+}
+
+/* The same with 32-bit elements, and in v's own register over zeros. */
+ALWAYS_INLINE __m512i expand_fours(uint32_t mask, __m512i v, __m512i c128) {
+    __asm__("vpexpandd %1, %0%{%2%}" : "+v"(c128) : "v"(v), "Yk"((__mmask16)mask));
+    return c128;
+}
+
+ALWAYS_INLINE __m512i expand_fours_zero(uint32_t mask, __m512i v) {
+    __asm__("vpexpandd %0, %0%{%1%}%{z%}" : "+v"(v) : "Yk"((__mmask16)mask));
+    return v;
 }
 
 /* acc += products of unsigned and signed bytes. As assembly, because gcc 12 copies accumulators around
@@ -118,6 +130,52 @@ ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum cpu_kind kind, b
     }
 }
 
+/*
+ * The same with `steps` steps of SELL. Columns are looked up in the block's activations. Here the 128
+ * count only where there are entries: that is summed up beside the products.
+ */
+ALWAYS_INLINE void add_steps(struct cursor *c, int tiles, uint32_t steps, const struct cpu_act *act,
+                             int tokens, __m512i high[], __m512i low[]) {
+    const __m512i c128 = _mm512_set1_epi8((char)0x80);
+    const int n = tiles * tokens;
+    __m512i acc[4][CHAINS];
+#pragma GCC unroll 4
+    for (int k = 0; k < n; k++)
+        acc[0][k] = acc[1][k] = acc[2][k] = acc[3][k] = _mm512_setzero_si512();
+    for (uint32_t i = 0; i < steps; i++) {
+#pragma GCC unroll 4
+        for (int k = 0; k < tiles; k++) {
+            const uint8_t *p = c[k].next[0];
+            uint32_t head;
+            memcpy(&head, p, sizeof head);
+            const uint32_t rows = head & 0xffff;
+            const int64_t bytes = 4 * (int64_t)_mm_popcnt_u32(rows);
+            prefetch_lines(p, 2);
+            __m512i cols = expand_fours_zero(rows, _mm512_loadu_si512(p + 4));
+            __m512i w = expand_fours(rows, _mm512_loadu_si512(p + 4 + bytes), c128);
+            c[k].next[0] = p + 4 + 2 * bytes;
+            c[k].col += (int64_t)(head >> 16) * BLOCK_COLS;
+#pragma GCC unroll 4
+            for (int t = 0; t < tokens; t++) {
+                int at = tiles > 1 ? k : t;
+                __m512i h =
+                    _mm512_permutexvar_epi8(cols, _mm512_loadu_si512(act[t].high + c[k].col));
+                __m512i l =
+                    _mm512_permutexvar_epi8(cols, _mm512_loadu_si512(act[t].low + c[k].col));
+                acc[0][at] = add_products(acc[0][at], w, h);
+                acc[1][at] = add_products(acc[1][at], w, l);
+                acc[2][at] = add_products(acc[2][at], c128, h);
+                acc[3][at] = add_products(acc[3][at], c128, l);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < n; k++) {
+        high[k] = _mm512_sub_epi32(acc[0][k], acc[2][k]);
+        low[k] = _mm512_sub_epi32(acc[1][k], acc[3][k]);
+    }
+}
+
 /* 256 * high + low in 64 bits: rows 0 to 7, or 8 to 15. */
 ALWAYS_INLINE __m512i wide_sum(__m512i high, __m512i low, int half) {
     __m512i h = _mm512_cvtepi32_epi64(half ? _mm512_extracti64x4_epi64(high, 1)
@@ -136,12 +194,16 @@ ALWAYS_INLINE void products_of_tiles(const struct cpu_matrix *m, struct cursor *
     const int n = tiles * tokens;
     __m512i sums[CHAINS][2];
     for (int k = 0; k < n; k++)
-        sums[k][0] = sums[k][1] = _mm512_set1_epi64(-bias[tokens > 1 ? k : 0]);
+        sums[k][0] = sums[k][1] =
+            _mm512_set1_epi64(kind == CPU_SELL ? 0 : -bias[tokens > 1 ? k : 0]);
     for (int64_t begin = 0; begin < micros; begin += PIECE_MICROS) {
         int64_t end = begin + PIECE_MICROS < micros ? begin + PIECE_MICROS : micros;
         __m512i high[CHAINS], low[CHAINS];
         for (int k = 0; k < n; k++) low[k] = _mm512_setzero_si512();
-        add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
+        if (kind == CPU_SELL) /* one piece: SELL_MAX_COLS */
+            add_steps(c, tiles, cpu_tile_steps(m, tile)[0], act, tokens, high, low);
+        else
+            add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
         for (int k = 0; k < n; k++)
             for (int half = 0; half < 2; half++)
                 sums[k][half] = _mm512_add_epi64(sums[k][half], wide_sum(high[k], low[k], half));
@@ -184,7 +246,10 @@ ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct 
             low[k] = tokens > 1 ? minus_bias(&act[k], 4 * begin, 4 * end) : low[0];
 #pragma GCC unroll 4
         for (int k = 0; k < tiles; k++) prefetch_lines(scales[k] + g * TILE_ROWS, 1);
-        add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
+        if (kind == CPU_SELL)
+            add_steps(c, tiles, cpu_tile_steps(m, tile)[g], act, tokens, high, low);
+        else
+            add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
 #pragma GCC unroll 4
         for (int k = 0; k < n; k++) {
             __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[k], 8), low[k]);
@@ -208,7 +273,7 @@ ALWAYS_INLINE __m512i unsigned_table(const struct cpu_matrix *m) {
 
 ALWAYS_INLINE struct cursor tile_cursor(const struct cpu_matrix *m, int64_t tile) {
     const uint8_t *values = cpu_stream_values(m, tile);
-    return (struct cursor){cpu_stream_masks(m, tile), {values, values}};
+    return (struct cursor){cpu_stream_masks(m, tile), {values, values}, 0};
 }
 
 static int64_t sum_of_bias(const struct cpu_act *act, int64_t n_blocks) {
@@ -270,9 +335,14 @@ PRODUCT(avx512_int8_bitmap, CPU_INT8, false)
 PRODUCT(avx512_int8_dense, CPU_INT8, true)
 PRODUCT(avx512_lut4_bitmap, CPU_LUT4, false)
 PRODUCT(avx512_lut4_dense, CPU_LUT4, true)
+PRODUCT(avx512_sell, CPU_SELL, false)
 
 void avx512_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                    int8_t *out) {
+    if (m->kind == CPU_SELL) {
+        cpu_sell_expand(m, tile, block0, block1, out);
+        return;
+    }
     const __m512i c128 = _mm512_set1_epi8((char)0x80), table = unsigned_table(m);
     struct cursor c = tile_cursor(m, tile);
     const bool dense = !c.masks;
