@@ -106,7 +106,8 @@ typedef bool (*pdvm_progress_fn)(void *user, const char *stage, double fraction)
 typedef struct pdvm_model_options {
     int n_threads;       /**< worker threads, the caller included; 0: one per available core */
     const char *backend; /**< "auto" or "cpu"; NULL: "auto" */
-    const char *kernels; /**< "auto", "scalar", "avx512": CPU instruction set; NULL: "auto" */
+    const char
+        *kernels;       /**< "auto", "scalar", "avx512", "amx": CPU instruction set; NULL: "auto" */
     const char *values; /**< for directories of float weights: "f32", "bf16", "f16", "int8", "lut8",
                               "lut4", or "source", the source's own precision; NULL: "int8". A
                               .pdvm file has its own. */

@@ -212,7 +212,7 @@ static void modes_differ_in_dispatches_per_token(void **state) {
 
 static void batches_of_any_size_give_identical_bits(void **state) {
     (void)state;
-    static const uint32_t batches[] = {1, 2, 5, 31, 64};
+    static const uint32_t batches[] = {1, 2, 5, 31, 64, 150};
     const char *const names[] = {GQA, QWEN2, QWEN3};
     for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
         pdvm_model *model = open_model(names[k], 2, "auto");
@@ -451,6 +451,44 @@ static void sliding_windows_in_a_rolling_cache_equal_the_reference(void **state)
     check_long(path, &o, 1250, 1090, 32);
     free(path);
     support_tmpdir_remove(dir);
+}
+
+// Over several pieces of the cache, in batches that end anywhere: every query goes through the same
+// steps as alone.
+static void long_prompts_in_batches_give_identical_bits(void **state) {
+    (void)state;
+    enum { N = 1150 };
+    static const struct {
+        unsigned window;
+        uint32_t n_ctx; // less than N: rolling
+        pdvm_kv_type type;
+    } cases[] = {{0, N, PDVM_KV_INT8},  {0, N, PDVM_KV_F16},   {100, N, PDVM_KV_F32},
+                 {600, N, PDVM_KV_F16}, {0, 700, PDVM_KV_F16}, {600, 1100, PDVM_KV_INT8}};
+    static const uint32_t batches[] = {1, 23, 256};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *dir = support_tmpdir();
+        char *path =
+            cases[i].window ? write_windowed(dir, cases[i].window) : support_source_path(QWEN3);
+        pdvm_model *model = open_path(path, 3);
+        pdvm_session_options o = exact_options(cases[i].n_ctx);
+        o.type_k = o.type_v = cases[i].type;
+        o.rolling = cases[i].n_ctx < N;
+        int32_t tokens[N];
+        random_tokens(tokens, N, vocabulary(model), 21);
+        float *first = NULL;
+        for (size_t k = 0; k < sizeof batches / sizeof *batches; k++) {
+            o.n_batch = batches[k];
+            pdvm_session *s = make_session(model, &o);
+            sync_ok(s, tokens, N);
+            if (!first) first = logits_of(s);
+            assert_same_logits(s, first);
+            pdvm_session_free(s);
+        }
+        free(first);
+        pdvm_model_close(model);
+        free(path);
+        support_tmpdir_remove(dir);
+    }
 }
 
 // What is dropped then was out of sight already.
@@ -759,6 +797,7 @@ int main(void) {
         cmocka_unit_test(half_and_int8_caches_stay_close_to_float),
         cmocka_unit_test(a_rolling_cache_keeps_sinks_and_window),
         cmocka_unit_test(sliding_windows_in_a_rolling_cache_equal_the_reference),
+        cmocka_unit_test(long_prompts_in_batches_give_identical_bits),
         cmocka_unit_test(a_rolling_cache_of_the_windows_length_changes_nothing),
         cmocka_unit_test(execute_layer_and_model_equal_the_reference),
         cmocka_unit_test(bad_tokens_and_lengths_are_refused),

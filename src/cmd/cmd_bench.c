@@ -408,7 +408,8 @@ int cmd_bench(int argc, char **argv) {
         OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
                       "How the values in the KV cache are stored. [f16]", &a.type_v, kv_type_names),
         OPTION_STRING("--kernels", "SET",
-                      "Instruction set of the kernels: auto, scalar, avx512. [auto]", &a.kernels),
+                      "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
+                      &a.kernels),
         OPTION_END,
     };
     const struct options_page page = {.command = "bench",

@@ -398,7 +398,8 @@ int cmd_eval(int argc, char **argv) {
         OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
                       "How the values in the KV cache are stored. [f16]", &o.type_v, kv_type_names),
         OPTION_STRING("--kernels", "SET",
-                      "Instruction set of the kernels: auto, scalar, avx512. [auto]", &o.kernels),
+                      "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
+                      &o.kernels),
         OPTION_END,
     };
     const struct options_page page = {.command = "eval",

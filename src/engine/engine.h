@@ -11,7 +11,7 @@
 #include <pthread.h>
 
 /** Most tokens of one pass: enough that a prompt reads the weights rarely. */
-#define ENGINE_MAX_BATCH 64
+#define ENGINE_MAX_BATCH 256
 
 /** An open model: immutable once opened, but for the passes that take turns. */
 struct pdvm_model {

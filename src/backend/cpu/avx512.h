@@ -61,6 +61,7 @@ AVX512_PRODUCT(avx512_f16_bitmap);
 AVX512_PRODUCT(avx512_f16_dense);
 AVX512_PRODUCT(avx512_lut8_bitmap);
 AVX512_PRODUCT(avx512_lut8_dense);
+void avx512_expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride);
 
 /* vectors_avx512.c */
 void avx512_rms_norm(const float *x, const float *weight, int64_t n, float eps, float *out);

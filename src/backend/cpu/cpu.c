@@ -1,5 +1,6 @@
 /* The CPU backend: set-up, the split of the work, and the modes. */
-#include "backend/cpu/cpu.h"
+#include "backend/cpu/attention.h"
+#include "backend/cpu/batch.h"
 #include "base/alloc.h"
 #include "base/checked.h"
 #include "base/time.h"
@@ -11,6 +12,9 @@
 
 /* Best first. */
 static const struct cpu_kernels *const tables[] = {
+#ifdef PDVM_HAVE_AMX
+    &cpu_kernels_amx,
+#endif
 #ifdef PDVM_HAVE_AVX512
     &cpu_kernels_avx512,
 #endif
@@ -33,7 +37,8 @@ pdvm_status cpu_kernels_find(const char *name, const struct cpu_kernels **out, p
                            name);
     }
     return pd_fail(err, PDVM_ERR_ARGUMENT,
-                   "unknown kernels \"%s\": this build has auto, avx512 (x86-64), scalar", name);
+                   "unknown kernels \"%s\": this build has auto, amx and avx512 (x86-64), scalar",
+                   name);
 }
 
 /* What cpu_prepare allocated. */
@@ -197,14 +202,23 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
     PD_TRY(keep(b, &b->rope, batch * d, sizeof(float), err));
     PD_TRY(keep(b, &b->rope_sink, d, sizeof(float), err));
     PD_TRY(keep(b, &b->merge, plan->n_kv_heads, sizeof *b->merge, err));
-    PD_TRY(keep(b, &b->acts, batch, sizeof *b->acts, err));
-    for (size_t t = 0; t < batch; t++) PD_TRY(keep_act(b, &b->acts[t], widest, err));
+    size_t few = b->kernels->batch->min_tokens;
+    size_t token_tiles = (batch + BATCH_TOKENS - 1) / BATCH_TOKENS;
+    PD_TRY(keep(b, &b->acts, few, sizeof *b->acts, err));
+    for (size_t t = 0; t < few; t++) PD_TRY(keep_act(b, &b->acts[t], widest, err));
+    b->batch.tile_bytes = batch_tile_bytes((int64_t)(widest / BLOCK_COLS));
+    b->panel_bytes = batch_panel_bytes((int64_t)widest);
+    PD_TRY(keep(b, &b->batch.packed, token_tiles, b->batch.tile_bytes, err));
+    PD_TRY(keep(b, &b->batch.scales, token_tiles * BATCH_TOKENS, sizeof(float), err));
+    PD_TRY(keep(b, &b->batch.x, token_tiles * BATCH_TOKENS, sizeof *b->batch.x, err));
     PD_TRY(keep(b, &b->workers, n_workers, sizeof *b->workers, err));
     for (size_t i = 0; i < n_workers; i++) {
         struct cpu_worker *w = &b->workers[i];
         PD_TRY(keep_act(b, &w->act, widest, err));
         PD_TRY(keep(b, &w->normed, hidden, sizeof(float), err));
-        PD_TRY(keep(b, &w->products, 2 * batch * PRODUCT_TILES * TILE_ROWS, sizeof(float), err));
+        PD_TRY(keep(b, &w->products, batch * PANEL_MAX_ROWS, sizeof(float), err));
+        PD_TRY(keep(b, &w->panel, 1, b->panel_bytes, err));
+        PD_TRY(keep(b, &w->attn, attn_batch_floats(plan->head_dim), sizeof(float), err));
         PD_TRY(keep(b, &w->q, d, sizeof(float), err));
         PD_TRY(keep(b, &w->q_sink, d, sizeof(float), err));
         PD_TRY(keep(b, &w->k, d, sizeof(float), err));
@@ -365,10 +379,13 @@ static pdvm_status cpu_run(struct backend *base, const struct batch *batch, pdvm
 
     uint32_t pieces = cpu_attn_pieces(batch);
     if (pieces > 1) {
-        size_t need = (size_t)pieces * plan->max_batch * plan->n_heads * (plan->head_dim + 2);
+        size_t need = pieces * (batch->n_tokens > 1 ? (size_t)pd_threads_count(b->threads) *
+                                                          attn_batch_partial(plan->head_dim)
+                                                    : plan->n_heads * ((size_t)plan->head_dim + 2));
         PD_TRY(pd_grow(&b->partial, &b->partial_capacity, need, sizeof *b->partial,
                        "attention of a long context", err));
     }
+    b->batch.digits = 2;
     for (uint32_t t = 0; t < batch->n_tokens; t++)
         fill_rope(b->rope + (size_t)t * plan->head_dim, plan, (double)batch->position + t,
                   plan->rope_factor);

@@ -183,12 +183,20 @@ typedef void (*cpu_product_fn)(const struct cpu_matrix *m, int64_t tile0, int64_
 typedef void (*cpu_expand_fn)(const struct cpu_matrix *m, int64_t tile, int64_t block0,
                               int64_t block1, int8_t *out);
 
+struct cpu_batch_kernels;
+struct cpu_attention_kernels;
+
 /** Kernels for one instruction set. */
 struct cpu_kernels {
     const char *name;
     bool (*supported)(void);
     cpu_product_fn product[CPU_N_KINDS][2]; /* [kind][dense] */
     cpu_expand_fn expand;
+    /** The values of a tile of any other kind, all columns, scales multiplied in: row r at
+     * out[r * stride]. */
+    void (*expand_float)(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride);
+    const struct cpu_batch_kernels *batch;         /**< products of many tokens, see batch.h */
+    const struct cpu_attention_kernels *attention; /**< see attention.h */
     /** out[i] = x[i] / rms(x) * weight[i] */
     void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
     /** Quantises x[n] to act, zero up to the next multiple of 64. The scale is NaN, and all is zero,
@@ -203,6 +211,9 @@ struct cpu_kernels {
 extern const struct cpu_kernels cpu_kernels_scalar;
 #ifdef PDVM_HAVE_AVX512
 extern const struct cpu_kernels cpu_kernels_avx512;
+#endif
+#ifdef PDVM_HAVE_AMX
+extern const struct cpu_kernels cpu_kernels_amx; /* avx512 but for batches */
 #endif
 
 /** The table of that name, or the best for "auto"; NULL and an error if this machine lacks it. */
@@ -281,14 +292,28 @@ void cpu_kv_store(struct backend_kv *kv, uint32_t layer, bool value, uint32_t he
 struct cpu_worker {
     struct cpu_act act; /* [1] for single-token passes */
     float *normed;      /* [hidden_size] */
-    float *products;    /* [2][max_batch][PRODUCT_TILES * TILE_ROWS] gate and up */
+    float *products;    /* [max_batch][PANEL_MAX_ROWS] */
+    void *panel;        /* [panel_bytes] expanded weights */
+    float *attn;        /* attention of batches */
     float *q;           /* [head_dim] a rotated query */
     float *q_sink;      /* the same, rotated for the sinks */
     float *k;           /* [head_dim] */
     float *acc;         /* [head_dim] */
 };
 
-/** Tiles of gate and of up that are computed before they are combined. */
+/** Most rows that are expanded for a batch, and that a phase computes before it uses the results. */
+#define PANEL_MAX_ROWS 256
+
+/** A batch's activations, packed in token tiles of 16. */
+struct cpu_batch_acts {
+    uint8_t *packed; /* [token tiles][tile_bytes] */
+    size_t tile_bytes;
+    float *scales;   /* [token tiles][16] */
+    const float **x; /* [max_batch] */
+    int digits;      /* 2: 16-bit integers; 1: 8-bit ones */
+};
+
+/** Tiles of up that are computed for a few tokens before they meet the gate. */
 #define PRODUCT_TILES STREAM_TEAM
 
 /* Rows of x, normed, attn and hidden are padded with zeros to whole blocks, as products read them. */
@@ -299,24 +324,26 @@ struct cpu_backend {
     struct pd_arena arena; /* the packed matrices' arrays */
     char description[64];
     const struct plan *plan;
-    int64_t *splits;            /* [n_phases][n_split + 1] tiles, see split_phases */
-    int64_t *grains;            /* [n_phases] least tiles of a piece of work */
-    int n_split;                /* workers that the phases are split for */
-    struct cpu_worker *workers; /* [n_workers] */
-    struct cpu_act *acts;       /* [max_batch]: shared, for passes of several tokens */
-    float *normed;              /* [max_batch][hidden_size] */
-    float *x;                   /* [max_batch][hidden_size] residual stream */
-    float *q;                   /* [max_batch][n_heads * head_dim] */
-    float *k;                   /* [max_batch][n_kv_heads * head_dim] */
-    float *v;                   /* [max_batch][n_kv_heads * head_dim] */
-    float *attn;                /* [max_batch][n_heads * head_dim] */
-    float *hidden;              /* [max_batch][intermediate_size] */
-    float *rope;                /* [max_batch][2][head_dim / 2] cos, sin */
-    float *rope_sink;           /* [2][head_dim / 2] of minus the dropped positions */
-    float *partial;             /* attention pieces: [pieces][max_batch][n_heads][head_dim + 2] */
-    size_t partial_capacity;    /* floats */
-    atomic_uint *merge;         /* [n_kv_heads] pieces that have arrived */
-    void **allocations;         /* everything above, for destroy */
+    int64_t *splits;             /* [n_phases][n_split + 1] tiles, see split_phases */
+    int64_t *grains;             /* [n_phases] least tiles of a piece of work */
+    int n_split;                 /* workers that the phases are split for */
+    struct cpu_worker *workers;  /* [n_workers] */
+    struct cpu_act *acts;        /* [max_batch]: shared, for passes of a few tokens */
+    struct cpu_batch_acts batch; /* shared, for passes of many tokens */
+    size_t panel_bytes;
+    float *normed;           /* [max_batch][hidden_size] */
+    float *x;                /* [max_batch][hidden_size] residual stream */
+    float *q;                /* [max_batch][n_heads * head_dim] */
+    float *k;                /* [max_batch][n_kv_heads * head_dim] */
+    float *v;                /* [max_batch][n_kv_heads * head_dim] */
+    float *attn;             /* [max_batch][n_heads * head_dim] */
+    float *hidden;           /* [max_batch][intermediate_size] */
+    float *rope;             /* [max_batch][2][head_dim / 2] cos, sin */
+    float *rope_sink;        /* [2][head_dim / 2] of minus the dropped positions */
+    float *partial;          /* attention pieces: [pieces][n_heads][head_dim + 2], or workers' */
+    size_t partial_capacity; /* floats */
+    atomic_uint *merge;      /* [n_kv_heads] pieces that have arrived */
+    void **allocations;      /* everything above, for destroy */
     size_t n_allocations;
     size_t allocation_capacity;
 };

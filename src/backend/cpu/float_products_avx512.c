@@ -57,6 +57,35 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
         for (uint32_t t = 0; t < nt; t++) result[t][r] = sum16(acc[r][t]);
 }
 
+ALWAYS_INLINE void expand_tile(const struct cpu_matrix *m, int64_t tile, enum cpu_kind kind,
+                               float *out, int64_t stride) {
+    const float *scales = cpu_tile_scales(m, tile);
+    for (int64_t stream = 4 * tile; stream < 4 * tile + 4; stream++, out += 4 * stride) {
+        const uint64_t *masks = cpu_stream_masks(m, stream);
+        const uint8_t *p = cpu_stream_values(m, stream);
+        for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
+            uint64_t mask = masks ? masks[i] : ~(uint64_t)0;
+            int64_t g = kind == CPU_LUT8 && m->group ? 16 * i / m->group : 0;
+            prefetch_lines(p, 1);
+            for (int r = 0; r < 4; r++) {
+                float scale = kind == CPU_LUT8 ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
+                __m512 w =
+                    next_values(&p, kind, false, (__mmask16)(mask >> (16 * r)), m->table, scale);
+                _mm512_storeu_ps(out + r * stride + 16 * i, w);
+            }
+        }
+    }
+}
+
+void avx512_expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride) {
+    switch (m->kind) {
+    case CPU_F32: expand_tile(m, tile, CPU_F32, out, stride); break;
+    case CPU_BF16: expand_tile(m, tile, CPU_BF16, out, stride); break;
+    case CPU_F16: expand_tile(m, tile, CPU_F16, out, stride); break;
+    default: expand_tile(m, tile, CPU_LUT8, out, stride); break;
+    }
+}
+
 /* Tokens are taken 4 at a time, so that one expansion serves 4 products. */
 ALWAYS_INLINE void product(const struct cpu_matrix *m, enum cpu_kind kind, bool dense,
                            int64_t tile0, int64_t tile1, const struct cpu_act *act, uint32_t n,

@@ -1,4 +1,6 @@
 /* The reference kernels, in plain C. They add in the order that cpu.h promises. */
+#include "backend/cpu/attention.h"
+#include "backend/cpu/batch.h"
 #include "backend/cpu/sell.h"
 #include "base/half.h"
 
@@ -134,10 +136,33 @@ static float entry_value(const struct cpu_matrix *m, const uint8_t *p, float sca
     }
 }
 
+static size_t entry_size(const struct cpu_matrix *m) {
+    return m->kind == CPU_F32 ? 4 : m->kind == CPU_LUT8 ? 1 : 2;
+}
+
+static void expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride) {
+    const float *scales = cpu_tile_scales(m, tile);
+    for (int64_t stream = 4 * tile; stream < 4 * tile + 4; stream++, out += 4 * stride) {
+        const uint64_t *masks = cpu_stream_masks(m, stream);
+        const uint8_t *p = cpu_stream_values(m, stream);
+        for (int r = 0; r < 4; r++)
+            memset(out + r * stride, 0, (size_t)m->n_blocks * BLOCK_COLS * sizeof *out);
+        for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
+            uint64_t mask = mask_at(masks, i);
+            for (; mask; mask &= mask - 1, p += entry_size(m)) {
+                int k = __builtin_ctzll(mask), r = k / 16;
+                int64_t c = 16 * i + k % 16, g = m->group ? c / m->group : 0;
+                float scale = scales ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
+                out[r * stride + c] = entry_value(m, p, scale);
+            }
+        }
+    }
+}
+
 /* Four rows: one stream. */
 static void product_of_stream(const struct cpu_matrix *m, int64_t stream, const float *x,
                               float result[4]) {
-    size_t size = m->kind == CPU_F32 ? 4 : m->kind == CPU_LUT8 ? 1 : 2;
+    const size_t size = entry_size(m);
     const uint64_t *masks = cpu_stream_masks(m, stream);
     const uint8_t *p = cpu_stream_values(m, stream);
     const float *scales = cpu_tile_scales(m, stream / 4);
@@ -246,6 +271,9 @@ const struct cpu_kernels cpu_kernels_scalar = {
                 [CPU_F16] = {product_float, product_float},
                 [CPU_LUT8] = {product_float, product_float}},
     .expand = expand,
+    .expand_float = expand_float,
+    .batch = &cpu_batch_scalar,
+    .attention = &cpu_attention_scalar,
     .rms_norm = rms_norm,
     .quantise = quantise,
     .dot = {[PDVM_KV_F32] = dot_f32, [PDVM_KV_F16] = dot_f16, [PDVM_KV_INT8] = dot_i8},
