@@ -129,11 +129,41 @@ static void all_codings_equal_the_cpu(void **state) {
 static void odd_shapes_equal_the_cpu(void **state) {
     (void)state;
     static const struct gpu_model_shape shapes[] = {
-        {.hidden = 100, .intermediate = 70, .layers = 1, .heads = 3, .kv_heads = 1, .head_dim = 10, .vocab = 77},
-        {.hidden = 33, .intermediate = 9, .layers = 2, .heads = 6, .kv_heads = 1, .head_dim = 6, .vocab = 65},
-        {.hidden = 128, .intermediate = 600, .layers = 1, .heads = 2, .kv_heads = 2, .head_dim = 64, .vocab = 700},
-        {.hidden = 64, .intermediate = 64, .layers = 1, .heads = 5, .kv_heads = 5, .head_dim = 128, .vocab = 64},
-        {.hidden = 40, .intermediate = 64, .layers = 1, .heads = 10, .kv_heads = 1, .head_dim = 256, .vocab = 5},
+        {.hidden = 100,
+         .intermediate = 70,
+         .layers = 1,
+         .heads = 3,
+         .kv_heads = 1,
+         .head_dim = 10,
+         .vocab = 77},
+        {.hidden = 33,
+         .intermediate = 9,
+         .layers = 2,
+         .heads = 6,
+         .kv_heads = 1,
+         .head_dim = 6,
+         .vocab = 65},
+        {.hidden = 128,
+         .intermediate = 600,
+         .layers = 1,
+         .heads = 2,
+         .kv_heads = 2,
+         .head_dim = 64,
+         .vocab = 700},
+        {.hidden = 64,
+         .intermediate = 64,
+         .layers = 1,
+         .heads = 5,
+         .kv_heads = 5,
+         .head_dim = 128,
+         .vocab = 64},
+        {.hidden = 40,
+         .intermediate = 64,
+         .layers = 1,
+         .heads = 10,
+         .kv_heads = 1,
+         .head_dim = 256,
+         .vocab = 5},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         struct gpu_model_shape s = shapes[i];
@@ -498,9 +528,10 @@ static void missing_syncs_and_waits_are_noticed(void **state) {
     for (uint32_t i = 0; i < n; i++) {
         bool shows = fault_shows(m, EMU_SKIP_SYNC, i, &right);
         shown += shows;
-        if (!shows && getenv("PDVM_SHOW_SYNCS")) print_message("not noticed: sync %u of %u\n", i, n);
+        if (!shows && getenv("PDVM_SHOW_SYNCS"))
+            print_message("not noticed: sync %u of %u\n", i, n);
     }
-    assert_true(shown * 2 > n);
+    assert_true(shown * 10 >= n * 7);
     gpu_model_free(m);
 }
 

@@ -63,7 +63,7 @@
  *
  * Float values (F16, BF16, F32) multiply float activations; a lane's sum for a task, taken in the
  * order of its entries, becomes a 64-bit fixed-point number by the matrix's `bound`. No groups;
- * units[row] is -bound.
+ * units[row] is not read.
  */
 #ifndef PDVM_KERNELS_ABI_H
 #define PDVM_KERNELS_ABI_H
@@ -75,13 +75,13 @@
 /** Raised with every change of this file that old plans don't survive. */
 #define GPU_ABI_VERSION 1
 
-#define GPU_LANES 32         /**< lanes of a warp, rows of a task */
-#define GPU_CHUNK 16         /**< entries of a lane in a chunk */
-#define GPU_NO_ROW 0xffffu   /**< gpu_task.row of an idle lane */
-#define GPU_NONE (~0ull)     /**< an offset to nothing */
-#define GPU_MAX_COLS 65536u  /**< columns are 16-bit */
-#define GPU_PAGE 2048u       /**< bytes that a ring takes at a time; streams begin anywhere (16) */
-#define GPU_LINE 128u        /**< bytes between words that different blocks write */
+#define GPU_LANES 32            /**< lanes of a warp, rows of a task */
+#define GPU_CHUNK 16            /**< entries of a lane in a chunk */
+#define GPU_NO_ROW 0xffffu      /**< gpu_task.row of an idle lane */
+#define GPU_NONE (~(uint64_t)0) /**< an offset to nothing */
+#define GPU_MAX_COLS 65536u     /**< columns are 16-bit */
+#define GPU_PAGE 2048u /**< bytes that a ring takes at a time; streams begin anywhere (16) */
+#define GPU_LINE 128u  /**< bytes between words that different blocks write */
 /**
  * Most chunks of an INT8 or LUT4 task without groups: 32 * 16 * 127 * 32767 < 2^31 bounds the 32-bit
  * sum of a lane (entries that are there for their gap count, too). Groups have at most 256 columns,
@@ -112,7 +112,9 @@ struct gpu_task {
 struct gpu_matrix {
     int8_t codebook[16]; /**< LUT4 */
     float bound;         /**< float values: largest sum of |w| over a row */
-    uint32_t reserved[3];
+    uint32_t is_float;   /**< F16, BF16 or F32 */
+    uint32_t first_row;  /**< 0xffffffff: there is no such matrix; unused where rows alternate */
+    uint32_t reserved;
 };
 
 enum gpu_phase_kind {
@@ -141,9 +143,9 @@ struct gpu_phase {
     uint64_t streams;    /**< W: uint32_t[n_blocks * n_warps + 1], in units of 16 bytes, rising */
     uint64_t block_rows; /**< W: uint32_t[n_blocks + 1] */
     uint64_t units;      /**< W: float[rows]; see above */
-    uint64_t norm;       /**< W: float[n_in], RMSNorm weights in front of the product, or GPU_NONE */
-    uint64_t next_norm;  /**< W: EMBED, OUT, DOWN: the norm of the phase that reads x next */
-    uint64_t bias;       /**< W: float[rows] or GPU_NONE */
+    uint64_t norm;      /**< W: float[n_in], RMSNorm weights in front of the product, or GPU_NONE */
+    uint64_t next_norm; /**< W: EMBED, OUT, DOWN: the norm of the phase that reads x next */
+    uint64_t bias;      /**< W: float[rows] or GPU_NONE */
     uint64_t head_norm[2]; /**< W: ATTN: float[head_dim] of q and of k, or GPU_NONE */
     uint32_t rows;
     uint32_t n_in;   /**< columns */
@@ -186,17 +188,17 @@ struct gpu_plan {
     uint64_t embed_scales; /**< W: float[n_vocab][groups] */
     uint64_t embed_table;  /**< W: float[256], value of each code (INT8: of the code as unsigned) */
     /* State. */
-    uint64_t barrier;   /**< G: uint32_t on a line of its own, zeroed once by the host */
-    uint64_t epoch;     /**< G: uint32_t, zeroed once: barriers passed by the launches before */
-    uint64_t fault;     /**< G: uint32_t[4]: 0, or where a kernel gave up */
-    uint64_t x;         /**< G: float[hidden_size] */
-    uint64_t x_part;    /**< G: struct gpu_part[n_blocks] of x */
-    uint64_t qkv;       /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
-    uint64_t attn;      /**< G: float[n_heads * head_dim] */
-    uint64_t attn_max;  /**< G: struct gpu_part[n_kv_heads] of attn */
-    uint64_t attn_part; /**< G: float[n_heads][max_splits][head_dim + 2] */
-    uint64_t attn_done; /**< G: uint32_t[n_kv_heads], GPU_LINE apart, zeroed once */
-    uint64_t hidden;    /**< G: float[intermediate_size] */
+    uint64_t barrier;     /**< G: uint32_t on a line of its own, zeroed once by the host */
+    uint64_t epoch;       /**< G: uint32_t, zeroed once: barriers passed by the launches before */
+    uint64_t fault;       /**< G: uint32_t[4]: 0, or where a kernel gave up */
+    uint64_t x;           /**< G: float[hidden_size] */
+    uint64_t x_part;      /**< G: struct gpu_part[n_blocks] of x */
+    uint64_t qkv;         /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
+    uint64_t attn;        /**< G: float[n_heads * head_dim] */
+    uint64_t attn_max;    /**< G: struct gpu_part[n_kv_heads] of attn */
+    uint64_t attn_part;   /**< G: float[n_heads][max_splits][head_dim + 2] */
+    uint64_t attn_done;   /**< G: uint32_t[n_kv_heads], GPU_LINE apart, zeroed once */
+    uint64_t hidden;      /**< G: float[intermediate_size] */
     uint64_t hidden_part; /**< G: struct gpu_part[n_blocks] of hidden */
     uint64_t xq;          /**< G: unfused: struct gpu_quantised, then int16_t[hidden_size] */
     uint64_t xf;          /**< G: unfused: float[hidden_size], normalised x */
@@ -220,7 +222,7 @@ struct gpu_quantised {
     uint32_t reserved[3];
 };
 
-#define GPU_BLOCK_TOP 64  /**< candidates that each block hands on */
+#define GPU_BLOCK_TOP 64   /**< candidates that each block hands on */
 #define GPU_CANDIDATES 256 /**< candidates that the host gets */
 #define GPU_MAX_STOPS 32
 
@@ -232,11 +234,11 @@ struct gpu_candidate {
 
 /** The best rows of one block, tokens ascending. */
 struct gpu_top {
-    float largest;    /**< largest logit of the block */
-    uint32_t n;       /**< candidates */
-    float mass;       /**< sum over the block's rows of exp(logit - largest) */
-    uint32_t best;    /**< the token of the largest, the lowest of equals */
-    uint32_t cut;     /**< not 0: there were more, none of them above this (see order_of) */
+    float largest; /**< largest logit of the block */
+    uint32_t n;    /**< candidates */
+    float mass;    /**< sum over the block's rows of exp(logit - largest) */
+    uint32_t best; /**< the token of the largest, the lowest of equals */
+    uint32_t cut;  /**< not 0: there were more, none of them above this (see order_of) */
     uint32_t reserved[3];
     struct gpu_candidate candidate[GPU_BLOCK_TOP];
 };
@@ -285,19 +287,19 @@ struct gpu_launch {
     uint32_t part; /**< 0, or GPU_NORM or GPU_ROPE: that part of phase first_phase alone */
     uint32_t n_steps, n_given;
     uint32_t first_logits, n_logit_rows;
-    uint32_t position;  /**< of the first step; struct batch says what the rest means */
+    uint32_t position; /**< of the first step; struct batch says what the rest means */
     uint32_t slot;
     uint32_t n_visible;
     uint32_t n_sink;
     uint32_t n_dropped;
-    uint32_t n_ctx; /**< slots of a rolling cache, which then wraps around; or 0xffffffff */
-    uint32_t n_stop; /**< stop tokens in `stops` */
+    uint32_t n_ctx;      /**< slots of a rolling cache, which then wraps around; or 0xffffffff */
+    uint32_t n_stop;     /**< stop tokens in `stops` */
     uint32_t spin_limit; /**< give up a barrier after so many polls; 0: never */
     float temperature;   /**< SAMPLE: 0 takes the likeliest */
     float top_p;         /**< 1: all */
     uint32_t top_k;      /**< 1..GPU_CANDIDATES */
     uint32_t x_phase;    /**< GPU_X_IN: the phase that reads x next: its norm is prepared for */
-    uint64_t seed; /**< state of SplitMix64: step s takes the number after s + 1 advances */
+    uint64_t seed;       /**< state of SplitMix64: step s takes the number after s + 1 advances */
 };
 
 #define GPU_RING_PAGES 4u
@@ -318,7 +320,8 @@ static inline uint32_t gpu_attn_bytes(const struct gpu_plan *p) {
 
 /** Bytes of group memory for x in a phase: 16-bit integers, then floats. */
 static inline uint32_t gpu_act_bytes(const struct gpu_phase *p) {
-    return (p->act & GPU_ACT_INT ? 2 * p->x_cols : 0) + (p->act & GPU_ACT_FLOAT ? 4 * p->x_cols : 0);
+    return (p->act & GPU_ACT_INT ? 2 * p->x_cols : 0) +
+           (p->act & GPU_ACT_FLOAT ? 4 * p->x_cols : 0);
 }
 
 /** plan.x_bytes must be the largest of gpu_attn_bytes, gpu_act_bytes of all phases and this. */

@@ -13,7 +13,7 @@
 #ifndef PDVM_KERNELS_DIALECT_H
 #define PDVM_KERNELS_DIALECT_H
 
-#if defined(__OPENCL_VERSION__)
+#if defined(__OPENCL_C_VERSION__) || defined(__OPENCL_VERSION__)
 #include "dialect_opencl.h"
 #elif defined(__CUDACC__) || defined(PDVM_EMULATE_CUDA)
 #include "dialect_cuda.h"
@@ -38,7 +38,6 @@ struct Ctx {
 #define G(T, offset) (*(GLOBAL T *)(c->g + (offset)))
 #define K(T, offset) (*(GLOBAL T *)(c->k + (offset)))
 #define L(T, offset) (*(LOCAL T *)(LOCAL_BASE(c) + (offset)))
-
 
 FN float bf16_to_float(uint32_t h) {
     return bits_float(h << 16);

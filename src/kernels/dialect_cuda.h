@@ -8,6 +8,7 @@
 #ifdef PDVM_EMULATE_CUDA
 #include "cuda_shim.h"
 #define UNROLL
+#define NO_UNROLL
 #else
 #include <stdint.h>
 
@@ -15,12 +16,14 @@
 #define PDVM_SHARED extern __shared__ __align__(128) uint8_t pdvm_shared[]
 PDVM_SHARED;
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 #include "ptx.h"
 #endif
 
 #define PDVM_KERNEL_TYPES
 #define PDVM_GRID_SYNC 1
-#if defined(PDVM_EMULATE_CUDA) ? PDVM_EMULATE_BULK : (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+#if defined(PDVM_EMULATE_CUDA) ? PDVM_EMULATE_BULK                                                 \
+                               : (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
 #define PDVM_BULK 1 /* cp.async.bulk into a ring per warp */
 #else
 #define PDVM_BULK 0
@@ -164,12 +167,19 @@ FN void give_up(void) {
 /* Threads per block are at most 1024; 512 at 128 registers is what the hot loops are built for. */
 #ifndef PDVM_EMULATE_CUDA
 #define KERNEL(name)                                                                               \
-    extern "C" __global__ void __launch_bounds__(512, 1)                                           \
-        name(const uint8_t *w, uint8_t *g, uint8_t *k,                                             \
-             const __grid_constant__ struct gpu_launch p)
+    extern "C" __global__ void __launch_bounds__(512, 1) name(                                     \
+        const uint8_t *w, uint8_t *g, uint8_t *k, const __grid_constant__ struct gpu_launch p)
 #define KERNEL_CTX                                                                                 \
-    struct Ctx ctx = {w,           g,           k,           pdvm_shared,      blockIdx.x,      \
-                      gridDim.x,   threadIdx.x, blockDim.x,  threadIdx.x % 32, threadIdx.x / 32, \
+    struct Ctx ctx = {w,                                                                           \
+                      g,                                                                           \
+                      k,                                                                           \
+                      pdvm_shared,                                                                 \
+                      blockIdx.x,                                                                  \
+                      gridDim.x,                                                                   \
+                      threadIdx.x,                                                                 \
+                      blockDim.x,                                                                  \
+                      threadIdx.x % 32,                                                            \
+                      threadIdx.x / 32,                                                            \
                       blockDim.x / 32}
 #endif
 

@@ -51,16 +51,16 @@ struct Run {
     struct Step step;
     struct Place staging; /* the next record to stage */
     uint32_t walked;      /* phases so far: record walked % STAGED is the current one */
-    uint32_t target;      /* arrivals at the grid's barrier when it is passed next, less one round */
-    uint32_t sums_hi;     /* L offsets */
+    uint32_t target;  /* arrivals at the grid's barrier when it is passed next, less one round */
+    uint32_t sums_hi; /* L offsets */
     uint32_t x;
     uint32_t ring;
     struct Stream stream; /* of the current product phase, or the next one */
     uint32_t opened;      /* the stream belongs to the phase of this number in the walk */
     uint32_t next_begin;  /* of the next stream to open, units of 16 bytes */
     uint32_t next_end;
-    float scale;  /* of x in group memory */
-    float amax;   /* its largest magnitude */
+    float scale; /* of x in group memory */
+    float amax;  /* its largest magnitude */
 };
 
 #define SUMS_LO GPU_SHARED_FIXED

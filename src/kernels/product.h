@@ -14,7 +14,7 @@
 struct Chunk {
     u32x4 v;
     u32x4 gaps;
-    uint32_t top;    /* the top bits of 3-, 5- and 6-bit gaps */
+    uint32_t top; /* the top bits of 3-, 5- and 6-bit gaps */
     uint32_t scale;
 };
 
@@ -32,12 +32,12 @@ FN uint32_t top_bytes(uint32_t gap_bits) {
 
 /** Bytes of a chunk, all lanes together. */
 FN uint32_t chunk_bytes(uint32_t values, uint32_t gap_bits, uint32_t scaled) {
-    return GPU_LANES * (values_bytes(values) + gaps_bytes(gap_bits) + top_bytes(gap_bits) +
-                        (scaled ? 2 : 0));
+    return GPU_LANES *
+           (values_bytes(values) + gaps_bytes(gap_bits) + top_bytes(gap_bits) + (scaled ? 2 : 0));
 }
 
-FN struct Chunk load_chunk(const struct Ctx *c, struct Run *run, uint32_t values,
-                           uint32_t gap_bits, uint32_t scaled) {
+FN struct Chunk load_chunk(const struct Ctx *c, struct Run *run, uint32_t values, uint32_t gap_bits,
+                           uint32_t scaled) {
     struct Stream *s = &run->stream;
     struct Chunk k;
     uint32_t at = GPU_LANES * values_bytes(values);
@@ -76,7 +76,8 @@ FN uint32_t gaps_of(const struct Chunk *k, uint32_t gap_bits, uint32_t q) {
     if (gap_bits == 2 || gap_bits == 3) codes = k->gaps.x >> (2 * q) & 0x03030303u;
     if (gap_bits >= 4 && gap_bits < 8)
         codes = (q < 2 ? k->gaps.x : k->gaps.y) >> (4 * (q & 1)) & 0x0f0f0f0fu;
-    if (gap_bits == 8) codes = q == 0 ? k->gaps.x : q == 1 ? k->gaps.y : q == 2 ? k->gaps.z : k->gaps.w;
+    if (gap_bits == 8)
+        codes = q == 0 ? k->gaps.x : q == 1 ? k->gaps.y : q == 2 ? k->gaps.z : k->gaps.w;
     /* The product puts bit i of four bits into byte i, without carries. */
     if (gap_bits == 3) codes |= (k->top >> (4 * q) & 15u) * (0x00204081u << 2) & 0x04040404u;
     if (gap_bits == 5) codes |= (k->top >> (4 * q) & 15u) * (0x00204081u << 4) & 0x10101010u;
@@ -134,12 +135,13 @@ FN int32_t dense_chunk(const struct Ctx *c, const struct Chunk *k, uint32_t valu
 
 /** A task of integer values. */
 FN void integer_task(const struct Ctx *c, struct Run *run, uint32_t row, uint32_t col,
-                     uint32_t length, uint32_t group, uint32_t skips, u32x4 book,
-                     uint32_t values, uint32_t gap_bits, uint32_t grouped) {
+                     uint32_t length, uint32_t group, uint32_t skips, u32x4 book, uint32_t values,
+                     uint32_t gap_bits, uint32_t grouped) {
     uint32_t at = run->x + 2 * col;
     uint32_t per_group = grouped ? group / GPU_CHUNK : 0, in_group = 0;
     int32_t sum = 0;
     int64_t total = 0;
+    NO_UNROLL
     for (uint32_t i = 0; i < length; i++) {
         if (gap_bits == 0) {
             int ends = grouped && (++in_group == per_group || i + 1 == length);
@@ -157,6 +159,7 @@ FN void integer_task(const struct Ctx *c, struct Run *run, uint32_t row, uint32_
         }
         struct Chunk k = load_chunk(c, run, values, gap_bits, grouped);
         int32_t flushed = 0;
+        UNROLL
         for (uint32_t q = 0; q < 4; q++) {
             uint32_t codes = gaps_of(&k, gap_bits, q);
             uint32_t v = quad_values(&k, values, book, q);
@@ -225,6 +228,7 @@ FN void float_task(const struct Ctx *c, struct Run *run, uint32_t x, uint32_t ro
     const uint32_t plane = 16 * GPU_LANES;
     uint32_t at = x + 4 * col;
     float sum = 0.0f;
+    NO_UNROLL
     for (uint32_t i = 0; i < length * (values == GPU_F32 ? 4 : 2); i++) {
         stream_need(c, s, plane);
         u32x4 v = stream_x4(c, run, s, 0);
@@ -278,6 +282,7 @@ FN void float_gaps_task(const struct Ctx *c, struct Run *run, uint32_t x, uint32
     uint32_t bytes = GPU_LANES * (16 * planes + gaps_bytes(gap_bits) + top_bytes(gap_bits));
     uint32_t at = x + 4 * col;
     float sum = 0.0f;
+    NO_UNROLL
     for (uint32_t i = 0; i < length; i++) {
         stream_need(c, s, bytes);
         struct Chunk k = load_gaps(c, run, gap_bits, 16 * GPU_LANES * planes);
@@ -307,14 +312,14 @@ FN void float_gaps_task(const struct Ctx *c, struct Run *run, uint32_t x, uint32
 }
 
 #define INTEGER_CASE(values, gap_bits)                                                             \
-    case (values) * 16 + (gap_bits):                                                               \
+    case (values)*16 + (gap_bits):                                                                 \
         if (group)                                                                                 \
             integer_task(c, run, row, col, length, group, skips, book, values, gap_bits, 1);       \
         else                                                                                       \
             integer_task(c, run, row, col, length, 0, skips, book, values, gap_bits, 0);           \
         break;
 #define FLOAT_CASE(values)                                                                         \
-    case (values) * 16: float_task(c, run, x, row, col, length, bound, values); break;
+    case (values)*16: float_task(c, run, x, row, col, length, bound, values); break;
 
 /** Reads the warp's stream to its end. */
 FN void run_tasks(const struct Ctx *c, struct Run *run, LOCAL const struct gpu_phase *ph) {
@@ -365,13 +370,23 @@ FN void clear_sums(const struct Ctx *c, const struct Run *run, uint32_t rows) {
     }
 }
 
-/** The product with a row, once all warps have added to it; `unit` as in the plan. */
-FN float row_result(const struct Ctx *c, const struct Run *run, uint32_t row, float unit) {
-    uint64_t high = L(uint32_t, run->sums_hi + 4 * row);
-    float sum = long_to_float((int64_t)(high << 32 | L(uint32_t, SUMS_LO + 4 * row)));
-    if (unit >= 0.0f) return sum * (unit * run->scale);
+/** The matrix that a phase's row belongs to. */
+FN LOCAL const struct gpu_matrix *matrix_of(LOCAL const struct gpu_phase *ph, uint32_t row) {
+    uint32_t i = ph->kind == GPU_GATE_UP ? row & 1u
+                                         : (row >= ph->matrix[1].first_row ? 1u : 0u) +
+                                               (row >= ph->matrix[2].first_row ? 1u : 0u);
+    return &ph->matrix[i];
+}
+
+/** The product with the phase's row row0 + r, once all warps have added to it. */
+FN float row_result(const struct Ctx *c, const struct Run *run, LOCAL const struct gpu_phase *ph,
+                    uint32_t row0, uint32_t r) {
+    LOCAL const struct gpu_matrix *m = matrix_of(ph, row0 + r);
+    uint64_t high = L(uint32_t, run->sums_hi + 4 * r);
+    float sum = long_to_float((int64_t)(high << 32 | L(uint32_t, SUMS_LO + 4 * r)));
+    if (!m->is_float) return sum * (W(float, ph->units + 4 * (uint64_t)(row0 + r)) * run->scale);
     /* Not a number, if the scale isn't. */
-    uint32_t e = 254 - fixed_exponent(-unit * run->amax);
+    uint32_t e = 254 - fixed_exponent(m->bound * run->amax);
     return sum * bits_float(e << 23) + 0.0f * run->scale;
 }
 

@@ -70,10 +70,10 @@ PTX_FN void ptx_mbarrier_fence(void) {
 
 /** One arrival, and `bytes` of copies to come before the phase completes. */
 PTX_FN void ptx_mbarrier_expect(uint64_t *b, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                     ptx_shared_address(b)),
-                 "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(ptx_shared_address(b)),
+        "r"(bytes)
+        : "memory");
 }
 
 PTX_FN void ptx_mbarrier_wait(uint64_t *b, uint32_t parity) {
@@ -90,8 +90,8 @@ PTX_FN void ptx_mbarrier_wait(uint64_t *b, uint32_t parity) {
 /** Copies a multiple of 16 bytes from global to group memory; completes on the barrier. */
 PTX_FN void ptx_bulk_load(uint8_t *dst, const uint8_t *src, uint32_t bytes, uint64_t *b) {
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-            ptx_shared_address(dst)),
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(ptx_shared_address(dst)),
         "l"(src), "r"(bytes), "r"(ptx_shared_address(b))
         : "memory");
 }

@@ -67,15 +67,16 @@ FN float candidate_logit(const struct Ctx *c, uint32_t at, uint32_t i) {
 
 /** SplitMix64 (Steele, Lea, Flood 2014): the number after `state` has been advanced n times. */
 FN float random_unit(uint64_t state, uint32_t n) {
-    uint64_t z = state + (uint64_t)n * 0x9e3779b97f4a7c15ull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    uint64_t z = state + (uint64_t)n * 0x9e3779b97f4a7c15;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
     z ^= z >> 31;
     return (float)(uint32_t)(z >> 40) * 0x1p-24f;
 }
 
 /** Chooses among the n sorted candidates; thread 0's answer counts. */
-FN uint32_t draw(const struct Ctx *c, const struct gpu_launch *p, uint32_t at, uint32_t n, float u) {
+FN uint32_t draw(const struct Ctx *c, const struct gpu_launch *p, uint32_t at, uint32_t n,
+                 float u) {
     float largest = candidate_logit(c, at, 0);
     uint32_t weights = at + 8 * GPU_CANDIDATES;
     n = min_u(n, max_u(p->top_k, 1));
@@ -151,8 +152,7 @@ FN void sample_phase(const struct Ctx *c, const struct gpu_launch *p, const stru
     for (uint32_t i = c->thread; i < count; i += c->n_threads) {
         u32x2 pair = L(u32x2, list + 8 * i);
         uint32_t name = G(uint32_t, candidate_of(c, pair.y) + 4);
-        G(u32x2, result + 16 + 8 * (uint64_t)i) =
-            MAKE_X2(float_bits(order_to_float(pair.x)), name);
+        G(u32x2, result + 16 + 8 * (uint64_t)i) = MAKE_X2(float_bits(order_to_float(pair.x)), name);
     }
     if (c->thread == 0)
         G(u32x4, result) =

@@ -13,7 +13,8 @@ FN void prefetch_phase(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
     if (is_product(ph->kind) && c->thread == 0)
         prefetch(c->w + ph->block_rows + 4 * (uint64_t)c->block);
     if (is_product(ph->kind) && ph->norm != GPU_NONE)
-        for (uint32_t i = c->thread * (GPU_LINE / 4); i < ph->n_in; i += c->n_threads * (GPU_LINE / 4))
+        for (uint32_t i = c->thread * (GPU_LINE / 4); i < ph->n_in;
+             i += c->n_threads * (GPU_LINE / 4))
             prefetch(c->w + ph->norm + 4 * (uint64_t)i);
 }
 

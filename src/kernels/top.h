@@ -143,8 +143,8 @@ FN void block_top(const struct Ctx *c, const struct Run *run, uint32_t row0, uin
     best = ~best; /* the lowest row is wanted */
     group_reduce(c, &mass, &best);
     if (c->thread == 0) {
-        G(u32x4, to) = MAKE_X4(float_bits(order_to_float(largest)), n, float_bits(mass),
-                               row0 + ~best);
+        G(u32x4, to) =
+            MAKE_X4(float_bits(order_to_float(largest)), n, float_bits(mass), row0 + ~best);
         G(u32x4, to + 16) = MAKE_X4(rows > n ? cut.key : 0, 0, 0, 0);
     }
 }

@@ -31,7 +31,7 @@ static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
 #define __ballot_sync(mask, p) ((void)(mask), emu_lanes(EMU_LANE_BALLOT, (p) != 0, 0))
 #define __shfl_sync(mask, v, lane) ((void)(mask), emu_lanes(EMU_LANE_GET, v, (uint32_t)(lane)))
 #define __shfl_xor_sync(mask, v, x)                                                                \
-    ((void)(mask), _Generic((v), float: shim_xor_f, default: shim_xor_u)(v, (uint32_t)(x)))
+    ((void)(mask), _Generic((v), float : shim_xor_f, default : shim_xor_u)(v, (uint32_t)(x)))
 static inline uint32_t shim_xor_u(uint32_t v, uint32_t x) {
     return emu_lanes(EMU_LANE_XOR, v, x);
 }

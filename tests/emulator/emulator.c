@@ -399,7 +399,8 @@ NO_TSAN static void run_group(struct group *g) {
     for (uint32_t i = 0; i < l->grid->n_threads; i++)
         if (g->threads[i].syncs > syncs) syncs = g->threads[i].syncs;
     uint32_t before = atomic_load(&l->syncs);
-    while (before < syncs && !atomic_compare_exchange_weak(&l->syncs, &before, syncs)) {}
+    while (before < syncs && !atomic_compare_exchange_weak(&l->syncs, &before, syncs)) {
+    }
     if (g->n_copies && !atomic_load(&l->failed))
         fail(l, "block %u ended with %u copies under way", g->block, g->n_copies);
     current = NULL;
@@ -415,7 +416,8 @@ static void group_create(struct group *g, struct launch *l, uint32_t block) {
     g->lane_tags = calloc(n / LANES, 1);
     g->shared = aligned_alloc(128, shared);
     memset(g->shared, 0xa5, shared); /* what happens to be there */
-    char *stacks = mmap(NULL, n * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *stacks =
+        mmap(NULL, n * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (!g->threads || !g->results || !g->lane_tags || !g->shared || stacks == MAP_FAILED) abort();
 #ifdef WITH_ASAN
     __asan_poison_memory_region(g->shared + grid->shared_bytes, shared - grid->shared_bytes);

@@ -11,8 +11,7 @@ static float *random_vector(struct gpu_model *m, size_t n, float around, float s
                             uint64_t *seed) {
     float *v = malloc(n * sizeof *v);
     assert_non_null(v);
-    for (size_t i = 0; i < n; i++)
-        v[i] = around + spread * (float)(2 * pd_random_unit(seed) - 1);
+    for (size_t i = 0; i < n; i++) v[i] = around + spread * (float)(2 * pd_random_unit(seed) - 1);
     m->vectors = realloc(m->vectors, (m->n_vectors + 1) * sizeof *m->vectors);
     return m->vectors[m->n_vectors++] = v;
 }
@@ -51,8 +50,8 @@ static void make_phases(struct gpu_model *m, uint64_t *seed) {
     const struct gpu_model_shape *s = &m->shape;
     size_t q = (size_t)s->heads * s->head_dim, kv = (size_t)s->kv_heads * s->head_dim;
     struct phase *p = m->plan.phases;
-    *p++ = (struct phase){.kind = PHASE_EMBED,
-                          .w = {cpu_matrix(m, m->n_matrices - 1, MATRIX_LOOKUP)}};
+    *p++ =
+        (struct phase){.kind = PHASE_EMBED, .w = {cpu_matrix(m, m->n_matrices - 1, MATRIX_LOOKUP)}};
     for (uint32_t l = 0; l < s->layers; l++) {
         struct backend_matrix *w[7];
         for (size_t i = 0; i < 7; i++) w[i] = cpu_matrix(m, 7 * (size_t)l + i, MATRIX_PRODUCT);
@@ -161,10 +160,10 @@ void gpu_model_free(struct gpu_model *m) {
 }
 
 static const struct mdcsr *matrix_of(void *user, const struct phase *p, int i) {
-    static const int first[] = {[PHASE_QKV] = 0, [PHASE_OUT] = 3, [PHASE_GATE_UP] = 4,
-                                [PHASE_DOWN] = 6};
-    static const int count[] = {[PHASE_QKV] = 3, [PHASE_OUT] = 1, [PHASE_GATE_UP] = 2,
-                                [PHASE_DOWN] = 1};
+    static const int first[] = {
+        [PHASE_QKV] = 0, [PHASE_OUT] = 3, [PHASE_GATE_UP] = 4, [PHASE_DOWN] = 6};
+    static const int count[] = {
+        [PHASE_QKV] = 3, [PHASE_OUT] = 1, [PHASE_GATE_UP] = 2, [PHASE_DOWN] = 1};
     const struct gpu_model *m = user;
     if (p->kind == PHASE_EMBED) return i == 0 ? &m->matrix[m->n_matrices - 1] : NULL;
     if (p->kind == PHASE_HEAD) return i == 0 ? &m->matrix[m->n_matrices - 2] : NULL;
@@ -202,11 +201,11 @@ void gpu_model_pack(struct gpu_model *m, const char *dialect, uint32_t n_blocks,
     gpu_kv_layout(&m->kv_shape, capacity, &m->kv);
     assert_ok(gpu_image_write(&m->image, m->threads, to_w, m, &err), &err);
     m->dialect = dialect;
-    m->grid = (struct emu_grid){
-        .n_blocks = n_blocks,
-        .n_threads = n_warps * GPU_LANES,
-        .shared_bytes = gpu_shared_size(&m->image.plan, strcmp(dialect, "bulk") == 0),
-        .seed = 1};
+    m->grid = (struct emu_grid){.n_blocks = n_blocks,
+                                .n_threads = n_warps * GPU_LANES,
+                                .shared_bytes =
+                                    gpu_shared_size(&m->image.plan, strcmp(dialect, "bulk") == 0),
+                                .seed = 1};
     m->position = 0;
 }
 
@@ -274,8 +273,8 @@ const char *gpu_model_launch_run(struct gpu_model *m, const struct gpu_launch *l
     return "no such dialect";
 }
 
-static const char *run_range(struct gpu_model *m, struct gpu_launch l, uint32_t begin,
-                             uint32_t end, uint32_t flags, uint32_t part, bool single) {
+static const char *run_range(struct gpu_model *m, struct gpu_launch l, uint32_t begin, uint32_t end,
+                             uint32_t flags, uint32_t part, bool single) {
     l.first_phase = begin;
     l.end_phase = end;
     l.flags |= flags;

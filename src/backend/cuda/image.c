@@ -35,7 +35,6 @@ static bool has_bias(const struct phase *p) {
     return p->bias[0] || p->bias[1] || p->bias[2];
 }
 
-
 static pdvm_status layout_phase(struct gpu_image *image, size_t i, gpu_matrix_fn matrix, void *user,
                                 struct pd_threads *threads, pdvm_error *err) {
     const struct phase *p = &image->source->phases[i];
@@ -65,8 +64,13 @@ static void place_product(struct gpu_image *image, size_t i) {
         uint32_t rows = l->block_rows[b + 1] - l->block_rows[b];
         if (rows > image->plan.max_rows) image->plan.max_rows = rows;
     }
+    uint32_t first = 0;
+    for (int k = 0; k < 3; k++) out->matrix[k].first_row = UINT32_MAX;
     for (int k = 0; k < l->n_matrices; k++) {
         out->matrix[k].bound = l->bound[k];
+        out->matrix[k].is_float = l->coding[k].values >= GPU_F16;
+        out->matrix[k].first_row = first;
+        first += (uint32_t)l->matrix[k]->rows;
         for (int c = 0; c < 16 && l->matrix[k]->value_coding == MDCSR_LUT4; c++)
             out->matrix[k].codebook[c] = (int8_t)l->matrix[k]->codebook[c];
     }
@@ -194,8 +198,7 @@ static pdvm_status write_embedding(const struct gpu_image *image, struct pd_thre
         pd_calloc(&j.cols, workers * (size_t)m->cols, sizeof *j.cols, "the embedding", err);
     if (status == PDVM_OK)
         status = pd_calloc(&j.raw, workers * (size_t)m->cols, 4, "the embedding", err);
-    if (status == PDVM_OK)
-        status = pd_calloc(&j.out, (size_t)portion, bytes, "the embedding", err);
+    if (status == PDVM_OK) status = pd_calloc(&j.out, (size_t)portion, bytes, "the embedding", err);
     for (j.first = 0; status == PDVM_OK && j.first < m->rows; j.first += portion) {
         int64_t n = m->rows - j.first < portion ? m->rows - j.first : portion;
         pd_threads_for(threads, n, 64, embedding_rows, &j);
@@ -294,22 +297,21 @@ static pdvm_status build(struct gpu_image *image, gpu_matrix_fn matrix, void *us
 pdvm_status gpu_image_create(const struct plan *plan, gpu_matrix_fn matrix, void *user,
                              const struct gpu_image_options *options, struct pd_threads *threads,
                              struct gpu_image *out, pdvm_error *err) {
-    *out = (struct gpu_image){
-        .source = plan,
-        .plan = {.version = GPU_ABI_VERSION,
-                 .n_phases = (uint32_t)plan->n_phases + 1,
-                 .n_blocks = options->n_blocks,
-                 .n_warps = options->n_warps,
-                 .hidden_size = plan->hidden_size,
-                 .intermediate_size = plan->intermediate_size,
-                 .n_layers = plan->n_layers,
-                 .n_heads = plan->n_heads,
-                 .n_kv_heads = plan->n_kv_heads,
-                 .head_dim = plan->head_dim,
-                 .n_vocab = plan->n_vocab,
-                 .rms_norm_eps = plan->rms_norm_eps,
-                 .rope_factor = plan->rope_factor,
-                 .max_splits = options->max_splits}};
+    *out = (struct gpu_image){.source = plan,
+                              .plan = {.version = GPU_ABI_VERSION,
+                                       .n_phases = (uint32_t)plan->n_phases + 1,
+                                       .n_blocks = options->n_blocks,
+                                       .n_warps = options->n_warps,
+                                       .hidden_size = plan->hidden_size,
+                                       .intermediate_size = plan->intermediate_size,
+                                       .n_layers = plan->n_layers,
+                                       .n_heads = plan->n_heads,
+                                       .n_kv_heads = plan->n_kv_heads,
+                                       .head_dim = plan->head_dim,
+                                       .n_vocab = plan->n_vocab,
+                                       .rms_norm_eps = plan->rms_norm_eps,
+                                       .rope_factor = plan->rope_factor,
+                                       .max_splits = options->max_splits}};
     PD_TRY(check(plan, options, err));
     if (options->max_splits == 0) out->plan.max_splits = default_splits(plan, options->n_blocks);
     pdvm_status status = build(out, matrix, user, options, threads, err);
@@ -336,8 +338,8 @@ static pdvm_status write_floats(gpu_sink_fn sink, void *user, uint64_t offset, c
     return sink(user, offset + n * sizeof *data, zeros, rest * sizeof *data, err);
 }
 
-static pdvm_status write_bias(const struct gpu_image *image, size_t i, gpu_sink_fn sink,
-                              void *user, pdvm_error *err) {
+static pdvm_status write_bias(const struct gpu_image *image, size_t i, gpu_sink_fn sink, void *user,
+                              pdvm_error *err) {
     const struct phase *p = &image->source->phases[i];
     const struct gpu_layout *l = &image->layouts[i];
     float *bias;
@@ -380,14 +382,12 @@ pdvm_status gpu_image_write(const struct gpu_image *image, struct pd_threads *th
     for (size_t i = 0; i < plan->n_phases; i++) {
         const struct phase *ph = &plan->phases[i];
         const struct gpu_phase *p = &image->phases[i];
-        if (ph->norm)
-            PD_TRY(write_floats(sink, user, p->norm, ph->norm, plan->hidden_size, err));
+        if (ph->norm) PD_TRY(write_floats(sink, user, p->norm, ph->norm, plan->hidden_size, err));
         for (int h = 0; h < 2; h++)
             if (ph->head_norm[h])
                 PD_TRY(write_floats(sink, user, p->head_norm[h], ph->head_norm[h], plan->head_dim,
                                     err));
-        if (image->layouts[i].n_matrices)
-            PD_TRY(write_product(image, i, threads, sink, user, err));
+        if (image->layouts[i].n_matrices) PD_TRY(write_product(image, i, threads, sink, user, err));
     }
     return write_embedding(image, threads, sink, user, err);
 }

@@ -32,9 +32,9 @@ struct gpu_image {
     struct gpu_layout *layouts; /**< [plan.n_phases]; all zero for phases without products */
     const struct plan *source;
     const struct mdcsr *embedding;
-    uint64_t plan_offset; /**< of the plan in W: gpu_launch.plan */
-    uint64_t w_size;      /**< bytes of W */
-    uint64_t g_size;      /**< bytes of G; zeroed before the first launch */
+    uint64_t plan_offset;   /**< of the plan in W: gpu_launch.plan */
+    uint64_t w_size;        /**< bytes of W */
+    uint64_t g_size;        /**< bytes of G; zeroed before the first launch */
     uint64_t product_bytes; /**< of W: what one token's products read */
 };
 
