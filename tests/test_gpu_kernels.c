@@ -521,17 +521,18 @@ static void missing_syncs_and_waits_are_noticed(void **state) {
     struct gpu_model *m = gpu_model_create(&s, PDVM_KV_F16, PDVM_KV_F16, 10);
     struct outcome right = {.logits = {0}};
     assert_right(third_token(m, EMU_FORWARD, EMU_NO_FAULT, 0, &right));
-    uint32_t n = emu_syncs(), shown = 0;
+    uint32_t n = emu_syncs(), shown = 0, tried = 0;
     assert_false(fault_shows(m, EMU_SKIP_SYNC, n, &right));
     assert_true(fault_shows(m, EMU_SKIP_WAIT, 0, &right));
     assert_true(fault_shows(m, EMU_EARLY_GRID, 0, &right));
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i += 5) { /* a sample: each takes three processes */
         bool shows = fault_shows(m, EMU_SKIP_SYNC, i, &right);
         shown += shows;
+        tried++;
         if (!shows && getenv("PDVM_SHOW_SYNCS"))
             print_message("not noticed: sync %u of %u\n", i, n);
     }
-    assert_true(shown * 10 >= n * 7);
+    assert_true(shown * 10 >= tried * 7);
     gpu_model_free(m);
 }
 
