@@ -227,6 +227,12 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
     return PDVM_OK;
 }
 
+static void cpu_phase_changed(struct backend *base, size_t phase) {
+    struct cpu_backend *b = (struct cpu_backend *)base;
+    size_t n_workers = (size_t)pd_threads_count(b->threads);
+    split_phase(&b->plan->phases[phase], (int)n_workers, b->splits + phase * (n_workers + 1));
+}
+
 static void use_threads(struct cpu_backend *b, struct pd_threads *threads) {
     int n = pd_threads_count(threads);
     b->threads = threads;
@@ -422,6 +428,7 @@ static const struct backend_ops cpu_ops = {
     .matrix_bytes = cpu_bytes_of,
     .prepare = cpu_prepare,
     .set_threads = cpu_set_threads,
+    .phase_changed = cpu_phase_changed,
     .run = cpu_run,
     .kv_create = cpu_kv_create,
     .kv_free = cpu_kv_free,
