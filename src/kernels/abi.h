@@ -63,7 +63,7 @@
  *
  * Float values (F16, BF16, F32) multiply float activations; a lane's sum for a task, taken in the
  * order of its entries, becomes a 64-bit fixed-point number by the matrix's `bound`. No groups;
- * units[row] is -bound.
+ * units[row] is not read.
  */
 #ifndef PDVM_KERNELS_ABI_H
 #define PDVM_KERNELS_ABI_H
@@ -75,13 +75,13 @@
 /** Raised with every change of this file that old plans don't survive. */
 #define GPU_ABI_VERSION 1
 
-#define GPU_LANES 32        /**< lanes of a warp, rows of a task */
-#define GPU_CHUNK 16        /**< entries of a lane in a chunk */
-#define GPU_NO_ROW 0xffffu  /**< gpu_task.row of an idle lane */
-#define GPU_NONE (~0ull)    /**< an offset to nothing */
-#define GPU_MAX_COLS 65536u /**< columns are 16-bit */
-#define GPU_PAGE 2048u      /**< bytes that a ring takes at a time; streams begin anywhere (16) */
-#define GPU_LINE 128u       /**< bytes between words that different blocks write */
+#define GPU_LANES 32            /**< lanes of a warp, rows of a task */
+#define GPU_CHUNK 16            /**< entries of a lane in a chunk */
+#define GPU_NO_ROW 0xffffu      /**< gpu_task.row of an idle lane */
+#define GPU_NONE (~(uint64_t)0) /**< an offset to nothing */
+#define GPU_MAX_COLS 65536u     /**< columns are 16-bit */
+#define GPU_PAGE 2048u /**< bytes that a ring takes at a time; streams begin anywhere (16) */
+#define GPU_LINE 128u  /**< bytes between words that different blocks write */
 /**
  * Most chunks of an INT8 or LUT4 task without groups: 32 * 16 * 127 * 32767 < 2^31 bounds the 32-bit
  * sum of a lane (entries that are there for their gap count, too). Groups have at most 256 columns,
@@ -112,7 +112,9 @@ struct gpu_task {
 struct gpu_matrix {
     int8_t codebook[16]; /**< LUT4 */
     float bound;         /**< float values: largest sum of |w| over a row */
-    uint32_t reserved[3];
+    uint32_t is_float;   /**< F16, BF16 or F32 */
+    uint32_t first_row;  /**< 0xffffffff: there is no such matrix; unused where rows alternate */
+    uint32_t reserved;
 };
 
 enum gpu_phase_kind {

@@ -97,7 +97,7 @@ FN void rope_at(const struct Ctx *c, uint32_t i, double position, float factor, 
 /** A warp brings a head into group memory: in + norm + RoPE, zeros up to a multiple of 8. */
 FN void prepare_head(const struct Ctx *c, uint64_t in, uint64_t norm, double position, float factor,
                      uint32_t out) {
-    uint32_t n = SH(plan).head_dim, half = n / 2;
+    uint32_t n = SH(plan).head_dim, pairs = n / 2;
     float scale = 1.0f;
     if (norm != GPU_NONE) {
         float squares = 0.0f;
@@ -107,15 +107,15 @@ FN void prepare_head(const struct Ctx *c, uint64_t in, uint64_t norm, double pos
         }
         scale = 1.0f / sqrt_f(lane_sum(squares) / (float)n + SH(plan).rms_norm_eps);
     }
-    for (uint32_t i = c->lane; i < half; i += GPU_LANES) {
-        float a = G(float, in + 4 * i), b = G(float, in + 4 * (i + half)), cos, sin;
+    for (uint32_t i = c->lane; i < pairs; i += GPU_LANES) {
+        float a = G(float, in + 4 * i), b = G(float, in + 4 * (i + pairs)), cos, sin;
         if (norm != GPU_NONE) {
             a = a * scale * W(float, norm + 4 * i);
-            b = b * scale * W(float, norm + 4 * (i + half));
+            b = b * scale * W(float, norm + 4 * (i + pairs));
         }
         rope_at(c, i, position, factor, &cos, &sin);
         L(float, out + 4 * i) = a * cos - b * sin;
-        L(float, out + 4 * (i + half)) = b * cos + a * sin;
+        L(float, out + 4 * (i + pairs)) = b * cos + a * sin;
     }
     for (uint32_t i = n + c->lane; i < round_up_u(n, PER_LANE); i += GPU_LANES)
         L(float, out + 4 * i) = 0.0f;
@@ -130,12 +130,12 @@ FN void copy_head(const struct Ctx *c, uint64_t in, uint32_t out) {
 
 /** Turns a head that is in group memory back by the positions that were dropped. */
 FN void turn_head(const struct Ctx *c, uint32_t in, double position, uint32_t out) {
-    uint32_t n = SH(plan).head_dim, half = n / 2;
-    for (uint32_t i = c->lane; i < half; i += GPU_LANES) {
-        float a = L(float, in + 4 * i), b = L(float, in + 4 * (i + half)), cos, sin;
+    uint32_t n = SH(plan).head_dim, pairs = n / 2;
+    for (uint32_t i = c->lane; i < pairs; i += GPU_LANES) {
+        float a = L(float, in + 4 * i), b = L(float, in + 4 * (i + pairs)), cos, sin;
         rope_at(c, i, position, 1.0f, &cos, &sin);
         L(float, out + 4 * i) = a * cos - b * sin;
-        L(float, out + 4 * (i + half)) = b * cos + a * sin;
+        L(float, out + 4 * (i + pairs)) = b * cos + a * sin;
     }
     for (uint32_t i = n + c->lane; i < round_up_u(n, PER_LANE); i += GPU_LANES)
         L(float, out + 4 * i) = 0.0f;

@@ -13,7 +13,7 @@
 #ifndef PDVM_KERNELS_DIALECT_H
 #define PDVM_KERNELS_DIALECT_H
 
-#if defined(__OPENCL_VERSION__)
+#if defined(__OPENCL_C_VERSION__) || defined(__OPENCL_VERSION__)
 #include "dialect_opencl.h"
 #elif defined(__CUDACC__) || defined(PDVM_EMULATE_CUDA)
 #include "dialect_cuda.h"

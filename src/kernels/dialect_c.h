@@ -22,6 +22,7 @@
 #define LOCAL_BASE(c) ((c)->l)
 #define LOAD_ONLY(T, p) (*(const T *)(const void *)(p))
 #define UNROLL
+#define NO_UNROLL
 
 typedef struct {
     uint32_t x, y;

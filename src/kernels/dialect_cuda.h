@@ -8,6 +8,7 @@
 #ifdef PDVM_EMULATE_CUDA
 #include "cuda_shim.h"
 #define UNROLL
+#define NO_UNROLL
 #else
 #include <stdint.h>
 
@@ -15,6 +16,7 @@
 #define PDVM_SHARED extern __shared__ __align__(128) uint8_t pdvm_shared[]
 PDVM_SHARED;
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 #include "ptx.h"
 #endif
 

@@ -12,15 +12,11 @@ FN float bias_at(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t
     return ph->bias == GPU_NONE ? 0.0f : W(float, ph->bias + 4 * (uint64_t)row);
 }
 
-FN float unit_at(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row) {
-    return W(float, ph->units + 4 * (uint64_t)row);
-}
-
 /** q, k and v one behind the other; RoPE and the cache come in the next phase. */
 FN void finish_qkv(const struct Ctx *c, const struct Run *run, LOCAL const struct gpu_phase *ph,
                    uint32_t row0, uint32_t rows) {
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
-        float v = row_result(c, run, r, unit_at(c, ph, row0 + r)) + bias_at(c, ph, row0 + r);
+        float v = row_result(c, run, ph, row0, r) + bias_at(c, ph, row0 + r);
         G(float, SH(plan).qkv + 4 * (uint64_t)(row0 + r)) = v;
     }
     sync();
@@ -34,7 +30,7 @@ FN void finish_residual(const struct Ctx *c, const struct Run *run,
     part.largest = 0;
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
         GLOBAL float *x = &G(float, SH(plan).x + 4 * (uint64_t)(row0 + r));
-        float v = row_result(c, run, r, unit_at(c, ph, row0 + r)) + bias_at(c, ph, row0 + r);
+        float v = row_result(c, run, ph, row0, r) + bias_at(c, ph, row0 + r);
         v = *x + v;
         *x = v;
         part_add(&part, v, W(float, ph->next_norm + 4 * (uint64_t)(row0 + r)));
@@ -49,8 +45,8 @@ FN void finish_gate_up(const struct Ctx *c, const struct Run *run, LOCAL const s
     part.squares = 0.0f;
     part.largest = 0;
     for (uint32_t r = 2 * c->thread; r < rows; r += 2 * c->n_threads) {
-        float gate = row_result(c, run, r, unit_at(c, ph, row0 + r));
-        float up = row_result(c, run, r + 1, unit_at(c, ph, row0 + r + 1));
+        float gate = row_result(c, run, ph, row0, r);
+        float up = row_result(c, run, ph, row0, r + 1);
         float v = gate / (1.0f + exp_f(-gate)) * up;
         G(float, SH(plan).hidden + 4 * (uint64_t)((row0 + r) / 2)) = v;
         part.largest = max_u(part.largest, float_bits(v) & 0x7fffffffu);
@@ -64,7 +60,7 @@ FN void finish_head(const struct Ctx *c, const struct gpu_launch *p, const struc
     uint64_t line = p->n_logit_rows == 1 ? 0 : run->step.index - p->first_logits;
     uint64_t to = SH(plan).logits + 4 * line * SH(plan).n_vocab;
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
-        float v = row_result(c, run, r, unit_at(c, ph, row0 + r));
+        float v = row_result(c, run, ph, row0, r);
         G(float, to + 4 * (uint64_t)(row0 + r)) = v;
         L(uint32_t, SUMS_LO + 4 * r) = order_of(v); /* the sum is not needed any more */
     }

@@ -141,6 +141,7 @@ FN void integer_task(const struct Ctx *c, struct Run *run, uint32_t row, uint32_
     uint32_t per_group = grouped ? group / GPU_CHUNK : 0, in_group = 0;
     int32_t sum = 0;
     int64_t total = 0;
+    NO_UNROLL
     for (uint32_t i = 0; i < length; i++) {
         if (gap_bits == 0) {
             int ends = grouped && (++in_group == per_group || i + 1 == length);
@@ -158,6 +159,7 @@ FN void integer_task(const struct Ctx *c, struct Run *run, uint32_t row, uint32_
         }
         struct Chunk k = load_chunk(c, run, values, gap_bits, grouped);
         int32_t flushed = 0;
+        UNROLL
         for (uint32_t q = 0; q < 4; q++) {
             uint32_t codes = gaps_of(&k, gap_bits, q);
             uint32_t v = quad_values(&k, values, book, q);
@@ -226,6 +228,7 @@ FN void float_task(const struct Ctx *c, struct Run *run, uint32_t x, uint32_t ro
     const uint32_t plane = 16 * GPU_LANES;
     uint32_t at = x + 4 * col;
     float sum = 0.0f;
+    NO_UNROLL
     for (uint32_t i = 0; i < length * (values == GPU_F32 ? 4 : 2); i++) {
         stream_need(c, s, plane);
         u32x4 v = stream_x4(c, run, s, 0);
@@ -279,6 +282,7 @@ FN void float_gaps_task(const struct Ctx *c, struct Run *run, uint32_t x, uint32
     uint32_t bytes = GPU_LANES * (16 * planes + gaps_bytes(gap_bits) + top_bytes(gap_bits));
     uint32_t at = x + 4 * col;
     float sum = 0.0f;
+    NO_UNROLL
     for (uint32_t i = 0; i < length; i++) {
         stream_need(c, s, bytes);
         struct Chunk k = load_gaps(c, run, gap_bits, 16 * GPU_LANES * planes);
@@ -366,13 +370,23 @@ FN void clear_sums(const struct Ctx *c, const struct Run *run, uint32_t rows) {
     }
 }
 
-/** The product with a row, once all warps have added to it; `unit` as in the plan. */
-FN float row_result(const struct Ctx *c, const struct Run *run, uint32_t row, float unit) {
-    uint64_t high = L(uint32_t, run->sums_hi + 4 * row);
-    float sum = long_to_float((int64_t)(high << 32 | L(uint32_t, SUMS_LO + 4 * row)));
-    if (unit >= 0.0f) return sum * (unit * run->scale);
+/** The matrix that a phase's row belongs to. */
+FN LOCAL const struct gpu_matrix *matrix_of(LOCAL const struct gpu_phase *ph, uint32_t row) {
+    uint32_t i = ph->kind == GPU_GATE_UP ? row & 1u
+                                         : (row >= ph->matrix[1].first_row ? 1u : 0u) +
+                                               (row >= ph->matrix[2].first_row ? 1u : 0u);
+    return &ph->matrix[i];
+}
+
+/** The product with the phase's row row0 + r, once all warps have added to it. */
+FN float row_result(const struct Ctx *c, const struct Run *run, LOCAL const struct gpu_phase *ph,
+                    uint32_t row0, uint32_t r) {
+    LOCAL const struct gpu_matrix *m = matrix_of(ph, row0 + r);
+    uint64_t high = L(uint32_t, run->sums_hi + 4 * r);
+    float sum = long_to_float((int64_t)(high << 32 | L(uint32_t, SUMS_LO + 4 * r)));
+    if (!m->is_float) return sum * (W(float, ph->units + 4 * (uint64_t)(row0 + r)) * run->scale);
     /* Not a number, if the scale isn't. */
-    uint32_t e = 254 - fixed_exponent(-unit * run->amax);
+    uint32_t e = 254 - fixed_exponent(m->bound * run->amax);
     return sum * bits_float(e << 23) + 0.0f * run->scale;
 }
 

@@ -67,9 +67,9 @@ FN float candidate_logit(const struct Ctx *c, uint32_t at, uint32_t i) {
 
 /** SplitMix64 (Steele, Lea, Flood 2014): the number after `state` has been advanced n times. */
 FN float random_unit(uint64_t state, uint32_t n) {
-    uint64_t z = state + (uint64_t)n * 0x9e3779b97f4a7c15ull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    uint64_t z = state + (uint64_t)n * 0x9e3779b97f4a7c15;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
     z ^= z >> 31;
     return (float)(uint32_t)(z >> 40) * 0x1p-24f;
 }

@@ -24,6 +24,7 @@ FN LOCAL uint64_t *page_full(const struct Ctx *c, uint32_t page) {
 FN void stream_fill(const struct Ctx *c, const struct Run *run, struct Stream *s, uint32_t most) {
     uint32_t pages = (s->size + GPU_PAGE - 1) / GPU_PAGE;
     uint32_t limit = min_u(s->at / GPU_PAGE + most, pages);
+    NO_UNROLL
     for (; s->issued < limit; s->issued++) {
         if (c->lane != 0) continue;
         uint32_t page = s->first + s->issued;
@@ -38,6 +39,7 @@ FN void stream_fill(const struct Ctx *c, const struct Run *run, struct Stream *s
 
 /** Waits for the next `bytes`. */
 FN void stream_need(const struct Ctx *c, struct Stream *s, uint32_t bytes) {
+    NO_UNROLL
     while (s->ready * GPU_PAGE < s->at + bytes && s->ready < s->issued) {
         uint32_t page = s->first + s->ready;
         ptx_mbarrier_wait(page_full(c, page), page / GPU_RING_PAGES & 1);

@@ -64,8 +64,13 @@ static void place_product(struct gpu_image *image, size_t i) {
         uint32_t rows = l->block_rows[b + 1] - l->block_rows[b];
         if (rows > image->plan.max_rows) image->plan.max_rows = rows;
     }
+    uint32_t first = 0;
+    for (int k = 0; k < 3; k++) out->matrix[k].first_row = UINT32_MAX;
     for (int k = 0; k < l->n_matrices; k++) {
         out->matrix[k].bound = l->bound[k];
+        out->matrix[k].is_float = l->coding[k].values >= GPU_F16;
+        out->matrix[k].first_row = first;
+        first += (uint32_t)l->matrix[k]->rows;
         for (int c = 0; c < 16 && l->matrix[k]->value_coding == MDCSR_LUT4; c++)
             out->matrix[k].codebook[c] = (int8_t)l->matrix[k]->codebook[c];
     }

@@ -96,7 +96,7 @@ static void fill_units(struct gpu_layout *l) {
         int i = gpu_layout_row(l, row, &r);
         const struct mdcsr *m = l->matrix[i];
         if (l->coding[i].values >= GPU_F16)
-            l->units[row] = -l->bound[i];
+            l->units[row] = 1; /* not read */
         else if (l->coding[i].group)
             l->units[row] = unit_of_groups(m->scales + r * m->n_groups, m->n_groups);
         else
