@@ -105,7 +105,8 @@ typedef bool (*pdvm_progress_fn)(void *user, const char *stage, double fraction)
 /** How to open a model. */
 typedef struct pdvm_model_options {
     int n_threads;       /**< worker threads, the caller included; 0: one per available core */
-    const char *backend; /**< "auto" or "cpu"; NULL: "auto" */
+    const char *backend; /**< "cpu", "cuda", or "auto" (also NULL): a GPU if there is one that the
+                              model fits, and the CPU otherwise */
     const char
         *kernels;       /**< "auto", "scalar", "avx512", "amx": CPU instruction set; NULL: "auto" */
     const char *values; /**< for directories of float weights: "f32", "bf16", "f16", "int8", "lut8",

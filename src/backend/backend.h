@@ -6,6 +6,7 @@
 #define PDVM_BACKEND_BACKEND_H
 
 #include "base/error.h"
+#include "base/notify.h"
 #include "base/threads.h"
 #include "mdcsr/mdcsr.h"
 
@@ -84,6 +85,7 @@ struct batch {
     size_t first_phase; /**< phases [first_phase, end_phase) are run */
     size_t end_phase;
     pdvm_mode mode;
+    bool sync;              /**< wait for the device after every dispatch */
     uint64_t *n_dispatches; /**< raised by the number of dispatches */
     double *phase_seconds;  /**< [plan.n_phases] each raised by the time its phase took, the barrier
                                  behind it included; NULL: not measured */
@@ -104,6 +106,8 @@ size_t kv_head_row_bytes(pdvm_kv_type type, uint32_t head_dim);
 /** A backend's functions. Those that return a status fill `err`. */
 struct backend_ops {
     const char *name;
+    /** Packs in `prepare`, not in load_matrix: canonical matrices must stay until then. */
+    bool keeps_matrices;
     void (*destroy)(struct backend *b);
     /** One line for people: "cpu (avx512, 2 threads)". Owned by the backend. */
     const char *(*describe)(const struct backend *b);
@@ -173,14 +177,23 @@ struct backend {
 struct backend_options {
     const char *kernels; /**< NULL or "auto": the best that the machine has */
     struct pd_threads *threads;
+    uint64_t model_bytes;           /**< about what the weights will take; 0: unknown */
+    const struct pd_notify *notify; /**< is told why "auto" is not a GPU; may be NULL */
 };
 
-/** Creates a backend by name ("auto", "cpu"); unknown names are PDVM_ERR_ARGUMENT listing them. */
+/**
+ * Creates a backend by name: "cpu", "cuda", or "auto", which is a GPU if there is one that the model
+ * fits. Unknown names are PDVM_ERR_ARGUMENT listing them.
+ */
 pdvm_status backend_create(const char *name, const struct backend_options *options,
                            struct backend **out, pdvm_error *err);
 
 /** The CPU backend. */
 pdvm_status cpu_backend_create(const struct backend_options *options, struct backend **out,
                                pdvm_error *err);
+
+/** The CUDA backend: PDVM_ERR_UNSUPPORTED says what is missing. */
+pdvm_status cuda_backend_create(const struct backend_options *options, struct backend **out,
+                                pdvm_error *err);
 
 #endif

@@ -42,7 +42,7 @@ static const char *const modes[] = {"token", "layer", "phase", "unfused", NULL};
 struct arguments {
     const char *model;
     struct option_list models, shapes;
-    const char *sparsity, *values, *prompt, *gen, *depth, *threads, *kernels, *compare;
+    const char *sparsity, *values, *prompt, *gen, *depth, *threads, *kernels, *backend, *compare;
     int64_t group, repetitions, batch, seed;
     bool group_given, all_modes, phases, json, quiet, verbose, cache_packed;
     int mode, type_k, type_v, format;
@@ -220,6 +220,7 @@ static pdvm_status measure(const struct arguments *a, const struct lists *l,
         .repetitions = (uint32_t)a->repetitions,
         .kernels = a->kernels,
         .cache_packed = a->cache_packed,
+        .backend = a->backend,
         .values = a->shapes.n == 0 ? a->values : NULL,
         .n_batch = (uint32_t)a->batch,
         .type_k = kv_type_of(a->type_k),
@@ -281,6 +282,7 @@ int cmd_bench(int argc, char **argv) {
                           .threads = "0",
                           .repetitions = 5,
                           .kernels = "auto",
+                          .backend = "auto",
                           .type_k = PDVM_KV_F16,
                           .type_v = PDVM_KV_F16,
                           .seed = 1};
@@ -342,6 +344,10 @@ int cmd_bench(int argc, char **argv) {
                       kv_type_names),
         OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
                       "How the values in the KV cache are stored. [f16]", &a.type_v, kv_type_names),
+        OPTION_STRING("--backend", "NAME",
+                      "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
+                      "cuda. [auto]",
+                      &a.backend),
         OPTION_STRING("--kernels", "SET",
                       "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
                       &a.kernels),

@@ -18,6 +18,7 @@ static const char *const mode_names[] = {"token", "layer", "phase", "unfused", N
 void generate_settings_init(struct generate_settings *o) {
     const pdvm_sampler_options sampling = pdvm_sampler_options_default();
     *o = (struct generate_settings){.kernels = "auto",
+                                    .backend = "auto",
                                     .n_predict = -1,
                                     .seed = -1,
                                     .keep = -1,
@@ -134,6 +135,10 @@ void generate_add_engine(struct option_table *table, struct generate_settings *o
                       "How often the threads are dispatched: once a token, layer or phase, or six "
                       "times a layer (unfused). The results are the same. [token]",
                       &o->mode, mode_names),
+        OPTION_STRING("--backend", "NAME",
+                      "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
+                      "cuda. [auto]",
+                      &o->backend),
         OPTION_STRING("--kernels", "SET",
                       "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
                       &o->kernels),
@@ -204,6 +209,7 @@ pdvm_status generate_open_model(const struct generate_settings *o, char *command
     options.n_threads = (int)o->n_threads;
     options.kernels = o->kernels;
     options.cache_packed = o->cache_packed;
+    options.backend = o->backend;
     options.progress = terminal_progress;
     options.progress_user = progress;
     options.log = o->verbose ? terminal_log_verbose : terminal_log;

@@ -10,7 +10,7 @@
 
 /** Values of the shared options. */
 struct generate_settings {
-    const char *model, *kernels;
+    const char *model, *kernels, *backend;
     int64_t n_predict, n_ctx, n_batch, n_threads, seed, keep;
     int64_t top_k, repeat_last_n;
     double temp, top_p, min_p, typical, repeat_penalty, frequency_penalty, presence_penalty;

@@ -28,7 +28,9 @@ struct pdvm_model {
     bool cache_packed;          /* packed matrices are kept in a file */
     struct safetensors *packed; /* the file that some of them are mapped from; NULL: none */
     bool packed_stale;          /* it could not give all of them */
-    struct mdcsr embedding;     /* looked up row by row, so it stays in canonical form */
+    struct mdcsr *canonical; /* [n_canonical] what a backend packs in `prepare`; NULL otherwise */
+    size_t n_canonical;
+    struct mdcsr embedding; /* looked up row by row, so it stays in canonical form */
     struct backend_matrix *lookup;
     float **vectors; /* [tensors_count] norms and biases by tensors_index; NULL for matrices */
     float *inv_freq;

@@ -34,10 +34,7 @@ static void count(pdvm_model *m, const struct mdcsr *w) {
 }
 
 static void add_product(pdvm_model *m, struct backend_matrix *matrix) {
-    size_t bytes = m->backend->ops->matrix_bytes(matrix);
     m->matrices[m->n_matrices++] = matrix;
-    m->info.stored_bytes += bytes;
-    m->info.token_bytes += bytes;
 }
 
 static pdvm_status load_product(pdvm_model *m, const struct mdcsr *w, pdvm_error *err) {
@@ -117,13 +114,41 @@ static pdvm_status save_cache(pdvm_model *m, pdvm_error *err) {
 
 /* ---- loading --------------------------------------------------------------------------- */
 
+/* Reads a matrix and hands it to the backend, which packs it now or, all at once, later. */
+static pdvm_status load_matrix(pdvm_model *m, const struct tensor_info *t, pdvm_error *err) {
+    bool keep = m->backend->ops->keeps_matrices;
+    struct mdcsr now = {0}, *w = keep ? &m->canonical[m->n_matrices] : &now;
+    PD_TRY(encoding_load(m->source, t, m->values, m->threads, w, err));
+    pdvm_status status = load_product(m, w, err);
+    if (status == PDVM_OK) count(m, w);
+    if (keep) return status;
+    mdcsr_free(w);
+    source_release(m->source, t); /* the packed copy is the one that stays */
+    return status;
+}
+
+/* What was kept for the backend to pack. */
+static void free_canonical(pdvm_model *m) {
+    for (size_t i = 0; m->canonical && i < m->n_canonical; i++) mdcsr_free(&m->canonical[i]);
+    free(m->canonical);
+    m->canonical = NULL;
+}
+
+static void count_bytes(pdvm_model *m) {
+    const struct backend_ops *ops = m->backend->ops;
+    size_t bytes = ops->matrix_bytes(m->lookup);
+    m->info.stored_bytes = bytes;
+    m->info.token_bytes = bytes / (m->config.n_vocab ? m->config.n_vocab : 1);
+    for (size_t i = 0; i < m->n_matrices; i++) {
+        m->info.stored_bytes += ops->matrix_bytes(m->matrices[i]);
+        m->info.token_bytes += ops->matrix_bytes(m->matrices[i]);
+    }
+}
+
 static pdvm_status load_embedding(pdvm_model *m, const struct tensor_info *t, pdvm_error *err) {
     PD_TRY(encoding_load(m->source, t, m->values, m->threads, &m->embedding, err));
     PD_TRY(m->backend->ops->load_matrix(m->backend, &m->embedding, MATRIX_LOOKUP, &m->lookup, err));
     count(m, &m->embedding);
-    size_t bytes = m->backend->ops->matrix_bytes(m->lookup);
-    m->info.stored_bytes += bytes;
-    m->info.token_bytes += bytes / (m->config.n_vocab ? m->config.n_vocab : 1);
     return PDVM_OK;
 }
 
@@ -133,6 +158,10 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
     PD_TRY(
         pd_calloc(&m->matrices, 7 * (size_t)c->n_layers + 1, sizeof *m->matrices, "weights", err));
     PD_TRY(pd_calloc(&m->vectors, n_tensors, sizeof *m->vectors, "weights", err));
+    if (m->backend->ops->keeps_matrices) {
+        m->n_canonical = 7 * (size_t)c->n_layers + 1;
+        PD_TRY(pd_calloc(&m->canonical, m->n_canonical, sizeof *m->canonical, "weights", err));
+    }
     struct tensor_info t;
     double total = 0, done = 0;
     for (size_t i = 0; i < n_tensors; i++) {
@@ -148,13 +177,7 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
         } else if (t.role == TENSOR_EMBED) {
             PD_TRY(load_embedding(m, &t, err));
         } else if (!map_product(m, &t)) {
-            struct mdcsr w;
-            PD_TRY(encoding_load(m->source, &t, m->values, m->threads, &w, err));
-            pdvm_status status = load_product(m, &w, err);
-            if (status == PDVM_OK) count(m, &w);
-            mdcsr_free(&w);
-            source_release(m->source, &t); /* the packed copy is the one that stays */
-            PD_TRY(status);
+            PD_TRY(load_matrix(m, &t, err));
         }
     }
     tensors_at(c, 0, &t);
@@ -198,19 +221,47 @@ static enum mdcsr_values source_values(struct model_source *source) {
     return bf16 ? MDCSR_BF16 : f16 ? MDCSR_F16 : MDCSR_F32;
 }
 
+/* About what the weights will take in memory. */
+static uint64_t estimate_bytes(const pdvm_model *m) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < tensors_count(&m->config); i++) {
+        struct tensor_info t;
+        const char *coding;
+        uint64_t stored = 0;
+        tensors_at(&m->config, i, &t);
+        if (!t.is_matrix) continue;
+        source_stored(m->source, &t, &coding, &stored);
+        uint64_t n = (uint64_t)t.rows * (uint64_t)t.cols;
+        if (!source_is_mdcsr(m->source))
+            stored = n *
+                     (m->values == MDCSR_F32    ? 8
+                      : m->values == MDCSR_LUT4 ? 1
+                      : m->values == MDCSR_INT8 ? 2
+                                                : 4) /
+                     2;
+        bytes += stored;
+    }
+    return bytes;
+}
+
 /* With the source's weights; `o` has been checked. */
 static pdvm_status open_into(pdvm_model *m, const pdvm_model_options *o, pdvm_error *err) {
     if (wants_source_values(o)) m->values = source_values(m->source);
     m->config = m->source->config;
     PD_TRY(open_tokenizer(m, err));
     PD_TRY(pd_threads_create(o->n_threads, &m->threads, err));
-    struct backend_options options = {.kernels = o->kernels, .threads = m->threads};
+    struct backend_options options = {.kernels = o->kernels,
+                                      .threads = m->threads,
+                                      .model_bytes = estimate_bytes(m),
+                                      .notify = &m->notify};
     PD_TRY(backend_create(o->backend, &options, &m->backend, err));
     m->cache_packed = o->cache_packed;
     PD_TRY(open_cache(m, err));
     PD_TRY(load_weights(m, err));
     PD_TRY(save_cache(m, err));
     PD_TRY(plan_build(m, err));
+    free_canonical(m);
+    count_bytes(m);
     fill_info(m);
     return PDVM_OK;
 }
@@ -285,6 +336,7 @@ void pdvm_model_close(pdvm_model *m) {
         m->backend->ops->destroy(m->backend);
     }
     safetensors_close(m->packed);
+    free_canonical(m);
     plan_free(&m->plan);
     free(m->matrices);
     for (size_t i = 0; m->vectors && i < tensors_count(&m->config); i++) free(m->vectors[i]);
