@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/half.h"
 #include "base/notify.h"
+#include "base/tempdir.h"
 #include "base/threads.h"
 #include "base/time.h"
 #include "support/support.h"
@@ -456,6 +457,29 @@ static void log_lines_cannot_carry_terminal_escapes(void **state) {
     assert_string_equal(line, "?[2Jmodel: bad");
 }
 
+static void temporary_directories_vanish_with_their_contents(void **state) {
+    (void)state;
+    pdvm_error err;
+    char *kept = support_tmpdir(), *dir;
+    char *outside = support_write_text(kept, "outside", "stays");
+    assert_ok(pd_tempdir_create(&dir, &err), &err);
+    char *name = strdup(dir), *inner = support_path(dir, "inner"),
+         *link = support_path(dir, "link");
+    assert_true(support_exists(dir));
+    assert_int_equal(mkdir(inner, 0700), 0);
+    free(support_write_text(inner, "file", "goes"));
+    assert_int_equal(symlink(kept, link), 0);
+    pd_tempdir_remove(dir);
+    assert_false(support_exists(name));
+    assert_true(support_exists(outside));
+    pd_tempdir_remove(NULL);
+    free(link);
+    free(inner);
+    free(name);
+    free(outside);
+    support_tmpdir_remove(kept);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_f16_survives_the_round_trip),
@@ -478,6 +502,7 @@ int main(void) {
         cmocka_unit_test(an_arena_gives_zeroed_memory_that_does_not_overlap),
         cmocka_unit_test(messages_cannot_carry_terminal_escapes),
         cmocka_unit_test(log_lines_cannot_carry_terminal_escapes),
+        cmocka_unit_test(temporary_directories_vanish_with_their_contents),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,7 @@
 #include "compress/settings.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static struct model_config config(bool tied) {
@@ -166,6 +167,42 @@ static void malformed_rules_are_explained(void **state) {
     }
 }
 
+static void rules_come_from_a_file_line_by_line(void **state) {
+    (void)state;
+    pdvm_error err;
+    char *dir = support_tmpdir();
+    char *path = support_write_text(dir, "rules",
+                                    "# a comment\n\nq=sparsity=0.5,values=lut4\r\n"
+                                    "model.layers.1.*=sparsity=0.25");
+    struct settings_plan plan = {.general = settings_none(), .embed = SETTING_UNSET};
+    assert_ok(settings_add_file(&plan, path, &err), &err);
+    assert_int_equal(plan.n_rules, 2);
+    assert_string_equal(plan.rules[0].pattern, "q");
+    assert_true(plan.rules[0].set.sparsity == 0.5);
+    assert_int_equal(plan.rules[0].set.values, MDCSR_LUT4);
+    assert_true(plan.rules[1].set.sparsity == 0.25);
+    assert_error(settings_add_file(&plan, path, &err), PDVM_ERR_ARGUMENT, &err, "only one file");
+    settings_free(&plan);
+    free(path);
+
+    static const struct {
+        const char *text, *message;
+        size_t size;
+    } bad[] = {{"q=sparsity=0.5\nq=colour=red\n", "rules, line 2: ", 0},
+               {"q=sparsity=0.5\xff", "not a text file", 0},
+               {"q=sparsity=0.5\0", "not a text file", 15}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        path = support_write_file(dir, "rules", bad[i].text,
+                                  bad[i].size ? bad[i].size : strlen(bad[i].text));
+        assert_error(settings_add_file(&plan, path, &err), PDVM_ERR_ARGUMENT, &err, bad[i].message);
+        settings_free(&plan);
+        free(path);
+    }
+    assert_error(settings_add_file(&plan, "no/such/file", &err), PDVM_ERR_IO, &err, "no/such/file");
+    settings_free(&plan);
+    support_tmpdir_remove(dir);
+}
+
 static void a_pattern_that_matches_nothing_names_the_candidates(void **state) {
     static const char *const bad[] = {"dwon=values=int8", "model.layers.12.*=values=int8",
                                       "*norm*=values=int8", "model.norm.weight=values=int8",
@@ -215,6 +252,7 @@ int main(void) {
         cmocka_unit_test(the_last_matching_rule_wins_setting_by_setting),
         cmocka_unit_test(a_rule_can_choose_the_smallest_index_again),
         cmocka_unit_test(malformed_rules_are_explained),
+        cmocka_unit_test(rules_come_from_a_file_line_by_line),
         cmocka_unit_test(a_pattern_that_matches_nothing_names_the_candidates),
         cmocka_unit_test(what_has_no_effect_is_refused),
         cmocka_unit_test(a_general_codebook_may_serve_one_rule_only),

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 pdvm_status pd_tempdir_create(char **out, pdvm_error *err) {
@@ -16,17 +17,27 @@ pdvm_status pd_tempdir_create(char **out, pdvm_error *err) {
     return status;
 }
 
-void pd_tempdir_remove(char *path) {
-    if (!path) return;
+/* Removes what is in a directory, directories in it included, and the directory. */
+static void remove_all(const char *path) {
     DIR *dir = opendir(path);
     for (struct dirent *e = dir ? readdir(dir) : NULL; e; e = readdir(dir)) {
         char *name;
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
         if (pd_path_join(path, e->d_name, &name, NULL) != PDVM_OK) continue;
-        unlink(name);
+        struct stat st;
+        /* Links are removed, not followed. */
+        if (lstat(name, &st) == 0 && S_ISDIR(st.st_mode))
+            remove_all(name);
+        else
+            unlink(name);
         free(name);
     }
     if (dir) closedir(dir);
     rmdir(path);
+}
+
+void pd_tempdir_remove(char *path) {
+    if (!path) return;
+    remove_all(path);
     free(path);
 }

@@ -10,7 +10,7 @@
  */
 pdvm_status pd_tempdir_create(char **out, pdvm_error *err);
 
-/** Removes the files in it and the directory itself, and frees `path`. NULL is allowed. */
+/** Removes the directory with everything in it, and frees `path`. NULL is allowed. */
 void pd_tempdir_remove(char *path);
 
 #endif

@@ -51,16 +51,24 @@ static void put_back(struct planning *p, const struct plan_group *group,
 
 /* ---- losses of single groups ----------------------------------------------------------- */
 
+/* A pdvm_progress_fn: an evaluation as its part of all. */
+static bool report(void *user, const char *stage, double fraction) {
+    const struct planning *p = user;
+    const struct pd_notify *n = &p->options->baseline.notify;
+    (void)stage;
+    return !n->progress ||
+           n->progress(n->progress_user, "measuring matrices", (p->done + fraction) / p->total);
+}
+
 static pdvm_status measure(struct planning *p, struct plan_group *group, size_t item,
                            pdvm_error *err) {
     struct backend_matrix **held;
     struct evaluation_result e;
-    PD_TRY(
-        pd_progress(&p->options->baseline.notify, "measuring matrices", p->done / p->total, err));
+    const struct pd_notify notify = {.progress = report, .progress_user = p};
     PD_TRY(pd_calloc(&held, group->n_layers, sizeof(struct backend_matrix *), "matrices", err));
     pdvm_status status = put(p, group, item, held, err);
     if (status == PDVM_OK)
-        status = baseline_compare(&p->baseline, p->model, p->base, NULL, &e, err);
+        status = baseline_compare(&p->baseline, p->model, p->base, &notify, &e, err);
     put_back(p, group, held);
     free(held);
     PD_TRY(status);

@@ -230,7 +230,7 @@ static pdvm_status each_cell(struct sweep *s, bool count, pdvm_error *err) {
     for (size_t m = 0; m < o->n_methods; m++) {
         for (size_t i = 0; i < o->n_sparsities; i++) {
             struct sweep_cell cell = {o->methods[m], o->sparsities[i], MDCSR_INT8};
-            bool keep = cell.sparsity == 0 && !cell.method->calibration;
+            bool keep = cell.sparsity == 0 && cell.method->calibration != PRUNE_NEEDS_HESSIAN;
             if (!cell.method->has_sparsity || keep) {
                 if (kept) continue;
                 kept = true;

@@ -59,7 +59,7 @@ struct sweep_result {
 
 /**
  * Runs the sweep on text[0..size). Cells that make no difference are left out: without zeros to
- * reach, methods that need no calibration are all one. Progress stages name the cell.
+ * reach, methods that don't quantise by themselves, too, are all one. Progress stages name the cell.
  * Interrupted, what is in `results` stays and is not done again.
  */
 pdvm_status sweep_run(const char *source, const char *text_name, const char *text, size_t size,

@@ -262,8 +262,8 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
 
 static void cpu_phase_changed(struct backend *base, size_t phase) {
     struct cpu_backend *b = (struct cpu_backend *)base;
-    size_t n_workers = (size_t)pd_threads_count(b->threads);
-    split_phase(&b->plan->phases[phase], (int)n_workers, b->splits + phase * (n_workers + 1));
+    /* The split is that of the workers of the last pass, which may be fewer than the team's. */
+    split_phase(&b->plan->phases[phase], b->n_split, b->splits + phase * ((size_t)b->n_split + 1));
 }
 
 static void use_threads(struct cpu_backend *b, struct pd_threads *threads) {
