@@ -25,13 +25,13 @@ _pdvm_flags() {
             --ignore-eos -c --ctx-size --rolling --keep --session -l --logit-bias --repeat-penalty
             --repeat-last-n --frequency-penalty --presence-penalty --top-k --typical --top-p --min-p
             --temp -s --seed --no-display-prompt -o --output --json -q --quiet -v --verbose
-            -t --threads -b --batch-size -ctk --cache-type-k -ctv --cache-type-v --mode --kernels"
+            -t --threads -b --batch-size --prompt-activations -ctk --cache-type-k -ctv --cache-type-v --mode --kernels"
         ;;
     chat)
         flags+=" -m --model -p --prompt -sys --system --chat-template -n --predict
             -r --reverse-prompt --ignore-eos -c --ctx-size --rolling --keep -l --logit-bias
             --repeat-penalty --repeat-last-n --frequency-penalty --presence-penalty --top-k --typical
-            --top-p --min-p --temp -s --seed -q --quiet -v --verbose -t --threads -b --batch-size
+            --top-p --min-p --temp -s --seed -q --quiet -v --verbose -t --threads -b --batch-size --prompt-activations
             -ctk --cache-type-k -ctv --cache-type-v --mode --kernels"
         ;;
     convert)
@@ -46,13 +46,13 @@ _pdvm_flags() {
         ;;
     eval)
         flags+=" -m --model -f --text --protocol -c --ctx-size --stride --max-tokens --reference
-            --kl-base --save-logits --values -o --output --json --per-token -q --quiet -v --verbose -t --threads -b --batch-size -ctk
+            --kl-base --save-logits --values -o --output --json --per-token -q --quiet -v --verbose -t --threads -b --batch-size --prompt-activations -ctk
             --cache-type-k -ctv --cache-type-v --kernels"
         ;;
     bench)
         flags+=" -m --model --shape --sparsity --values --group -p --n-prompt -n --n-gen -d --n-depth
             -t --threads -r --repetitions --mode --modes --phases -s --seed -o --output --json
-            --compare -q --quiet -v --verbose -b --batch-size -ctk --cache-type-k -ctv
+            --compare -q --quiet -v --verbose -b --batch-size --prompt-activations -ctk --cache-type-k -ctv
             --cache-type-v --kernels"
         ;;
     esac
@@ -87,6 +87,7 @@ _pdvm_value() {
             mistral-v3 mistral-v3-tekken mistral-v7 mistral-v7-tekken zephyr phi-3 gemma command-r
         ;;
     run:--mode | chat:--mode) _pdvm_words token layer phase unfused ;;
+    *:--prompt-activations) _pdvm_words 16 8 ;;
     *:--kernels) _pdvm_words auto scalar avx512 amx ;;
     *:-ctk | *:-ctv | *:--cache-type-k | *:--cache-type-v) _pdvm_words f32 f16 int8 ;;
     unpack:--dtype) _pdvm_words f32 bf16 f16 ;;

@@ -385,7 +385,7 @@ static pdvm_status cpu_run(struct backend *base, const struct batch *batch, pdvm
         PD_TRY(pd_grow(&b->partial, &b->partial_capacity, need, sizeof *b->partial,
                        "attention of a long context", err));
     }
-    b->batch.digits = 2;
+    b->batch.digits = batch->short_activations ? 1 : 2;
     for (uint32_t t = 0; t < batch->n_tokens; t++)
         fill_rope(b->rope + (size_t)t * plan->head_dim, plan, (double)batch->position + t,
                   plan->rope_factor);
