@@ -72,7 +72,7 @@ static void floats(const struct cpu_panel *panel, const struct cpu_token_tile *t
 }
 
 const struct cpu_batch_kernels cpu_batch_scalar = {
-    .min_tokens = 2,
+    .min_tokens = 4,
     .pack = pack,
     .integers = integers,
     .floats = floats,
