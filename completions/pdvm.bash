@@ -35,8 +35,9 @@ _pdvm_flags() {
             -ctk --cache-type-k -ctv --cache-type-v --mode --kernels"
         ;;
     convert)
-        flags+=" -o --output --method --sparsity --scope --values --codebook --group --index --embed
-            --layers -t --threads --json -q --quiet"
+        flags+=" -o --output --method --sparsity --scope --calib --calib-tokens --calib-seq
+            --layer-sparsity --damping --act-order --refine --resume --values --codebook --group --index
+            --embed --layers -t --threads --json -q --quiet"
         ;;
     inspect) flags+=" --check --json --ascii -t --threads -q --quiet" ;;
     unpack) flags+=" -o --output --dtype --force -t --threads -q --quiet" ;;
@@ -73,8 +74,9 @@ _pdvm_value() {
     bench:-o | bench:--output) _pdvm_words md csv json ;;
     bench:--compare) _pdvm_files ;;
     bench:--n-prompt | bench:--n-gen | bench:-d | bench:--n-depth | bench:--repetitions) ;;
-    convert:--method) _pdvm_words keep magnitude ;;
-    convert:--scope) _pdvm_words row matrix ;;
+    convert:--method) _pdvm_words keep magnitude wanda sparsegpt admm ;;
+    convert:--scope) _pdvm_words row matrix block ;;
+    convert:--layer-sparsity) _pdvm_words uniform owl damage ;;
     convert:--values) _pdvm_words f32 bf16 f16 int8 lut8 lut4 ;;
     eval:--values) _pdvm_words f32 bf16 f16 int8 lut8 lut4 source ;;
     eval:--protocol) _pdvm_words sliding llama.cpp papers ;;
@@ -92,7 +94,7 @@ _pdvm_value() {
     *:-ctk | *:-ctv | *:--cache-type-k | *:--cache-type-v) _pdvm_words f32 f16 int8 ;;
     unpack:--dtype) _pdvm_words f32 bf16 f16 ;;
     unpack:-o | unpack:--output) _pdvm_directories ;;
-    convert:-o | convert:--output) _pdvm_files ;;
+    convert:-o | convert:--output | convert:--calib) _pdvm_files ;;
     *:-o | *:--output) _pdvm_words text json ;;
     *:-m | *:--model | *:-f | *:--file | *:--text | *:--session | *:--save-logits | \
         *:--kl-base | *:--reference) _pdvm_files ;;
@@ -100,7 +102,8 @@ _pdvm_value() {
         *:-t | *:--threads | *:-b | *:--batch-size | *:-s | *:--seed | *:--keep | *:-l | \
         *:--logit-bias | *:--temp | *:--top-k | *:--top-p | *:--min-p | *:--typical | \
         *:--repeat-penalty | *:--repeat-last-n | *:--frequency-penalty | *:--presence-penalty | \
-        *:-sys | *:--system | *:--sparsity | *:--layers | *:--stride | *:--max-tokens | *:--decode) ;;
+        *:-sys | *:--system | *:--sparsity | *:--layers | *:--stride | *:--max-tokens | *:--decode | \
+        *:--calib-tokens | *:--calib-seq | *:--damping) ;;
     *) return 1 ;;
     esac
 }

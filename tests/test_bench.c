@@ -46,8 +46,8 @@ static void bandwidth_reads_what_it_says(void **state) {
     pdvm_error err;
     (void)state;
     assert_ok(pd_threads_create(2, &threads, &err), &err);
-    assert_ok(bandwidth_create(((size_t)64 << 20) + 1, threads, &b, &err), &err);
-    assert_int_equal(bandwidth_size(b), (size_t)128 << 20);
+    assert_ok(bandwidth_create(((size_t)3 << 20) + 1, threads, &b, &err), &err);
+    assert_in_range(bandwidth_size(b), (3 << 20) + 1, 4 << 20);
     for (int i = 0; i < 3; i++) {
         double start = pd_seconds(), rate = bandwidth_measure(b, i ? threads : NULL);
         double seconds = pd_seconds() - start;
@@ -201,9 +201,9 @@ static void every_combination_is_a_row(void **state) {
         }
     }
     assert_non_null(strstr(r.rows[3].backend, "2 threads"));
-    if (r.machine.cache > (size_t)64 << 20) {
+    if (r.machine.cache > (size_t)1 << 20) {
         assert_int_equal(r.n_notes, 3);
-        assert_non_null(strstr(r.notes[0], "measured on only 67 MB"));
+        assert_non_null(strstr(r.notes[0], "measured on only"));
         assert_non_null(strstr(r.notes[1], "fit the last-level cache"));
     }
     bench_free(&r);

@@ -81,6 +81,7 @@ static void expect_matrix(float *w, const struct tensor_info *t, const struct se
     struct prune_result pruned;
     pdvm_error err = {0};
     if (m->sparsity > 0) {
+        if (scope == PRUNE_SCOPE_DEFAULT) scope = magnitude().scope;
         struct prune_task task = {w, t->rows, t->cols, m->sparsity, scope, NULL};
         assert_ok(magnitude().prune(&task, &pruned, &err), &err);
     }

@@ -17,7 +17,9 @@ static const char description[] =
     "At the end a table tells, for each kind of layer: the weights and the share of zeros, the "
     "bits stored per weight with everything that belongs to them, the size, and the error: the "
     "root mean square of what changed, relative to the source's weights. After pruning also the "
-    "zeros before, and which part of the error pruning and rounding have.\n"
+    "zeros before, and which part of the error pruning and rounding have (what a method changes in "
+    "the weights that are left counts as rounding), and after calibration the output's error: the "
+    "same of the products with the text's activations.\n"
     "The embedding and the head are never pruned and follow --embed instead of the general "
     "settings; norms stay 32-bit floats.\n"
     "--layers PATTERN=SETTING[,SETTING...] changes settings of some matrices: PATTERN is a shell "
@@ -56,7 +58,7 @@ struct arguments {
     int values, codebook, index, group, embed, scope;
     int64_t threads, calib_tokens, calib_seq;
     double damping;
-    bool act_order, resume, json, quiet;
+    bool act_order, refine, resume, json, quiet;
 };
 
 static pdvm_status make_options(const struct arguments *a, struct convert_options *o,
@@ -67,6 +69,7 @@ static pdvm_status make_options(const struct arguments *a, struct convert_option
         .path = a->calib, .n_tokens = a->calib_tokens, .seq = a->calib_seq};
     o->calibration.solver.damping = a->damping;
     o->calibration.solver.act_order = a->act_order;
+    o->calibration.refine = a->refine;
     o->calibration.resume = a->resume;
     if (a->layer_sparsity &&
         layer_sparsity_parse(a->layer_sparsity, &o->calibration.layers, err) != PDVM_OK)
@@ -222,6 +225,10 @@ int cmd_convert(int argc, char **argv) {
         OPTION_FLAG("--act-order",
                     "Let SparseGPT take the columns with the strongest inputs first.",
                     &a.act_order),
+        OPTION_FLAG("--refine",
+                    "Keep the zeros that the method chooses, but fit the other weights to the "
+                    "outputs by conjugate gradients; also for magnitude. admm does it by itself.",
+                    &a.refine),
         OPTION_FLAG("--resume", "Go on with the finished layers of an interrupted run.", &a.resume),
         OPTION_GROUP("Coding"),
         OPTION_CHOICE("--values", "TYPE",

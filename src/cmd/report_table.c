@@ -41,8 +41,9 @@ static const char *format_error(char buf[32], double error) {
     return buf;
 }
 
-/* The columns between zeros and size: with pruning, where zeros and errors come from. */
-static void print_line(FILE *f, const char *name, const struct report_sum *s, bool pruned) {
+/* With pruning, where zeros and errors come from; with calibration, what the outputs lost. */
+static void print_line(FILE *f, const char *name, const struct report_sum *s, bool pruned,
+                       bool calibrated) {
     char a[32], b[32], c[32], d[32], e[32], g[32], h[32];
     fprintf(f, "%-6s %8s %8s", name, format_count(a, s->n_weights),
             format_share(b, s->n_zeros, s->n_weights));
@@ -52,19 +53,24 @@ static void print_line(FILE *f, const char *name, const struct report_sum *s, bo
     if (pruned)
         fprintf(f, " %8s %8s", format_error(g, s->pruning_error),
                 format_error(h, s->rounding_error));
+    if (calibrated) fprintf(f, " %8s", format_error(a, s->output_error));
     fprintf(f, "%s%s\n", s->coding[0] ? "  " : "", s->coding);
 }
 
 void print_report_table(FILE *f, const struct report *r) {
     struct report_sum s;
+    report_sum(r, REPORT_TOTAL, &s);
+    bool calibrated = isfinite(s.output_error);
     fprintf(f, "%-6s %8s %8s", "", "weights", "zeros");
     if (r->pruned) fprintf(f, " %8s", "before");
     fprintf(f, " %6s %9s %8s", "bits/w", "size", "error");
     if (r->pruned) fprintf(f, " %8s %8s", "pruning", "rounding");
+    if (calibrated) fprintf(f, " %8s", "output");
     fprintf(f, "  coding\n");
     for (int i = 0; i < REPORT_N_LINES; i++) {
         report_sum(r, (enum report_line)i, &s);
-        if (s.n_tensors) print_line(f, report_line_name((enum report_line)i), &s, r->pruned);
+        if (s.n_tensors)
+            print_line(f, report_line_name((enum report_line)i), &s, r->pruned, calibrated);
     }
 }
 

@@ -21,48 +21,18 @@ static struct {
     pdvm_error error;
 } loaded = {.once = PTHREAD_ONCE_INIT};
 
-/* A variable that OpenBLAS reads while it is loaded, put back afterwards. */
-struct variable {
-    const char *name;
-    const char *value; /* NULL: leave it */
-    bool set;
-};
-
-static void set_variable(struct variable *v) {
-    v->set = v->value && !getenv(v->name) && setenv(v->name, v->value, 1) == 0;
-}
-
-static void restore_variable(const struct variable *v) {
-    if (v->set) unsetenv(v->name);
-}
-
-/*
- * OpenBLAS 0.3.21 (Debian 12) takes processors that it does not know for a Haswell and leaves a
- * third of their speed unused, so kernels for AVX-512 are asked for by name where it is there.
- */
-static const char *best_core(void) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        return "SkylakeX";
-#endif
-    return NULL;
-}
-
 static void *load_library(void) {
-    struct variable threads = {.name = "OPENBLAS_NUM_THREADS", .value = "1"};
-    struct variable core = {.name = "OPENBLAS_CORETYPE", .value = best_core()};
+    static const char threads[] = "OPENBLAS_NUM_THREADS";
     const char *name = getenv("PDVM_OPENBLAS");
     void *library = NULL;
-    set_variable(&threads);
-    set_variable(&core);
+    /* OpenBLAS reads this while it is loaded: threads that nobody uses need not be started. */
+    bool set = !getenv(threads) && setenv(threads, "1", 1) == 0;
     if (name && *name)
         library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
     else
         for (size_t i = 0; !library && i < sizeof library_names / sizeof *library_names; i++)
             library = dlopen(library_names[i], RTLD_NOW | RTLD_LOCAL);
-    restore_variable(&threads);
-    restore_variable(&core);
+    if (set) unsetenv(threads);
     return library;
 }
 

@@ -10,8 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows and columns of the pieces that a Hessian is added up in. */
-#define TILE 256
+/* Rows and columns of the pieces that a Hessian is added up in: large ones have to be copied less
+ * often for the products, small ones give more workers something to do. */
+#define TILE 512
+#define SMALL_TILE 256
+#define SMALL_COLS 1024
 
 /* Windows are taken in groups whose normed inputs fit in about this many bytes. */
 #define GROUP_BYTES ((int64_t)64 << 20)
@@ -115,7 +118,7 @@ static double stage_work(const struct calibration *c, int stage) {
 
 static double moments_work(const struct calibration *c, enum calibration_stage stage, bool full) {
     double cols = (double)calibration_cols(c, stage);
-    return full ? cols * (cols + TILE) / 2 : cols;
+    return full ? cols * (cols + SMALL_TILE) / 2 : cols;
 }
 
 double calibration_layer_work(const struct calibration *c, bool full) {
@@ -139,6 +142,7 @@ struct stage_run {
     int stage; /* CALIBRATION_N_STAGES: the end of the layer */
     int64_t first, n;
     int64_t cols;
+    int64_t tile;
     bool squares; /* add up the inputs' squares window by window */
     double *h;    /* [cols, cols] upper tiles of the sum; NULL: not asked for */
 };
@@ -196,8 +200,8 @@ static void run_windows(void *arg, int64_t begin, int64_t end, int worker) {
  */
 static void add_tile(const struct stage_run *r, int64_t row, int64_t col, float *tile) {
     const struct calibration *c = r->c;
-    int64_t cols = r->cols, m = cols - row < TILE ? cols - row : TILE;
-    int64_t n = cols - col < TILE ? cols - col : TILE;
+    int64_t cols = r->cols, m = cols - row < r->tile ? cols - row : r->tile;
+    int64_t n = cols - col < r->tile ? cols - col : r->tile;
     for (int64_t i = 0; i < r->n; i++) {
         const float *x = inputs(r, i);
         if (row == col)
@@ -215,11 +219,11 @@ static void add_tile(const struct stage_run *r, int64_t row, int64_t col, float 
 
 static void add_tiles(void *arg, int64_t begin, int64_t end, int worker) {
     const struct stage_run *r = arg;
-    int64_t n_tiles = (r->cols + TILE - 1) / TILE;
+    int64_t n_tiles = (r->cols + r->tile - 1) / r->tile;
     for (int64_t i = begin; i < end; i++) {
         int64_t row = i / n_tiles, col = i % n_tiles;
         if (row <= col)
-            add_tile(r, row * TILE, col * TILE, r->c->tiles + (int64_t)worker * TILE * TILE);
+            add_tile(r, row * r->tile, col * r->tile, r->c->tiles + (int64_t)worker * TILE * TILE);
     }
 }
 
@@ -258,7 +262,7 @@ static pdvm_status add_squares(const struct stage_run *r, double *diagonal, pdvm
 static pdvm_status run_groups(struct stage_run *r, double *diagonal, double work, pdvm_error *err) {
     struct calibration *c = r->c;
     for (r->first = 0; r->first < c->n_windows; r->first += c->n_group) {
-        int64_t left = c->n_windows - r->first, n_tiles = (r->cols + TILE - 1) / TILE;
+        int64_t left = c->n_windows - r->first, n_tiles = (r->cols + r->tile - 1) / r->tile;
         r->n = left < c->n_group ? left : c->n_group;
         pd_threads_for(c->threads, r->n, 1, run_windows, r);
         if (r->squares) PD_TRY(add_squares(r, diagonal, err));
@@ -296,6 +300,7 @@ pdvm_status calibration_stage(struct calibration *c, const struct layer_weights 
     pdvm_status status = pd_calloc(&m.diagonal, (size_t)r.cols, sizeof *m.diagonal, "norms", err);
     if (status == PDVM_OK && full && out) status = solver_hessian_create(r.cols, &m.hessian, err);
     r.h = m.hessian.h;
+    r.tile = r.cols > SMALL_COLS ? TILE : SMALL_TILE;
     double work = stage_work(c, (int)stage) + moments_work(c, stage, r.h != NULL);
     if (status == PDVM_OK) status = run_groups(&r, m.diagonal, work, err);
     if (status == PDVM_OK && out) {
@@ -309,7 +314,7 @@ pdvm_status calibration_stage(struct calibration *c, const struct layer_weights 
 
 pdvm_status calibration_end_layer(struct calibration *c, const struct layer_weights *w,
                                   pdvm_error *err) {
-    struct stage_run r = {.c = c, .w = w, .stage = CALIBRATION_N_STAGES, .cols = 1};
+    struct stage_run r = {.c = c, .w = w, .stage = CALIBRATION_N_STAGES, .cols = 1, .tile = 1};
     return run_groups(&r, NULL, stage_work(c, CALIBRATION_N_STAGES), err);
 }
 

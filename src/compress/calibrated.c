@@ -170,8 +170,37 @@ static pdvm_status compare(struct run *r, const float *before, const float *afte
     return PDVM_OK;
 }
 
-/* Solves w in place and encodes it. */
-static pdvm_status solve_and_encode(struct run *r, float *w, const struct settings_matrix *set,
+/* Prunes, refines if asked to, and rounds to a grid; `before` is what task->w holds at first. */
+static pdvm_status solve(const struct run *r, struct solver_task *task, const float *before,
+                         struct solver_result *result, pdvm_error *err) {
+    const struct mdcsr_options *coding = task->coding;
+    bool refine = r->options->calibration.refine;
+    if (refine) task->coding = NULL; /* the grid is for the refined weights */
+    if (r->method->solve) {
+        PD_TRY(r->method->solve(task, result, err));
+    } else {
+        struct prune_task prune = {.w = task->w,
+                                   .rows = task->rows,
+                                   .cols = task->cols,
+                                   .sparsity = task->sparsity,
+                                   .scope = task->scope,
+                                   .threads = task->threads};
+        struct prune_result pruned;
+        PD_TRY(r->method->prune(&prune, &pruned, err));
+    }
+    task->coding = coding;
+    if (refine) {
+        solver_result_free(result);
+        PD_TRY(solver_refine(task, before, result, err));
+    }
+    if (result->grid.scales) return PDVM_OK;
+    return solver_fit_grid(task->w, task->rows, task->cols, task->diagonal, coding, task->threads,
+                           &result->grid, err);
+}
+
+/* Solves w, at first a copy of `before`, and encodes it. */
+static pdvm_status solve_and_encode(struct run *r, float *w, const float *before,
+                                    const struct settings_matrix *set,
                                     struct calibration_moments *moments, double work,
                                     struct report_tensor *t, struct mdcsr *m, pdvm_error *err) {
     struct part part = {&r->calibration, work};
@@ -192,7 +221,7 @@ static pdvm_status solve_and_encode(struct run *r, float *w, const struct settin
                                .options = &r->options->calibration.solver,
                                .threads = r->threads,
                                .notify = &notify};
-    pdvm_status status = r->method->solve(&task, &result, err);
+    pdvm_status status = solve(r, &task, before, &result, err);
     if (status == PDVM_OK && result.grid.scales) coding.grid = &result.grid;
     if (status == PDVM_OK)
         status =
@@ -231,7 +260,7 @@ static pdvm_status do_matrix(struct run *r, enum tensor_role role, struct layer_
     double work = solve_work(r, t.tensor.rows, t.tensor.cols);
     PD_TRY(pd_alloc_aligned(&after, size, t.tensor.name, err));
     memcpy(after, w->t[role], size);
-    pdvm_status status = solve_and_encode(r, after, &set, moments, work, &t, &m, err);
+    pdvm_status status = solve_and_encode(r, after, w->t[role], &set, moments, work, &t, &m, err);
     if (status == PDVM_OK) {
         decode(&m, after, r->threads);
         status = compare(r, w->t[role], after, moments, &t, err);
@@ -247,6 +276,12 @@ static pdvm_status do_matrix(struct run *r, enum tensor_role role, struct layer_
 
 /* ---- layers ---------------------------------------------------------------------------- */
 
+/* Nothing looks at what comes out of the last layer. */
+static pdvm_status end_layer(struct run *r, const struct layer_weights *w, pdvm_error *err) {
+    if (w->layer + 1 == r->source->config.n_layers) return PDVM_OK;
+    return calibration_end_layer(&r->calibration, w, err);
+}
+
 static pdvm_status solve_stages(struct run *r, struct layer_weights *w,
                                 const struct prune_count *counts, struct work_writer *file,
                                 pdvm_error *err) {
@@ -261,7 +296,7 @@ static pdvm_status solve_stages(struct run *r, struct layer_weights *w,
         calibration_moments_free(&moments);
         PD_TRY(status);
     }
-    return calibration_end_layer(&r->calibration, w, err);
+    return end_layer(r, w, err);
 }
 
 static json_t *shared_of(const struct run *r) {
@@ -294,7 +329,7 @@ static pdvm_status run_layer(struct run *r, const struct layer_weights *w, pdvm_
     for (int stage = 0; stage < CALIBRATION_N_STAGES; stage++)
         PD_TRY(
             calibration_stage(&r->calibration, w, (enum calibration_stage)stage, false, NULL, err));
-    return calibration_end_layer(&r->calibration, w, err);
+    return end_layer(r, w, err);
 }
 
 /* A layer that an earlier run has solved. */
@@ -368,7 +403,7 @@ static pdvm_status measure_layer(struct run *r, uint32_t layer, struct layer_spa
         status = layer_sparsity_measure(&r->options->calibration.layers,
                                         r->options->plan.general.sparsity, matrices, n, r->threads,
                                         out, err);
-    if (status == PDVM_OK) status = calibration_end_layer(&r->calibration, &w, err);
+    if (status == PDVM_OK) status = end_layer(r, &w, err);
     for (int i = 0; i < CALIBRATION_N_STAGES; i++) calibration_moments_free(&moments[i]);
     free_layer(&w);
     return status;
@@ -441,6 +476,7 @@ static uint64_t run_key(const struct run *r) {
     hash = HASH(hash, s->act_order);
     hash = HASH(hash, s->iterations);
     hash = HASH(hash, s->cg_iterations);
+    hash = HASH(hash, o->calibration.refine);
     hash = HASH(hash, l->rule);
     hash = HASH(hash, l->outlier);
     hash = HASH(hash, l->range);
@@ -474,7 +510,8 @@ pdvm_status calibrated_run(struct model_source *source, const char *output,
                     .scope = scope,
                     .threads = threads,
                     .work = &out->work,
-                    .full = method->calibration == PRUNE_NEEDS_HESSIAN};
+                    .full =
+                        method->calibration == PRUNE_NEEDS_HESSIAN || options->calibration.refine};
     struct calibration *c = &r.calibration;
     PD_TRY(calibration_open(source, &options->calibration.text, threads, &options->notify, output,
                             c, err));

@@ -24,7 +24,8 @@ struct conversion {
     const struct convert_options *options;
     const struct prune_method *method;
     enum prune_scope scope;
-    struct calibrated calibrated; /* the finished layers, of methods that need calibration */
+    bool calibrates;
+    struct calibrated calibrated; /* the finished layers, if it does */
     struct model_source *source;
     struct container_writer *writer;
     struct pd_threads *threads;
@@ -139,7 +140,6 @@ static pdvm_status do_matrix(struct conversion *c, float *w, struct report_tenso
     struct prune_count count;
     struct prune_result pruned = {0};
     settings_for(&c->options->plan, &t->tensor, &settings);
-    t->output_error = NAN;
     PD_TRY(prune_count(w, t->tensor.rows, t->tensor.cols, c->threads, &count, err));
     if (settings.sparsity > 0) {
         struct prune_task task = {.w = w,
@@ -182,12 +182,11 @@ static pdvm_status take_matrix(struct conversion *c, struct report_tensor *t, pd
 }
 
 static bool is_calibrated(const struct conversion *c, const struct tensor_info *t) {
-    return c->method->calibration && t->is_matrix && t->role != TENSOR_EMBED &&
-           t->role != TENSOR_HEAD;
+    return c->calibrates && t->is_matrix && t->role != TENSOR_EMBED && t->role != TENSOR_HEAD;
 }
 
 static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
-    struct report_tensor t = {0};
+    struct report_tensor t = {.output_error = NAN};
     const char *coding;
     uint64_t bytes;
     float *w;
@@ -217,17 +216,21 @@ static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
 
 static pdvm_status check_calibration(const struct conversion *c, pdvm_error *err) {
     const struct convert_calibration *o = &c->options->calibration;
-    if (c->method->calibration && !o->text.path)
+    if (o->refine && !c->method->has_sparsity)
+        return pd_fail(
+            err, PDVM_ERR_ARGUMENT,
+            "--refine fits the weights that pruning leaves: choose a method with --method");
+    if (c->calibrates && !o->text.path)
         return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "the method %s needs a text to calibrate on: add --calib FILE, some "
-                       "megabytes of what the model is used for",
-                       c->method->name);
-    if (!c->method->calibration && (o->text.path || o->text.n_tokens || o->text.seq))
+                       "%s needs a text to calibrate on: add --calib FILE, some megabytes of what "
+                       "the model is used for",
+                       c->method->calibration ? c->method->name : "--refine");
+    if (!c->calibrates && (o->text.path || o->text.n_tokens || o->text.seq))
         return pd_fail(err, PDVM_ERR_ARGUMENT,
                        "a calibration text was given, but the method %s does without; choose "
-                       "another with --method",
+                       "another with --method, or add --refine",
                        c->method->name);
-    if (!c->method->calibration && (o->resume || o->layers.rule != LAYER_SPARSITY_UNIFORM))
+    if (!c->calibrates && (o->resume || o->layers.rule != LAYER_SPARSITY_UNIFORM))
         return pd_fail(err, PDVM_ERR_ARGUMENT,
                        "--resume and --layer-sparsity are for methods that calibrate, and %s does "
                        "not",
@@ -272,10 +275,12 @@ static const char *base_name(const char *path, char *buffer, size_t size) {
 static int add_calibration(const struct conversion *c, json_t *object) {
     const struct convert_calibration *o = &c->options->calibration;
     const struct convert_calibration_facts *f = &c->calibrated.facts;
-    return json_object_set_new(
-        object, "calibration",
-        json_pack("{s:I, s:I, s:s}", "tokens", (json_int_t)(f->n_windows * f->seq), "window",
-                  (json_int_t)f->seq, "layer_sparsity", layer_sparsity_name(o->layers.rule)));
+    return json_object_set_new(object, "calibration",
+                               json_pack("{s:I, s:I, s:s, s:b, s:f}", "tokens",
+                                         (json_int_t)(f->n_windows * f->seq), "window",
+                                         (json_int_t)f->seq, "layer_sparsity",
+                                         layer_sparsity_name(o->layers.rule), "refine", o->refine,
+                                         "damping", o->solver.damping));
 }
 
 /* Only what the file was made from and how: nothing that differs from run to run. */
@@ -293,7 +298,7 @@ static pdvm_status write_metadata(struct conversion *c, pdvm_error *err) {
             failed |= json_object_set_new(o, "sparsity", json_real(plan->general.sparsity));
         failed |= json_object_set_new(o, "scope", json_string(prune_scope_name(c->scope)));
     }
-    if (c->method->calibration) failed |= add_calibration(c, o);
+    if (c->calibrates) failed |= add_calibration(c, o);
     for (size_t i = 0; i < plan->n_rules; i++)
         failed |= json_array_append_new(rules, json_string(plan->rules[i].text));
     failed |= json_object_set_new(o, "layers", rules);
@@ -336,7 +341,7 @@ static pdvm_status write_all(struct conversion *c, pdvm_error *err) {
 }
 
 static pdvm_status calibrate(struct conversion *c, const char *output, pdvm_error *err) {
-    if (!c->method->calibration) return PDVM_OK;
+    if (!c->calibrates) return PDVM_OK;
     PD_TRY(calibrated_run(c->source, output, c->options, c->method, c->scope, c->threads,
                           &c->calibrated, err));
     c->result->calibration = c->calibrated.facts;
@@ -377,6 +382,7 @@ pdvm_status convert_model(const char *source, const char *output,
                           pdvm_error *err) {
     struct conversion c = {.options = options, .result = out};
     c.method = options->method ? options->method : prune_method_at(0);
+    c.calibrates = c.method->calibration || options->calibration.refine;
     c.scope = options->scope == PRUNE_SCOPE_DEFAULT ? c.method->scope : options->scope;
     out->report.pruned = c.method->has_sparsity;
     PD_TRY(source_open(source, &c.source, err));

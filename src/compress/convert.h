@@ -18,6 +18,9 @@ struct convert_calibration {
     struct calibration_options text; /**< text.path NULL: no calibration */
     struct solver_options solver;
     struct layer_sparsity_options layers;
+    /** Fit the weights that are left to the outputs, with the mask of the method; then every method
+     * but keep calibrates. */
+    bool refine;
     bool resume; /**< go on with the finished layers of an interrupted run */
 };
 

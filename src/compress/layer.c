@@ -89,13 +89,11 @@ void layer_pass_free(struct layer_pass *p) {
 /* ---- elementary steps ------------------------------------------------------------------ */
 
 /*
- * e^x within about 2e-7 of its value, in a form that compilers turn into vector code: text of usual
- * length needs billions of them. Below -87 the result is no longer a normal number, and taken as
- * e^-87; above 88, where it would not be a float, as e^88.
+ * e^x within about 2e-7 of its value for |x| <= 80. Texts need billions of them, so this and the
+ * functions around it are written for compilers to turn into vector code: float comparisons would
+ * prevent that, comparisons of their bits do not.
  */
 static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x; /* NaN stays NaN */
-    x = x > 88.0f ? 88.0f : x;
     float shifted = x * 0x1.715476p0f + 0x1.8p23f; /* log2 e; the low bits are a whole number */
     float n = shifted - 0x1.8p23f;
     float r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f; /* ln 2 in two parts */
@@ -107,6 +105,17 @@ static inline float exponential(float x) {
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     return p * pd_bits_float((pd_float_bits(shifted) + 127u) << 23);
+}
+
+/* x / (1 + e^-x), times y. */
+static void silu_times(float *x, const float *y, int64_t n) {
+    const int32_t most = 0x42a00000; /* 80.0f */
+    for (int64_t i = 0; i < n; i++) {
+        int32_t bits = (int32_t)pd_float_bits(x[i]), magnitude = bits & 0x7fffffff;
+        magnitude = magnitude < most ? magnitude : most;
+        float t = pd_bits_float((uint32_t)(magnitude | (bits & INT32_MIN)) ^ 0x80000000u);
+        x[i] = x[i] / (1.0f + exponential(t)) * y[i];
+    }
 }
 
 static void norm_row(const float *x, const float *weight, int64_t n, float eps, float *out) {
@@ -154,17 +163,35 @@ static void rotate_heads(const struct layer_pass *p, const float *norm, int64_t 
     }
 }
 
-/* Softmax of scores[begin, end) of a row of n; what lies outside becomes 0. */
-static void softmax(float *s, int64_t begin, int64_t end, int64_t n, float scale) {
-    float max = s[begin];
-    for (int64_t i = begin + 1; i < end; i++) max = s[i] > max ? s[i] : max;
-    float lanes[8] = {0}, sum = 0;
-    int64_t i = begin;
-    for (; i + 8 <= end; i += 8) {
-        for (int k = 0; k < 8; k++) s[i + k] = exponential((s[i + k] - max) * scale);
-        for (int k = 0; k < 8; k++) lanes[k] += s[i + k];
+/* The largest of x[n], n > 0: as whole numbers that are in the same order. */
+static float largest(const float *x, int64_t n) {
+    int32_t most = INT32_MIN;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t bits = (int32_t)pd_float_bits(x[i]);
+        bits ^= (bits >> 31) & INT32_MAX;
+        most = bits > most ? bits : most;
     }
-    for (; i < end; i++) sum += s[i] = exponential((s[i] - max) * scale);
+    return pd_bits_float((uint32_t)(most ^ ((most >> 31) & INT32_MAX)));
+}
+
+/*
+ * Softmax of scale * s[begin, end) of a row of n; what lies outside becomes 0. So does what is
+ * below e^-60 of the largest: it changes nothing, but its products would be subnormal numbers,
+ * which processors multiply a hundred times slower.
+ */
+static void softmax(float *s, int64_t begin, int64_t end, int64_t n, float scale) {
+    const int32_t least = 0x42700000; /* 60.0f */
+    float max = largest(s + begin, end - begin), lanes[8] = {0}, sum = 0;
+    int64_t i;
+    for (i = begin; i < end; i++) {
+        float x = (s[i] - max) * scale;
+        uint32_t keep = ((int32_t)pd_float_bits(x) & 0x7fffffff) < least ? 0xffffffffu : 0;
+        x = pd_bits_float(pd_float_bits(x) & keep);
+        s[i] = pd_bits_float(pd_float_bits(exponential(x)) & keep);
+    }
+    for (i = begin; i + 8 <= end; i += 8)
+        for (int k = 0; k < 8; k++) lanes[k] += s[i + k];
+    for (; i < end; i++) sum += s[i];
     for (int k = 0; k < 8; k++) sum += lanes[k];
     float inverse = 1.0f / sum;
     for (i = begin; i < end; i++) s[i] *= inverse;
@@ -194,6 +221,14 @@ static void attend(const struct layer_pass *p, const struct layer_scratch *s, ui
                    out + first * q_cols + head * d, (int)q_cols);
 }
 
+/* Whether scores cannot overflow: the softmax does not look for that. */
+static bool is_moderate(const float *x, int64_t n) {
+    const uint32_t most = 0x58635fa9; /* 1e15f */
+    uint32_t larger = 0;
+    for (int64_t i = 0; i < n; i++) larger |= (pd_float_bits(x[i]) & 0x7fffffffu) > most;
+    return !larger;
+}
+
 void layer_attention(const struct layer_pass *p, const struct layer_weights *w, const float *x,
                      int worker, float *out) {
     const struct layer_scratch *s = &p->scratch[worker];
@@ -205,6 +240,10 @@ void layer_attention(const struct layer_pass *p, const struct layer_weights *w, 
     project(p, w->t[TENSOR_V], w->t[TENSOR_V_BIAS], p->kv_cols, h, s->normed, 0, s->v);
     rotate_heads(p, w->t[TENSOR_Q_NORM], c->n_heads, s->q);
     rotate_heads(p, w->t[TENSOR_K_NORM], c->n_kv_heads, s->k);
+    if (!is_moderate(s->q, p->seq * p->q_cols) || !is_moderate(s->k, p->seq * p->kv_cols)) {
+        for (int64_t i = 0; i < p->seq * p->q_cols; i++) out[i] = NAN;
+        return;
+    }
     uint32_t window = model_config_window(c, w->layer);
     for (uint32_t head = 0; head < c->n_heads; head++) {
         for (int64_t first = 0; first < p->seq; first += QUERIES)
@@ -227,8 +266,7 @@ void layer_hidden(const struct layer_pass *p, const struct layer_weights *w, con
     layer_norm(p, x, w->t[TENSOR_POST_NORM], s->normed);
     project(p, w->t[TENSOR_GATE], NULL, m, h, s->normed, 0, out);
     project(p, w->t[TENSOR_UP], NULL, m, h, s->normed, 0, s->out);
-    for (int64_t i = 0; i < p->seq * m; i++)
-        out[i] = out[i] / (1.0f + exponential(-out[i])) * s->out[i];
+    silu_times(out, s->out, p->seq * m);
 }
 
 void layer_add_hidden(const struct layer_pass *p, const struct layer_weights *w, const float *in,

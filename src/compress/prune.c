@@ -263,6 +263,7 @@ static const struct prune_method methods[] = {
      .calibration = PRUNE_NEEDS_HESSIAN,
      .scope = PRUNE_BLOCK,
      .scopes = SCOPE(ROW) | SCOPE(BLOCK),
+     .products = 2,
      .solve = solver_sparsegpt},
     {.name = "admm",
      .help = "searches longer than sparsegpt for what to zero (ALPS)",
@@ -270,6 +271,7 @@ static const struct prune_method methods[] = {
      .calibration = PRUNE_NEEDS_HESSIAN,
      .scope = PRUNE_MATRIX,
      .scopes = SCOPE(ROW) | SCOPE(MATRIX),
+     .products = 80,
      .solve = solver_admm},
 };
 

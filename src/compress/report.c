@@ -79,7 +79,7 @@ static double relative(double squares, double sum_squares) {
 }
 
 void report_sum(const struct report *r, enum report_line line, struct report_sum *out) {
-    double squares = 0, pruning = 0, rounding = 0;
+    double squares = 0, pruning = 0, rounding = 0, output = 0, output_weights = 0;
     *out = (struct report_sum){0};
     for (size_t i = 0; i < r->n; i++) {
         const struct report_tensor *t = &r->tensors[i];
@@ -95,11 +95,17 @@ void report_sum(const struct report *r, enum report_line line, struct report_sum
         squares += t->sum_squares;
         pruning += t->pruning_squares;
         rounding += t->rounding_squares;
+        if (t->tensor.is_matrix && isfinite(t->output_error)) {
+            double n = (double)t->tensor.rows * (double)t->tensor.cols;
+            output += n * t->output_error * t->output_error;
+            output_weights += n;
+        }
         if (line != REPORT_TOTAL) list_coding(out->coding, sizeof out->coding, t->coding);
     }
     out->pruning_error = relative(pruning, squares);
     out->rounding_error = relative(rounding, squares);
     out->error = relative(pruning + rounding, squares);
+    out->output_error = output_weights > 0 ? sqrt(output / output_weights) : NAN;
 }
 
 /* ---- JSON ------------------------------------------------------------------------------ */
@@ -113,18 +119,19 @@ static json_t *count(int64_t n) {
 }
 
 static json_t *sum_json(const struct report_sum *s) {
-    return json_pack("{s:I, s:I, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:s}", "tensors",
+    return json_pack("{s:I, s:I, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:o, s:s}", "tensors",
                      (json_int_t)s->n_tensors, "weights", (json_int_t)s->n_weights, "zeros",
                      (json_int_t)s->n_zeros, "source_zeros", count(s->source_zeros), "bytes",
                      (json_int_t)s->bytes, "bits_per_weight", report_bits(s->bytes, s->n_weights),
                      "error", number(s->error), "pruning_error", number(s->pruning_error),
-                     "rounding_error", number(s->rounding_error), "coding", s->coding);
+                     "rounding_error", number(s->rounding_error), "output_error",
+                     number(s->output_error), "coding", s->coding);
 }
 
 static json_t *tensor_json(const struct report_tensor *t) {
     double total = t->pruning_squares + t->rounding_squares;
-    return json_pack("{s:s, s:s, s:I, s:[I, I], s:s, s:I, s:o, s:I, s:f, s:o, s:o, s:o}", "name",
-                     t->tensor.name, "role", tensor_role_name(t->tensor.role), "layer",
+    return json_pack("{s:s, s:s, s:I, s:[I, I], s:s, s:I, s:o, s:I, s:f, s:o, s:o, s:o, s:o}",
+                     "name", t->tensor.name, "role", tensor_role_name(t->tensor.role), "layer",
                      (json_int_t)t->tensor.layer, "shape", (json_int_t)t->tensor.rows,
                      (json_int_t)t->tensor.cols, "coding", t->coding, "zeros",
                      (json_int_t)t->n_zeros, "source_zeros", count(t->source_zeros), "bytes",
@@ -132,7 +139,8 @@ static json_t *tensor_json(const struct report_tensor *t) {
                      report_bits(t->bytes, t->tensor.rows * t->tensor.cols), "error",
                      number(relative(total, t->sum_squares)), "pruning_error",
                      number(relative(t->pruning_squares, t->sum_squares)), "rounding_error",
-                     number(relative(t->rounding_squares, t->sum_squares)));
+                     number(relative(t->rounding_squares, t->sum_squares)), "output_error",
+                     number(t->output_error));
 }
 
 json_t *report_json(const struct report *r) {
@@ -163,12 +171,13 @@ bool report_to_metadata(const struct report *r, json_t *object) {
     for (size_t i = 0; i < r->n; i++) {
         const struct report_tensor *t = &r->tensors[i];
         if (!t->tensor.is_matrix) continue;
-        failed |= json_object_set_new(
-            matrices, t->tensor.name,
-            json_pack("{s:f, s:I, s:f, s:f}", "norm", sqrt(t->sum_squares), "source_zeros",
-                      (json_int_t)t->source_zeros, "pruning_error",
-                      relative(t->pruning_squares, t->sum_squares), "rounding_error",
-                      relative(t->rounding_squares, t->sum_squares)));
+        json_t *entry = json_pack("{s:f, s:I, s:f, s:f}", "norm", sqrt(t->sum_squares),
+                                  "source_zeros", (json_int_t)t->source_zeros, "pruning_error",
+                                  relative(t->pruning_squares, t->sum_squares), "rounding_error",
+                                  relative(t->rounding_squares, t->sum_squares));
+        if (entry && isfinite(t->output_error))
+            failed |= json_object_set_new(entry, "output_error", json_real(t->output_error));
+        failed |= json_object_set_new(matrices, t->tensor.name, entry);
     }
     return json_object_set_new(object, "matrices", matrices) == 0 && !failed;
 }
@@ -185,6 +194,7 @@ static pdvm_status read_metadata(const char *path, const json_t *metadata, struc
     PD_TRY(pd_json_int(path, entry, "source_zeros", true, 0, t->n_zeros, &t->source_zeros, err));
     PD_TRY(pd_json_number(path, entry, "pruning_error", true, &pruning, err));
     PD_TRY(pd_json_number(path, entry, "rounding_error", true, &rounding, err));
+    PD_TRY(pd_json_number(path, entry, "output_error", false, &t->output_error, err));
     t->sum_squares = norm * norm;
     t->pruning_squares = pruning * pruning * t->sum_squares;
     t->rounding_squares = rounding * rounding * t->sum_squares;
@@ -232,7 +242,8 @@ pdvm_status report_from_container(const struct container *c, const struct model_
         struct report_tensor t = {.source_zeros = -1,
                                   .sum_squares = NAN,
                                   .pruning_squares = NAN,
-                                  .rounding_squares = NAN};
+                                  .rounding_squares = NAN,
+                                  .output_error = NAN};
         tensors_at(config, i, &t.tensor);
         if (t.tensor.is_matrix) {
             PD_TRY(matrix_from_container(c, path, metadata, &t, err));

@@ -57,6 +57,8 @@ struct report_sum {
     /** Relative root mean square errors ||W - W'|| / ||W||, both relative to the source; NAN:
      * unknown. error^2 = pruning^2 + rounding^2. */
     double error, pruning_error, rounding_error;
+    /** Root mean square of the matrices' output errors, weighted by their size; NAN: unknown. */
+    double output_error;
     char coding[160]; /**< the codings in use, "bitmap int8, dense int8" */
 };
 

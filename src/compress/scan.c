@@ -61,10 +61,12 @@ pdvm_status scan_source(struct model_source *source, struct pd_threads *threads,
         total += (double)t.rows * (double)t.cols;
     }
     for (size_t i = 0; i < n; i++) {
-        struct report_tensor t = {
-            .source_zeros = -1, .pruning_squares = NAN, .rounding_squares = NAN};
+        struct report_tensor t = {.source_zeros = -1,
+                                  .pruning_squares = NAN,
+                                  .rounding_squares = NAN,
+                                  .output_error = NAN};
         tensors_at(&source->config, i, &t.tensor);
-        struct report_tensor c = {.tensor = t.tensor};
+        struct report_tensor c = {.tensor = t.tensor, .output_error = NAN};
         PD_TRY(pd_progress(notify, "reading", done / total, err));
         PD_TRY(scan_tensor(source, threads, &t, &c, err));
         PD_TRY(report_add(out, &t, err));

@@ -60,8 +60,10 @@ struct solver_task {
 
 /** What came of it. Zero-initialise, free with solver_result_free. */
 struct solver_result {
-    double output_squares; /**< tr(W H W^T); with the diagonal only: its part of it; NAN: unknown */
-    double output_error;   /**< error(W') as above, rounding to the grid included; likewise */
+    /** tr(W H W^T), and error(W') as above with the rounding to the grid; with the diagonal only:
+     * its part of them. NAN where it would take another product: see solver_output_error. */
+    double output_squares;
+    double output_error;
     double pruning_squares; /**< sum of the squares of weights that became zero */
     /** Scales and codebook that W' is on: every W'[r, c] is exactly scale * entry in float32, or 0.
      * `scales` is NULL if there is none; then the encoder fits one itself. */

@@ -15,7 +15,7 @@
 #include <string.h>
 
 /* Rows of a piece of work: fixed, so that the products do not depend on the threads. */
-#define ROWS ((int64_t)64)
+#define ROWS ((int64_t)128)
 
 /* Weights per piece of a loop without products. */
 #define PIECE ((int64_t)1 << 15)
@@ -227,9 +227,6 @@ static pdvm_status solve(struct sparsegpt *s, struct solver_result *out, pdvm_er
     pdvm_status status = rounds ? fit_grid(s, &grid, err) : PDVM_OK;
     if (status == PDVM_OK) status = solve_blocks(s, rounds ? 0.5 : 0, 1, err);
     if (status == PDVM_OK) status = check_finite(s, err);
-    if (status == PDVM_OK)
-        status = solver_output_error(task->hessian, task->w, NULL, s->rows, task->threads,
-                                     &out->output_squares, err);
     if (status == PDVM_OK) {
         store(s, NULL);
         for (int64_t r = 0; r < s->rows; r++) {
@@ -266,10 +263,8 @@ pdvm_status solver_sparsegpt(const struct solver_task *task, struct solver_resul
     out->damping = s.f->damping;
     out->damping_raised = s.f->damping_raised;
     out->n_dead = s.f->n_dead;
-    if (task->sparsity == 0 && !grid_wanted(task->coding)) {
-        return solver_output_error(task->hessian, task->w, NULL, s.rows, task->threads,
-                                   &out->output_squares, err);
-    }
+    out->output_squares = NAN;
+    if (task->sparsity == 0 && !grid_wanted(task->coding)) return PDVM_OK;
     pdvm_status status = solve(&s, out, err);
     free(s.w);
     free(s.score);

@@ -13,16 +13,19 @@
 
 #define MIB ((size_t)1 << 20)
 #define HUGE_PAGE (2 * MIB)
+#define PAGE ((size_t)4096)
 /* Bytes ahead of the loads: the distance that the decoding kernels do best with. */
 #define PREFETCH 8192
 #define LINE 64
 #define MOST_STREAMS 8
-/* Handed out one by one, so that a worker that is disturbed does not hold up the others. */
-#define PIECE (MOST_STREAMS * 4 * MIB)
+/* Bytes that are handed out one by one, so that a worker that is disturbed does not hold up the
+ * others; less in small buffers. */
+#define MOST_PIECE (32 * MIB)
+#define LEAST_PIECE (MIB / 4)
 
 struct bandwidth {
     uint8_t *memory, *data; /* data: aligned to huge pages */
-    size_t size;
+    size_t size, piece;
     unsigned half;             /* the one that comes next */
     int streams;               /* of the measurement that runs */
     atomic_uint_least64_t sum; /* of all that was read, so that no load is left out */
@@ -101,12 +104,10 @@ static void fill_range(void *arg, int64_t begin, int64_t end, int worker) {
     struct bandwidth *b = arg;
     (void)worker;
     for (int64_t i = begin; i < end; i++) {
-        /* Pages that differ: nothing may be merged or compressed behind our back. */
-        uint64_t state = (uint64_t)i;
-        for (size_t at = 0; at < MIB; at += sizeof state) {
-            uint64_t word = at % 4096 ? state + at : pd_random(&state);
-            memcpy(b->data + (size_t)i * MIB + at, &word, sizeof word);
-        }
+        uint8_t *page = b->data + (size_t)i * PAGE;
+        uint64_t state = (uint64_t)i, word = pd_random(&state);
+        memset(page, (int)(word >> 56) | 1, PAGE);
+        memcpy(page, &word, sizeof word); /* pages that differ: nothing may be merged */
     }
 }
 
@@ -116,7 +117,9 @@ pdvm_status bandwidth_create(size_t size, struct pd_threads *threads, struct ban
     *out = NULL;
     if (size > SIZE_MAX / 4) return pd_fail_memory(err, size, "the bandwidth test");
     PD_TRY(pd_calloc(&b, 1, sizeof *b, "the bandwidth test", err));
-    b->size = pd_round_up(size ? size : 1, 2 * PIECE);
+    b->piece = MOST_PIECE;
+    while (b->piece > LEAST_PIECE && size < 8 * b->piece) b->piece /= 2;
+    b->size = pd_round_up(size ? size : 1, 2 * b->piece);
     pdvm_status status =
         pd_alloc_aligned(&b->memory, b->size + HUGE_PAGE + PREFETCH, "the bandwidth test", err);
     if (status != PDVM_OK) {
@@ -127,7 +130,7 @@ pdvm_status bandwidth_create(size_t size, struct pd_threads *threads, struct ban
 #ifdef MADV_HUGEPAGE
     (void)madvise(b->data, b->size / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE); /* only a wish */
 #endif
-    pd_threads_for(threads, (int64_t)(b->size / MIB), 8, fill_range, b);
+    pd_threads_for(threads, (int64_t)(b->size / PAGE), 4096, fill_range, b);
     *out = b;
     return PDVM_OK;
 }
@@ -148,18 +151,18 @@ static void read_pieces(void *arg, int64_t begin, int64_t end, int worker) {
     uint64_t sum = 0;
     (void)worker;
     for (int64_t i = begin; i < end; i++)
-        sum += sum_widest(data + (size_t)i * PIECE, PIECE, b->streams);
+        sum += sum_widest(data + (size_t)i * b->piece, b->piece, b->streams);
     atomic_fetch_add_explicit(&b->sum, sum, memory_order_relaxed);
 }
 
 double bandwidth_measure(struct bandwidth *b, struct pd_threads *threads) {
     double best = 0;
-    int64_t n = (int64_t)(b->size / 2 / PIECE);
+    int64_t n = (int64_t)(b->size / 2 / b->piece);
     for (b->streams = 1; b->streams <= MOST_STREAMS; b->streams *= 2) {
         double start = pd_seconds();
         pd_threads_for(threads, n, 1, read_pieces, b);
         double seconds = pd_seconds() - start;
-        double bytes = (double)n * PIECE;
+        double bytes = (double)n * (double)b->piece;
         if (seconds > 0 && bytes / seconds > best) best = bytes / seconds;
         b->half ^= 1; /* what the caches may still hold is not what comes next */
     }

@@ -15,7 +15,7 @@ struct bandwidth;
 /** A buffer size far beyond a last-level cache of `cache` bytes that leaves memory for others. */
 size_t bandwidth_buffer_size(uint64_t cache);
 
-/** Allocates and fills a buffer of `size` bytes (rounded up to 64 MiB), with huge pages if possible. */
+/** Allocates and fills a buffer of `size` bytes (rounded up a little), with huge pages if possible. */
 pdvm_status bandwidth_create(size_t size, struct pd_threads *threads, struct bandwidth **out,
                              pdvm_error *err);
 

@@ -19,7 +19,7 @@ struct bench_context {
 };
 
 /** The whole result; docs/benchmark.md describes the fields. NULL: out of memory. */
-json_t *bench_to_json(const struct bench_result *r, const struct bench_context *context);
+json_t *bench_to_json(const struct bench_result *r, const struct bench_context *c);
 
 /** One row that both results have. Strings belong to the JSON of the newer result. */
 struct bench_change {

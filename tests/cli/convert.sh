@@ -12,7 +12,9 @@ convert=("$PDVM" convert "$model" -o out.pdvm)
 refused 2 "no source" "$PDVM" convert
 refused 2 "no output: give the file to write with -o FILE" "$PDVM" convert "$model"
 refused 2 "unexpected argument 'more'" "${convert[@]}" more
-refused 2 "--method: 'wanda' is none of keep, magnitude" "${convert[@]}" --method wanda
+refused 2 "--method: 'wand' is none of keep, magnitude, wanda, sparsegpt, admm" \
+    "${convert[@]}" --method wand
+refused 2 "add --calib FILE" "${convert[@]}" --method wanda --sparsity 0.5
 refused 2 "add --method magnitude" "${convert[@]}" --sparsity 0.5
 refused 2 "add --method magnitude" "${convert[@]}" --sparsity 0.5 --method keep
 refused 2 "add --sparsity 0.5" "${convert[@]}" --method magnitude
