@@ -139,6 +139,7 @@ pdvm_status session_forward(pdvm_session *s, const int32_t *tokens, size_t n, se
         s->n_logit_rows = n_batch;
     }
     s->logits_valid = false;
+    if (n > 1) PD_TRY(pd_progress(&notify, "prompt", 0, err)); /* the time starts here */
     for (size_t done = 0; done < n;) {
         size_t left = n - done;
         struct batch batch = {.tokens = tokens + done};
