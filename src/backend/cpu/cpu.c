@@ -207,7 +207,6 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
     PD_TRY(keep(b, &b->acts, few, sizeof *b->acts, err));
     for (size_t t = 0; t < few; t++) PD_TRY(keep_act(b, &b->acts[t], widest, err));
     b->batch.tile_bytes = batch_tile_bytes((int64_t)(widest / BLOCK_COLS));
-    b->panel_bytes = batch_panel_bytes((int64_t)widest);
     PD_TRY(keep(b, &b->batch.packed, token_tiles, b->batch.tile_bytes, err));
     PD_TRY(keep(b, &b->batch.scales, token_tiles * BATCH_TOKENS, sizeof(float), err));
     PD_TRY(keep(b, &b->batch.x, token_tiles * BATCH_TOKENS, sizeof *b->batch.x, err));
@@ -217,7 +216,7 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
         PD_TRY(keep_act(b, &w->act, widest, err));
         PD_TRY(keep(b, &w->normed, hidden, sizeof(float), err));
         PD_TRY(keep(b, &w->products, batch * PANEL_MAX_ROWS, sizeof(float), err));
-        PD_TRY(keep(b, &w->panel, 1, b->panel_bytes, err));
+        PD_TRY(keep(b, &w->panel, 1, batch_panel_bytes((int64_t)widest), err));
         PD_TRY(keep(b, &w->attn, attn_batch_floats(plan->head_dim), sizeof(float), err));
         PD_TRY(keep(b, &w->q, d, sizeof(float), err));
         PD_TRY(keep(b, &w->q_sink, d, sizeof(float), err));
