@@ -14,6 +14,7 @@ static bool supported(void) {
 #define AVX512_KERNELS                                                                             \
     .product = {[CPU_INT8] = {avx512_int8_bitmap, avx512_int8_dense},                              \
                 [CPU_LUT4] = {avx512_lut4_bitmap, avx512_lut4_dense},                              \
+                [CPU_SELL] = {avx512_sell, NULL},                                                  \
                 [CPU_F32] = {avx512_f32_bitmap, avx512_f32_dense},                                 \
                 [CPU_BF16] = {avx512_bf16_bitmap, avx512_bf16_dense},                              \
                 [CPU_F16] = {avx512_f16_bitmap, avx512_f16_dense},                                 \
