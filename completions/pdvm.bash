@@ -25,13 +25,13 @@ _pdvm_flags() {
             --ignore-eos -c --ctx-size --rolling --keep --session -l --logit-bias --repeat-penalty
             --repeat-last-n --frequency-penalty --presence-penalty --top-k --typical --top-p --min-p
             --temp -s --seed --no-display-prompt -o --output --json -q --quiet -v --verbose
-            -t --threads -b --batch-size -ctk --cache-type-k -ctv --cache-type-v --mode --backend --kernels --cache-packed"
+            -t --threads -b --batch-size --prompt-activations -ctk --cache-type-k -ctv --cache-type-v --mode --backend --kernels --cache-packed"
         ;;
     chat)
         flags+=" -m --model -p --prompt -sys --system --chat-template -n --predict
             -r --reverse-prompt --ignore-eos -c --ctx-size --rolling --keep -l --logit-bias
             --repeat-penalty --repeat-last-n --frequency-penalty --presence-penalty --top-k --typical
-            --top-p --min-p --temp -s --seed -q --quiet -v --verbose -t --threads -b --batch-size
+            --top-p --min-p --temp -s --seed -q --quiet -v --verbose -t --threads -b --batch-size --prompt-activations
             -ctk --cache-type-k -ctv --cache-type-v --mode --backend --kernels --cache-packed"
         ;;
     convert)
@@ -47,7 +47,7 @@ _pdvm_flags() {
         ;;
     eval)
         flags+=" -m --model -f --text --protocol -c --ctx-size --stride --max-tokens --reference
-            --kl-base --save-logits --values -o --output --json --per-token -q --quiet -v --verbose -t --threads -b --batch-size -ctk
+            --kl-base --save-logits --values -o --output --json --per-token -q --quiet -v --verbose -t --threads -b --batch-size --prompt-activations -ctk
             --cache-type-k -ctv --cache-type-v --backend --kernels --cache-packed"
         ;;
     plan)
@@ -64,7 +64,7 @@ _pdvm_flags() {
     bench)
         flags+=" -m --model --shape --sparsity --values --group -p --n-prompt -n --n-gen -d --n-depth
             -t --threads -r --repetitions --mode --modes --phases -s --seed -o --output --json
-            --compare -q --quiet -v --verbose -b --batch-size -ctk --cache-type-k -ctv
+            --compare -q --quiet -v --verbose -b --batch-size --prompt-activations -ctk --cache-type-k -ctv
             --cache-type-v --backend --kernels --cache-packed"
         ;;
     esac
@@ -112,6 +112,7 @@ _pdvm_value() {
             mistral-v3 mistral-v3-tekken mistral-v7 mistral-v7-tekken zephyr phi-3 gemma command-r
         ;;
     run:--mode | chat:--mode) _pdvm_words token layer phase unfused ;;
+    *:--prompt-activations) _pdvm_words 16 8 ;;
     *:--backend) _pdvm_words auto cpu cuda ;;
     *:--kernels) _pdvm_words auto scalar avx512 amx ;;
     *:-ctk | *:-ctv | *:--cache-type-k | *:--cache-type-v) _pdvm_words f32 f16 int8 ;;

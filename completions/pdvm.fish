@@ -33,6 +33,7 @@ complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -s v -l ve
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -s b -l batch-size -x -d 'Most tokens computed together'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctk -l cache-type-k -x -a 'f32 f16 int8' -d 'Type of cached keys'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctv -l cache-type-v -x -a 'f32 f16 int8' -d 'Type of cached values'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l prompt-activations -x -a '16 8' -d 'Bits of activations of several tokens'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l backend -x -a 'auto cpu cuda' -d 'Where to compute'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l kernels -x -a 'auto scalar avx512 amx' -d 'Instruction set'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l cache-packed -d 'Keep the packed weights in a file'

@@ -211,7 +211,9 @@ typedef struct pdvm_session_options {
     bool rolling;     /**< when the cache is full, drop the oldest tokens instead of failing */
     uint32_t n_sink;  /**< with rolling: first tokens that are always kept (attention sinks) */
     uint32_t n_batch; /**< most prompt tokens per pass; 0: the default */
-    pdvm_progress_fn progress; /**< stage "prompt": called while a long prompt is processed */
+    uint32_t prompt_activations; /**< bits of the activations where several tokens are computed
+                                      together: 16 (or 0), or 8, which is faster and less accurate */
+    pdvm_progress_fn progress;   /**< stage "prompt": called while a long prompt is processed */
     void *progress_user;
 } pdvm_session_options;
 

@@ -85,6 +85,7 @@ struct batch {
     size_t first_phase; /**< phases [first_phase, end_phase) are run */
     size_t end_phase;
     pdvm_mode mode;
+    bool short_activations; /**< passes of several tokens may take 8-bit activations */
     bool sync;              /**< wait for the device after every dispatch */
     uint64_t *n_dispatches; /**< raised by the number of dispatches */
     double *phase_seconds;  /**< [plan.n_phases] each raised by the time its phase took, the barrier

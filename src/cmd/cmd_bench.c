@@ -45,7 +45,7 @@ struct arguments {
     const char *sparsity, *values, *prompt, *gen, *depth, *threads, *kernels, *backend, *compare;
     int64_t group, repetitions, batch, seed;
     bool group_given, all_modes, phases, json, quiet, verbose, cache_packed;
-    int mode, type_k, type_v, format;
+    int mode, type_k, type_v, activations, format;
 };
 
 /* The arguments as lists. */
@@ -223,6 +223,7 @@ static pdvm_status measure(const struct arguments *a, const struct lists *l,
         .backend = a->backend,
         .values = a->shapes.n == 0 ? a->values : NULL,
         .n_batch = (uint32_t)a->batch,
+        .prompt_activations = activations_of(a->activations),
         .type_k = kv_type_of(a->type_k),
         .type_v = kv_type_of(a->type_v),
         .seed = (uint64_t)a->seed,
@@ -337,8 +338,12 @@ int cmd_bench(int argc, char **argv) {
         OPTION_FLAG("-q, --quiet", "Show no progress.", &a.quiet),
         OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &a.verbose),
         OPTION_GROUP("Engine"),
-        OPTION_INT("-b, --batch-size", "N", "Most prompt tokens computed together. [64]", &a.batch,
+        OPTION_INT("-b, --batch-size", "N", "Most prompt tokens computed together. [256]", &a.batch,
                    1, 1 << 24),
+        OPTION_CHOICE("--prompt-activations", "BITS",
+                      "Precision where several tokens are computed together: 16, or 8, which is "
+                      "faster and less accurate. [16]",
+                      &a.activations, activation_names),
         OPTION_CHOICE("-ctk, --cache-type-k", "TYPE",
                       "How the keys in the KV cache are stored: f32, f16, int8. [f16]", &a.type_k,
                       kv_type_names),

@@ -54,7 +54,7 @@ static const char *const value_names[] = {"f32",  "bf16", "f16",    "int8",
 struct arguments {
     const char *model, *text, *kernels, *backend, *values, *save, *base, *reference;
     int64_t window, stride, threads, batch, max_tokens;
-    int type_k, type_v, format, protocol;
+    int type_k, type_v, activations, format, protocol;
     bool json, per_token, quiet, verbose, cache_packed;
 };
 
@@ -123,6 +123,7 @@ static pdvm_status create_session(const struct evaluation *e, pdvm_model *model,
     pdvm_session_options options = pdvm_session_options_default();
     options.n_ctx = e->options.n_ctx;
     options.n_batch = (uint32_t)o->batch;
+    options.prompt_activations = activations_of(o->activations);
     options.type_k = kv_type_of(o->type_k);
     options.type_v = kv_type_of(o->type_v);
     return pdvm_session_create(model, &options, out, err);
@@ -393,8 +394,12 @@ int cmd_eval(int argc, char **argv) {
                       &values, value_names),
         OPTION_INT("-t, --threads", "N", "Threads; 0 is one per physical core. [0]", &o.threads, 0,
                    1024),
-        OPTION_INT("-b, --batch-size", "N", "Most tokens computed together. [64]", &o.batch, 1,
+        OPTION_INT("-b, --batch-size", "N", "Most tokens computed together. [256]", &o.batch, 1,
                    1 << 24),
+        OPTION_CHOICE("--prompt-activations", "BITS",
+                      "Precision where several tokens are computed together: 16, or 8, which is "
+                      "faster and less accurate. [16]",
+                      &o.activations, activation_names),
         OPTION_CHOICE("-ctk, --cache-type-k", "TYPE",
                       "How the keys in the KV cache are stored: f32, f16, int8. [f16]", &o.type_k,
                       kv_type_names),

@@ -19,6 +19,12 @@ const char *const output_formats[] = {"text", "json", NULL};
 
 const char *const kv_type_names[] = {"f32", "f16", "int8", "q8_0", NULL};
 
+const char *const activation_names[] = {"16", "8", NULL};
+
+uint32_t activations_of(int choice) {
+    return choice == 0 ? 16 : 8;
+}
+
 pdvm_kv_type kv_type_of(int choice) {
     /* q8_0 is what llama.cpp's users call 8-bit integers. */
     return choice >= PDVM_KV_INT8 ? PDVM_KV_INT8 : (pdvm_kv_type)choice;

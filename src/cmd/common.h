@@ -21,6 +21,10 @@ extern const char *const kv_type_names[];
 /** The type that a position in kv_type_names stands for. */
 pdvm_kv_type kv_type_of(int choice);
 
+/** Choices of --prompt-activations, and the bits that a choice means. */
+extern const char *const activation_names[];
+uint32_t activations_of(int choice);
+
 /**
  * Reads a whole text from a file, a pipe, or standard input ("-"). *data is freed with free() and
  * ends with a zero byte that *size does not count.

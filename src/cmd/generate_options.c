@@ -122,8 +122,12 @@ void generate_add_engine(struct option_table *table, struct generate_settings *o
         OPTION_GROUP("Engine"),
         OPTION_INT("-t, --threads", "N", "Threads; 0 is one per physical core. [0]", &o->n_threads,
                    0, 1024),
-        OPTION_INT("-b, --batch-size", "N", "Most prompt tokens computed together. [64]",
+        OPTION_INT("-b, --batch-size", "N", "Most prompt tokens computed together. [256]",
                    &o->n_batch, 1, 1 << 24),
+        OPTION_CHOICE("--prompt-activations", "BITS",
+                      "Precision where several tokens are computed together: 16, or 8, which is "
+                      "faster and less accurate. [16]",
+                      &o->activations, activation_names),
         OPTION_CHOICE("-ctk, --cache-type-k", "TYPE",
                       "How the keys in the KV cache are stored: f32, f16, int8 (also called q8_0). "
                       "[f16]",
@@ -228,6 +232,7 @@ pdvm_status generate_create_session(const struct generate_settings *o, pdvm_mode
     options.type_k = kv_type_of(o->type_k);
     options.type_v = kv_type_of(o->type_v);
     options.mode = (pdvm_mode)o->mode;
+    options.prompt_activations = activations_of(o->activations);
     options.rolling = o->rolling;
     if (o->keep >= 0) options.n_sink = (uint32_t)o->keep;
     options.progress = terminal_progress;

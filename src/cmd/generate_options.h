@@ -16,7 +16,7 @@ struct generate_settings {
     double temp, top_p, min_p, typical, repeat_penalty, frequency_penalty, presence_penalty;
     struct option_list logit_bias, stop;
     pdvm_logit_bias *bias; /**< [logit_bias.n], by generate_settings_check */
-    int type_k, type_v, mode;
+    int type_k, type_v, mode, activations;
     bool ignore_eos, rolling, quiet, verbose, cache_packed;
 };
 

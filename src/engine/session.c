@@ -18,6 +18,9 @@ static pdvm_status check_options(const pdvm_session_options *o, pdvm_error *err)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "unknown KV cache type");
     if ((unsigned)o->mode > PDVM_MODE_UNFUSED)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "unknown execution mode %d", (int)o->mode);
+    if (o->prompt_activations != 0 && o->prompt_activations != 8 && o->prompt_activations != 16)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "activations of %u bits: possible are 8 and 16",
+                       o->prompt_activations);
     if (o->n_ctx > MAX_CONTEXT)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "a context of %u tokens: at most %u", o->n_ctx,
                        MAX_CONTEXT);
@@ -103,12 +106,20 @@ static pdvm_status run_pass(pdvm_session *s, struct batch *batch, pdvm_error *er
     struct pdvm_model *m = s->model;
     PD_TRY(kv_cache_place(&s->cache, batch, err));
     batch->mode = s->options.mode;
+    batch->short_activations = s->options.prompt_activations == 8;
     batch->n_dispatches = &s->stats.n_dispatches;
     batch->phase_seconds = s->phase_seconds;
     pthread_mutex_lock(&m->pass);
     pdvm_status status = m->backend->ops->run(m->backend, batch, err);
     pthread_mutex_unlock(&m->pass);
     return status;
+}
+
+/* Tokens of a pass with logits for all of them, which shall not take more than 32 MB. */
+static uint32_t logits_batch(const pdvm_session *s) {
+    size_t fit = ((size_t)32 << 20) / (s->model->config.n_vocab * sizeof *s->logits);
+    size_t least = fit < 16 ? 16 : fit;
+    return least < s->options.n_batch ? (uint32_t)least : s->options.n_batch;
 }
 
 pdvm_status session_forward(pdvm_session *s, const int32_t *tokens, size_t n, session_logits_fn fn,
@@ -119,19 +130,20 @@ pdvm_status session_forward(pdvm_session *s, const int32_t *tokens, size_t n, se
     size_t n_vocab = m->config.n_vocab;
     PD_TRY(check_tokens(s, tokens, n, s->n_tokens, err));
     PD_TRY(check_room(s, s->n_tokens + n, err));
-    if (fn && s->n_logit_rows < s->options.n_batch) {
+    uint32_t n_batch = fn ? logits_batch(s) : s->options.n_batch;
+    if (fn && s->n_logit_rows < n_batch) {
         float *logits;
-        PD_TRY(pd_calloc(&logits, s->options.n_batch * n_vocab, sizeof *logits, "logits", err));
+        PD_TRY(pd_calloc(&logits, n_batch * n_vocab, sizeof *logits, "logits", err));
         free(s->logits);
         s->logits = logits;
-        s->n_logit_rows = s->options.n_batch;
+        s->n_logit_rows = n_batch;
     }
     s->logits_valid = false;
+    if (n > 1) PD_TRY(pd_progress(&notify, "prompt", 0, err)); /* the time starts here */
     for (size_t done = 0; done < n;) {
         size_t left = n - done;
         struct batch batch = {.tokens = tokens + done};
-        batch.n_tokens = kv_cache_room(&s->cache, left < s->options.n_batch ? (uint32_t)left
-                                                                            : s->options.n_batch);
+        batch.n_tokens = kv_cache_room(&s->cache, left < n_batch ? (uint32_t)left : n_batch);
         if (batch.n_tokens == 0) return pd_fail(err, PDVM_ERR_RANGE, "the context is full");
         bool last = batch.n_tokens == left;
         batch.n_logits = fn ? batch.n_tokens : last ? 1 : 0;

@@ -295,6 +295,7 @@ static pdvm_status session_at(struct bench *b, struct open_model *m, uint32_t de
         if (t->depth == depth && end > options.n_ctx) options.n_ctx = end;
     }
     options.n_batch = b->o->n_batch;
+    options.prompt_activations = b->o->prompt_activations;
     options.type_k = b->o->type_k;
     options.type_v = b->o->type_v;
     options.progress = prompt_progress;

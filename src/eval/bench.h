@@ -50,6 +50,7 @@ struct bench_options {
     const char *kernels, *backend, *values; /**< as in pdvm_model_options */
     bool cache_packed;                      /**< the same, for models at a path */
     uint32_t n_batch;                       /**< 0: the default */
+    uint32_t prompt_activations;            /**< as in pdvm_session_options */
     pdvm_kv_type type_k, type_v;
     uint64_t seed;
     size_t bandwidth_buffer; /**< bytes that the bandwidth test reads; 0: far beyond the cache */

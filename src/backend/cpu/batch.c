@@ -43,12 +43,13 @@ void cpu_batch_pack(const struct cpu_kernels *k, struct cpu_batch_acts *acts, ui
 
 void cpu_batch_product(const struct cpu_kernels *k, const struct cpu_matrix *m, int64_t tile0,
                        int64_t tile1, const struct cpu_batch_acts *acts, uint32_t n, void *panel,
-                       size_t panel_bytes, float *out, int64_t stride) {
+                       float *out, int64_t stride) {
     const bool integer = cpu_kind_is_integer(m->kind);
     struct cpu_panel p = {.m = m, .stride = panel_stride(m->n_blocks, integer)};
     size_t row_bytes = integer ? (size_t)p.stride / TILE_ROWS : (size_t)p.stride * sizeof(float);
-    int64_t most = (int64_t)(panel_bytes / row_bytes) / PANEL_STEP * PANEL_STEP;
+    int64_t most = (int64_t)(PANEL_BYTES / row_bytes) / PANEL_STEP * PANEL_STEP;
     if (most > PANEL_MAX_ROWS) most = PANEL_MAX_ROWS;
+    if (most < PANEL_STEP) most = PANEL_STEP; /* what batch_panel_bytes has room for at least */
     if (integer)
         p.codes = panel;
     else

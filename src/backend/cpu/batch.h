@@ -76,10 +76,10 @@ void cpu_batch_pack(const struct cpu_kernels *k, struct cpu_batch_acts *acts, ui
                     const float *in, size_t stride, int64_t n, uint32_t n_tokens,
                     struct cpu_act *scratch);
 
-/** cpu_product_fn for a batch; `panel` is this worker's buffer of `panel_bytes`. */
+/** cpu_product_fn for a batch; `panel` has batch_panel_bytes for at least the matrix's columns. */
 void cpu_batch_product(const struct cpu_kernels *k, const struct cpu_matrix *m, int64_t tile0,
                        int64_t tile1, const struct cpu_batch_acts *acts, uint32_t n, void *panel,
-                       size_t panel_bytes, float *out, int64_t stride);
+                       float *out, int64_t stride);
 
 extern const struct cpu_batch_kernels cpu_batch_scalar;
 #ifdef PDVM_HAVE_AVX512

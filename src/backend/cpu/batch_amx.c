@@ -105,7 +105,7 @@ static void integers(const struct cpu_panel *panel, const struct cpu_token_tile 
 }
 
 const struct cpu_batch_kernels cpu_batch_amx = {
-    .min_tokens = 3,
+    .min_tokens = 4,
     .pack = batch_pack_avx512,
     .integers = integers,
     .floats = batch_floats_avx512,

@@ -144,7 +144,7 @@ void batch_floats_avx512(const struct cpu_panel *panel, const struct cpu_token_t
 }
 
 const struct cpu_batch_kernels cpu_batch_avx512 = {
-    .min_tokens = 8,
+    .min_tokens = 4,
     .pack = batch_pack_avx512,
     .arrange = arrange,
     .integers = integers,

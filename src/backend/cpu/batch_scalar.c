@@ -27,7 +27,7 @@ static void widen_row(const struct cpu_panel *panel, int64_t r, int64_t column, 
                       int16_t *out) {
     const int8_t *codes = panel->codes + r / 16 * panel->stride + r % 16 * 4 + column * 16;
     for (int64_t c = 0; c < n; c += 4, codes += 64)
-        for (int i = 0; i < 4; i++) out[c + i] = codes[i];
+        for (int i = 0; i < 4; i++) out[c + i] = (int16_t)codes[i];
 }
 
 static void integers(const struct cpu_panel *panel, const struct cpu_token_tile *tokens, float *out,

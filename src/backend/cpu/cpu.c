@@ -240,7 +240,6 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
     PD_TRY(keep(b, &b->acts, few, sizeof *b->acts, err));
     for (size_t t = 0; t < few; t++) PD_TRY(keep_act(b, &b->acts[t], widest, err));
     b->batch.tile_bytes = batch_tile_bytes((int64_t)(widest / BLOCK_COLS));
-    b->panel_bytes = batch_panel_bytes((int64_t)widest);
     PD_TRY(keep(b, &b->batch.packed, token_tiles, b->batch.tile_bytes, err));
     PD_TRY(keep(b, &b->batch.scales, token_tiles * BATCH_TOKENS, sizeof(float), err));
     PD_TRY(keep(b, &b->batch.x, token_tiles * BATCH_TOKENS, sizeof *b->batch.x, err));
@@ -250,7 +249,7 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
         PD_TRY(keep_act(b, &w->act, widest, err));
         PD_TRY(keep(b, &w->normed, hidden, sizeof(float), err));
         PD_TRY(keep(b, &w->products, batch * PANEL_MAX_ROWS, sizeof(float), err));
-        PD_TRY(keep(b, &w->panel, 1, b->panel_bytes, err));
+        PD_TRY(keep(b, &w->panel, 1, batch_panel_bytes((int64_t)widest), err));
         PD_TRY(keep(b, &w->attn, attn_batch_floats(plan->head_dim), sizeof(float), err));
         PD_TRY(keep(b, &w->q, d, sizeof(float), err));
         PD_TRY(keep(b, &w->q_sink, d, sizeof(float), err));
@@ -424,7 +423,7 @@ static pdvm_status cpu_run(struct backend *base, const struct batch *batch, pdvm
         PD_TRY(pd_grow(&b->partial, &b->partial_capacity, need, sizeof *b->partial,
                        "attention of a long context", err));
     }
-    b->batch.digits = 2;
+    b->batch.digits = batch->short_activations ? 1 : 2;
     for (uint32_t t = 0; t < batch->n_tokens; t++)
         fill_rope(b->rope + (size_t)t * plan->head_dim, plan, (double)batch->position + t,
                   plan->rope_factor);

@@ -313,7 +313,7 @@ struct cpu_worker {
     struct cpu_act act; /* [1] for single-token passes */
     float *normed;      /* [hidden_size] */
     float *products;    /* [max_batch][PANEL_MAX_ROWS] */
-    void *panel;        /* [panel_bytes] expanded weights */
+    void *panel;        /* expanded weights, see batch_panel_bytes */
     float *attn;        /* attention of batches */
     float *q;           /* [head_dim] a rotated query */
     float *q_sink;      /* the same, rotated for the sinks */
@@ -351,16 +351,15 @@ struct cpu_backend {
     struct cpu_worker *workers;  /* [n_workers] */
     struct cpu_act *acts;        /* [max_batch]: shared, for passes of a few tokens */
     struct cpu_batch_acts batch; /* shared, for passes of many tokens */
-    size_t panel_bytes;
-    float *normed;           /* [max_batch][hidden_size] */
-    float *x;                /* [max_batch][hidden_size] residual stream */
-    float *q;                /* [max_batch][n_heads * head_dim] */
-    float *k;                /* [max_batch][n_kv_heads * head_dim] */
-    float *v;                /* [max_batch][n_kv_heads * head_dim] */
-    float *attn;             /* [max_batch][n_heads * head_dim] */
-    float *hidden;           /* [max_batch][intermediate_size] */
-    float *rope;             /* [max_batch][2][head_dim / 2] cos, sin */
-    float *rope_sink;        /* [2][head_dim / 2] of minus the dropped positions */
+    float *normed;               /* [max_batch][hidden_size] */
+    float *x;                    /* [max_batch][hidden_size] residual stream */
+    float *q;                    /* [max_batch][n_heads * head_dim] */
+    float *k;                    /* [max_batch][n_kv_heads * head_dim] */
+    float *v;                    /* [max_batch][n_kv_heads * head_dim] */
+    float *attn;                 /* [max_batch][n_heads * head_dim] */
+    float *hidden;               /* [max_batch][intermediate_size] */
+    float *rope;                 /* [max_batch][2][head_dim / 2] cos, sin */
+    float *rope_sink;            /* [2][head_dim / 2] of minus the dropped positions */
     float *partial;          /* attention pieces: [pieces][n_heads][head_dim + 2], or workers' */
     size_t partial_capacity; /* floats */
     atomic_uint *merge;      /* [n_kv_heads] pieces that have arrived */

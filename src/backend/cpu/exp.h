@@ -12,14 +12,14 @@
  * the Cephes library's coefficients (Moshier 1992). The error is below 2 units in the last place. */
 #define EXP_LOG2E 1.44269504f
 #define EXP_LN2_HIGH 0.693359375f
-#define EXP_LN2_LOW -2.12194440e-4f
+#define EXP_LN2_LOW (-2.12194440e-4f)
 #define EXP_C0 1.9875691500e-4f
 #define EXP_C1 1.3981999507e-3f
 #define EXP_C2 8.3334519073e-3f
 #define EXP_C3 4.1665795894e-2f
 #define EXP_C4 1.6666665459e-1f
 #define EXP_C5 5.0000001201e-1f
-#define EXP_MIN -87.3365f     /* below, the result is 0 and not a subnormal number */
+#define EXP_MIN (-87.3365f)   /* below, the result is 0 and not a subnormal number */
 #define EXP_MAX 88.3762f      /* above, the result is that of this */
 #define EXP_ROUND 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
 

@@ -28,8 +28,8 @@ static void product(const struct cpu_backend *b, const struct backend_matrix *m,
                     int64_t stride) {
     const struct cpu_matrix *p = m->packed;
     if (is_batch(b, n))
-        cpu_batch_product(b->kernels, p, tile0, tile1, &b->batch, n, b->workers[worker].panel,
-                          b->panel_bytes, out, stride);
+        cpu_batch_product(b->kernels, p, tile0, tile1, &b->batch, n, b->workers[worker].panel, out,
+                          stride);
     else
         b->kernels->product[p->kind][p->dense](p, tile0, tile1, act, n, out, stride);
 }
