@@ -89,7 +89,7 @@ _pdvm_value() {
             mistral-v3 mistral-v3-tekken mistral-v7 mistral-v7-tekken zephyr phi-3 gemma command-r
         ;;
     run:--mode | chat:--mode) _pdvm_words token layer phase unfused ;;
-    *:--kernels) _pdvm_words auto scalar avx512 amx ;;
+    *:--kernels) _pdvm_words auto scalar neon avx2 avxvnni avx512 amx ;;
     *:-ctk | *:-ctv | *:--cache-type-k | *:--cache-type-v) _pdvm_words f32 f16 int8 ;;
     unpack:--dtype) _pdvm_words f32 bf16 f16 ;;
     unpack:-o | unpack:--output) _pdvm_directories ;;

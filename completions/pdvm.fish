@@ -31,7 +31,7 @@ complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -s v -l ve
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -s b -l batch-size -x -d 'Most tokens computed together'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctk -l cache-type-k -x -a 'f32 f16 int8' -d 'Type of cached keys'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctv -l cache-type-v -x -a 'f32 f16 int8' -d 'Type of cached values'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l kernels -x -a 'auto scalar avx512 amx' -d 'Instruction set'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l kernels -x -a 'auto scalar neon avx2 avxvnni avx512 amx' -d 'Instruction set'
 
 complete -c pdvm -n '__fish_seen_subcommand_from run' -s e -l escape -d 'Understand \\n and the like in -p'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat' -s n -l predict -x -d 'Tokens to generate'

@@ -397,9 +397,10 @@ int cmd_eval(int argc, char **argv) {
                       kv_type_names),
         OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
                       "How the values in the KV cache are stored. [f16]", &o.type_v, kv_type_names),
-        OPTION_STRING("--kernels", "SET",
-                      "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
-                      &o.kernels),
+        OPTION_STRING(
+            "--kernels", "SET",
+            "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, amx. [auto]",
+            &o.kernels),
         OPTION_END,
     };
     const struct options_page page = {.command = "eval",

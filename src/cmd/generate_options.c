@@ -134,9 +134,10 @@ void generate_add_engine(struct option_table *table, struct generate_settings *o
                       "How often the threads are dispatched: once a token, layer or phase, or six "
                       "times a layer (unfused). The results are the same. [token]",
                       &o->mode, mode_names),
-        OPTION_STRING("--kernels", "SET",
-                      "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
-                      &o->kernels),
+        OPTION_STRING(
+            "--kernels", "SET",
+            "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, amx. [auto]",
+            &o->kernels),
         OPTION_UNSUPPORTED("-ngl, --gpu-layers, --n-gpu-layers",
                            "this version computes on the CPU; leave the option out"),
         OPTION_UNSUPPORTED("-fa, --flash-attn",

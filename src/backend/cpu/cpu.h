@@ -182,6 +182,15 @@ struct cpu_kernels {
 };
 
 extern const struct cpu_kernels cpu_kernels_scalar;
+#ifdef PDVM_HAVE_NEON
+extern const struct cpu_kernels cpu_kernels_neon;
+#endif
+#ifdef PDVM_HAVE_AVX2
+extern const struct cpu_kernels cpu_kernels_avx2;
+#endif
+#ifdef PDVM_HAVE_AVXVNNI
+extern const struct cpu_kernels cpu_kernels_avxvnni; /* avx2 but for integer products */
+#endif
 #ifdef PDVM_HAVE_AVX512
 extern const struct cpu_kernels cpu_kernels_avx512;
 #endif
