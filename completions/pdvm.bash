@@ -25,19 +25,19 @@ _pdvm_flags() {
             --ignore-eos -c --ctx-size --rolling --keep --session -l --logit-bias --repeat-penalty
             --repeat-last-n --frequency-penalty --presence-penalty --top-k --typical --top-p --min-p
             --temp -s --seed --no-display-prompt -o --output --json -q --quiet -v --verbose
-            -t --threads -b --batch-size -ctk --cache-type-k -ctv --cache-type-v --mode --kernels"
+            -t --threads -b --batch-size -ctk --cache-type-k -ctv --cache-type-v --mode --backend --kernels --cache-packed"
         ;;
     chat)
         flags+=" -m --model -p --prompt -sys --system --chat-template -n --predict
             -r --reverse-prompt --ignore-eos -c --ctx-size --rolling --keep -l --logit-bias
             --repeat-penalty --repeat-last-n --frequency-penalty --presence-penalty --top-k --typical
             --top-p --min-p --temp -s --seed -q --quiet -v --verbose -t --threads -b --batch-size
-            -ctk --cache-type-k -ctv --cache-type-v --mode --kernels"
+            -ctk --cache-type-k -ctv --cache-type-v --mode --backend --kernels --cache-packed"
         ;;
     convert)
         flags+=" -o --output --method --sparsity --scope --calib --calib-tokens --calib-seq
             --layer-sparsity --damping --act-order --refine --resume --values --codebook --group --index
-            --embed --layers -t --threads --json -q --quiet"
+            --embed --layers --layers-file -t --threads --json -q --quiet"
         ;;
     inspect) flags+=" --check --json --ascii -t --threads -q --quiet" ;;
     unpack) flags+=" -o --output --dtype --force -t --threads -q --quiet" ;;
@@ -48,13 +48,24 @@ _pdvm_flags() {
     eval)
         flags+=" -m --model -f --text --protocol -c --ctx-size --stride --max-tokens --reference
             --kl-base --save-logits --values -o --output --json --per-token -q --quiet -v --verbose -t --threads -b --batch-size -ctk
-            --cache-type-k -ctv --cache-type-v --kernels"
+            --cache-type-k -ctv --cache-type-v --backend --kernels --cache-packed"
+        ;;
+    plan)
+        flags+=" --budget --speed --max-loss --calib -f --text --windows -c --ctx-size --calib-tokens
+            --calib-seq --method --sparsity --values --group --embed --quick --layers-per-group
+            --front --speed-tokens --apply --settings --svg -o --output --json -q --quiet
+            -v --verbose -t --threads --kernels"
+        ;;
+    sweep)
+        flags+=" --methods --sparsity --values --group --embed -f --text --calib --calib-tokens
+            --calib-seq --protocol -c --ctx-size --max-tokens --speed-tokens --results -o --output
+            --json -q --quiet -v --verbose -t --threads --kernels"
         ;;
     bench)
         flags+=" -m --model --shape --sparsity --values --group -p --n-prompt -n --n-gen -d --n-depth
             -t --threads -r --repetitions --mode --modes --phases -s --seed -o --output --json
             --compare -q --quiet -v --verbose -b --batch-size -ctk --cache-type-k -ctv
-            --cache-type-v --kernels"
+            --cache-type-v --backend --kernels --cache-packed"
         ;;
     esac
 }
@@ -67,6 +78,18 @@ _pdvm_shapes="tiny smollm2-135m smollm2-1.7b tinyllama-1.1b llama2-7b llama2-13b
 # _pdvm_value COMMAND FLAG: offers values for the flag; fails if it takes none.
 _pdvm_value() {
     case $1:$2 in
+    plan:--method) _pdvm_words keep magnitude wanda sparsegpt admm ;;
+    plan:--group | sweep:--group) _pdvm_words 0 32 64 128 256 ;;
+    plan:--embed | sweep:--embed) _pdvm_words int8 f16 bf16 f32 ;;
+    plan:--values | sweep:--values) _pdvm_words int8 lut4 int8,lut4 ;;
+    sweep:--methods) _pdvm_words keep magnitude wanda sparsegpt admm ;;
+    sweep:--protocol) _pdvm_words sliding llama.cpp papers ;;
+    sweep:-o | sweep:--output) _pdvm_words md csv json ;;
+    plan:--calib | plan:--apply | plan:--settings | plan:--svg | sweep:--calib | sweep:--results)
+        _pdvm_files
+        ;;
+    plan:--budget | plan:--speed | plan:--max-loss | plan:--windows | *:--calib-tokens | \
+        *:--calib-seq | plan:--layers-per-group | plan:--front | *:--speed-tokens) ;;
     bench:--shape) _pdvm_words "$_pdvm_shapes" ;;
     bench:--values) _pdvm_words int8 lut4 lut8 f16 bf16 f32 ;;
     bench:--group) _pdvm_words 0 32 64 128 256 ;;
@@ -89,11 +112,12 @@ _pdvm_value() {
             mistral-v3 mistral-v3-tekken mistral-v7 mistral-v7-tekken zephyr phi-3 gemma command-r
         ;;
     run:--mode | chat:--mode) _pdvm_words token layer phase unfused ;;
+    *:--backend) _pdvm_words auto cpu cuda ;;
     *:--kernels) _pdvm_words auto scalar neon avx2 avxvnni avx512 amx ;;
     *:-ctk | *:-ctv | *:--cache-type-k | *:--cache-type-v) _pdvm_words f32 f16 int8 ;;
     unpack:--dtype) _pdvm_words f32 bf16 f16 ;;
     unpack:-o | unpack:--output) _pdvm_directories ;;
-    convert:-o | convert:--output | convert:--calib) _pdvm_files ;;
+    convert:-o | convert:--output | convert:--calib | convert:--layers-file) _pdvm_files ;;
     *:-o | *:--output) _pdvm_words text json ;;
     *:-m | *:--model | *:-f | *:--file | *:--text | *:--session | *:--save-logits | \
         *:--kl-base | *:--reference) _pdvm_files ;;
@@ -109,7 +133,7 @@ _pdvm_value() {
 
 _pdvm() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} flags
-    local commands="run chat convert inspect unpack tokenize eval bench help version"
+    local commands="run chat convert inspect unpack tokenize eval plan sweep bench help version"
     COMPREPLY=()
 
     if [ "$COMP_CWORD" -eq 1 ]; then

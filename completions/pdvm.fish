@@ -1,6 +1,6 @@
 # fish completion for pdvm
 
-set -l commands run chat convert inspect unpack tokenize eval bench help version
+set -l commands run chat convert inspect unpack tokenize eval plan sweep bench help version
 
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -f
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -l help -d 'Explain the commands'
@@ -13,16 +13,18 @@ complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a unpack -d 'Wr
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a tokenize -d 'Show the tokens of a text'
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a eval -d 'Measure the perplexity on a text'
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a bench -d 'Measure the speed of prompts and generation'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a plan -d 'Find the best sparsity and coding of every matrix'
+complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a sweep -d 'Compress in many ways and compare'
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a help -d 'Explain a command'
 complete -c pdvm -n "not __fish_seen_subcommand_from $commands" -a version -d 'Print the version'
 
 complete -c pdvm -n '__fish_seen_subcommand_from help version' -f
-complete -c pdvm -n '__fish_seen_subcommand_from help' -a 'run chat convert inspect unpack tokenize eval bench'
+complete -c pdvm -n '__fish_seen_subcommand_from help' -a 'run chat convert inspect unpack tokenize eval plan sweep bench'
 
-complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack tokenize eval bench' -l help -d 'Explain this command'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack tokenize eval plan sweep bench' -l help -d 'Explain this command'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack eval bench' -s t -l threads -x -d 'Threads to use'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat convert inspect unpack eval bench' -s q -l quiet -d 'Print less'
-complete -c pdvm -n '__fish_seen_subcommand_from run convert inspect tokenize eval bench' -l json -d 'Print JSON'
+complete -c pdvm -n '__fish_seen_subcommand_from run convert inspect tokenize eval plan sweep bench' -l json -d 'Print JSON'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat tokenize eval bench' -s m -l model -r -d 'Model file or directory'
 complete -c pdvm -n '__fish_seen_subcommand_from run tokenize eval' -s o -l output -x -a 'text json' -d 'How to print'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat tokenize' -s p -l prompt -x -d 'Text to start from'
@@ -31,7 +33,9 @@ complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -s v -l ve
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -s b -l batch-size -x -d 'Most tokens computed together'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctk -l cache-type-k -x -a 'f32 f16 int8' -d 'Type of cached keys'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctv -l cache-type-v -x -a 'f32 f16 int8' -d 'Type of cached values'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l backend -x -a 'auto cpu cuda' -d 'Where to compute'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l kernels -x -a 'auto scalar neon avx2 avxvnni avx512 amx' -d 'Instruction set'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l cache-packed -d 'Keep the packed weights in a file'
 
 complete -c pdvm -n '__fish_seen_subcommand_from run' -s e -l escape -d 'Understand \\n and the like in -p'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat' -s n -l predict -x -d 'Tokens to generate'
@@ -76,6 +80,7 @@ complete -c pdvm -n '__fish_seen_subcommand_from convert' -l group -x -a '0 32 6
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l index -x -a 'auto dense bitmap delta8 delta4' -d 'Index coding'
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l embed -x -a 'int8 f16 bf16 f32' -d 'Coding of embedding and head'
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l layers -x -d 'PATTERN=SETTINGS for some matrices'
+complete -c pdvm -n '__fish_seen_subcommand_from convert' -l layers-file -r -d 'File of such settings'
 
 complete -c pdvm -n '__fish_seen_subcommand_from inspect' -l check -d 'Check every byte'
 complete -c pdvm -n '__fish_seen_subcommand_from inspect' -l ascii -d 'Draw with plain letters'
@@ -115,3 +120,36 @@ complete -c pdvm -n '__fish_seen_subcommand_from bench' -l modes -d 'All four mo
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l phases -d 'Time of each kind of phase'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -s o -l output -x -a 'md csv json' -d 'How to print'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l compare -r -d 'Earlier result to compare with'
+
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -s t -l threads -x -d 'Threads to use'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -s q -l quiet -d 'Print less'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -s v -l verbose -d 'Print what the engine has to say'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -l kernels -x -a 'auto scalar avx512' -d 'Instruction set'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -l json -d 'Print JSON'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -s o -l output -x -a 'text json' -d 'How to print'
+complete -c pdvm -n '__fish_seen_subcommand_from sweep' -s o -l output -x -a 'md csv json' -d 'How to print'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -l budget -x -d 'Most bytes of the file'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -l speed -x -d 'Tokens per second to reach'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -l max-loss -x -d 'Most damage, in nats per token'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -l calib -r -d 'Text to calibrate on'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -s f -l text -r -d 'Text to measure on'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -l calib-tokens -x -d 'Tokens to calibrate on'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -l calib-seq -x -d 'Tokens of a window to calibrate on'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -l windows -x -d 'Windows to measure on'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -s c -l ctx-size -x -d 'Tokens of a window'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -l method -x -a 'keep magnitude wanda sparsegpt admm' -d 'How weights become zero'
+complete -c pdvm -n '__fish_seen_subcommand_from sweep' -l methods -x -a 'keep magnitude wanda sparsegpt admm' -d 'Methods to compare'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -l sparsity -x -d 'Shares of zeros'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -l values -x -a 'int8 lut4 int8,lut4' -d 'Value codings'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -l group -x -a '0 32 64 128 256' -d 'Columns that share one scale'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -l embed -x -a 'int8 f16 bf16 f32' -d 'Coding of embedding and head'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -l quick -d 'Measure less'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -l layers-per-group -x -d 'Layers to decide on together'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -l front -x -d 'Sizes to find the best mixtures of'
+complete -c pdvm -n '__fish_seen_subcommand_from plan sweep' -l speed-tokens -x -d 'Tokens decoded to measure the speed'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -l apply -r -d 'Convert to this file'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -l settings -r -d 'Write the choice here'
+complete -c pdvm -n '__fish_seen_subcommand_from plan' -l svg -r -d 'Draw a plot'
+complete -c pdvm -n '__fish_seen_subcommand_from sweep' -l protocol -x -a 'sliding llama.cpp papers' -d 'Windows, and what counts'
+complete -c pdvm -n '__fish_seen_subcommand_from sweep' -l max-tokens -x -d 'Use only the first tokens'
+complete -c pdvm -n '__fish_seen_subcommand_from sweep' -l results -r -d 'File of results to go on with'

@@ -105,13 +105,17 @@ typedef bool (*pdvm_progress_fn)(void *user, const char *stage, double fraction)
 /** How to open a model. */
 typedef struct pdvm_model_options {
     int n_threads;       /**< worker threads, the caller included; 0: one per available core */
-    const char *backend; /**< "auto" or "cpu"; NULL: "auto" */
+    const char *backend; /**< "cpu", "cuda", or "auto" (also NULL): a GPU if there is one that the
+                              model fits, and the CPU otherwise */
     const char
         *kernels; /**< CPU instruction set: "auto", "scalar", "neon", "avx2", "avxvnni", "avx512",
                             "amx"; NULL: "auto" */
     const char *values; /**< for directories of float weights: "f32", "bf16", "f16", "int8", "lut8",
                               "lut4", or "source", the source's own precision; NULL: "int8". A
                               .pdvm file has its own. */
+    bool cache_packed;  /**< keep the weights as they are packed for this machine's kernels in a
+                              file beside the model, or in the user's cache directory where that
+                              cannot be written, and map them from there the next time */
     pdvm_progress_fn progress;
     void *progress_user;
     pdvm_log_fn log;

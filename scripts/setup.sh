@@ -9,7 +9,8 @@ usage() {
 Usage: scripts/setup.sh [--dev]
 
 Installs the packages that building and testing pdvm needs: a C compiler, make, cmake, ninja,
-pkg-config, git, jansson, PCRE2, utf8proc, libedit and cmocka. Only what is missing is installed.
+pkg-config, git, jansson, PCRE2, utf8proc, libedit and cmocka, and OpenBLAS, which 'pdvm convert' loads
+when it calibrates. Only what is missing is installed.
 
   --dev   also what development needs: clang with its sanitizer runtimes and libFuzzer,
           clang-format, clang-tidy, cppcheck, shellcheck; on x86-64 with apt a
@@ -56,6 +57,14 @@ cmake_is_recent() {
 
 has_module() { have pkg-config && pkg-config --exists "$1"; }
 
+# Loaded at run time, so the library is enough.
+has_openblas() {
+    { have ldconfig || [ -x /sbin/ldconfig ]; } &&
+        PATH=$PATH:/sbin ldconfig -p | grep -E 'libopenblasp?\.so' >/dev/null && return
+    [ -e /opt/homebrew/opt/openblas/lib/libopenblas.dylib ] ||
+        [ -e /usr/local/opt/openblas/lib/libopenblas.dylib ]
+}
+
 # gcc's sanitizer runtimes are packages of their own on some systems.
 can_sanitize() {
     printf 'int main(void) { return 0; }\n' |
@@ -87,6 +96,7 @@ missing_things() {
     has_module "libutf8proc >= 2.5" || echo utf8proc
     has_module "libedit >= 3.1" || echo libedit
     has_module "cmocka >= 1.1.5" || echo cmocka
+    has_openblas || echo openblas
     if [ "$dev" = 1 ]; then
         have clang || echo clang
         can_fuzz || echo clang-runtime
@@ -133,6 +143,7 @@ package_for() {
     apt-get:utf8proc) echo libutf8proc-dev ;;
     apt-get:libedit) echo libedit-dev ;;
     apt-get:cmocka) echo libcmocka-dev ;;
+    apt-get:openblas) echo libopenblas0 ;;
     apt-get:clang-runtime) apt_clang_runtime ;;
     apt-get:sanitizers) echo build-essential ;;
     apt-get:cross-compiler) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross ;;
@@ -146,6 +157,7 @@ package_for() {
     dnf:utf8proc) echo utf8proc-devel ;;
     dnf:libedit) echo libedit-devel ;;
     dnf:cmocka) echo libcmocka-devel ;;
+    dnf:openblas) echo openblas-threads ;;
     dnf:clang-runtime) echo compiler-rt ;;
     dnf:sanitizers) echo libasan libubsan libtsan ;;
     dnf:clang-format | dnf:clang-tidy) echo clang-tools-extra ;;

@@ -30,6 +30,15 @@ static const struct shape shapes[] = {{1, 1},     {1, 64},    {4, 63},   {5, 65}
 static const double densities[] = {0.0, 0.05, 0.3, 0.5, 0.9, 1.0};
 #endif
 
+// Random weights, as many in each row.
+static float *even_weights(int64_t rows, int64_t cols, double density, uint64_t *seed) {
+    float *w = calloc((size_t)(rows * cols), sizeof *w);
+    assert_non_null(w);
+    for (int64_t i = 0; i < rows * cols; i++)
+        if (pd_random_unit(seed) < density) w[i] = (float)(pd_random_unit(seed) - 0.5);
+    return w;
+}
+
 // Random weights: each row has a density of its own, so that empty and full rows occur.
 static float *random_weights(int64_t rows, int64_t cols, double density, uint64_t *seed) {
     float *w = calloc((size_t)(rows * cols), sizeof *w);
@@ -199,6 +208,45 @@ static void products_of_lut8_equal_the_reference(void **state) {
 static void products_of_lut4_equal_the_reference(void **state) {
     (void)state;
     check_values(MDCSR_LUT4, true);
+}
+
+static enum cpu_kind packed_kind(enum mdcsr_values values, uint32_t group, struct shape shape,
+                                 double density) {
+    uint64_t seed = 3;
+    struct mdcsr m;
+    struct cpu_matrix *p;
+    pdvm_error err;
+    struct mdcsr_options options = {
+        .values = values, .codebook = MDCSR_LEARNED, .index = MDCSR_BITMAP, .group = group};
+    float *w = even_weights(shape.rows, shape.cols, density, &seed);
+    assert_ok(mdcsr_encode(w, shape.rows, shape.cols, &options, NULL, &m, NULL, &err), &err);
+    assert_ok(cpu_matrix_pack(&m, NULL, &p, &err), &err);
+    enum cpu_kind kind = p->kind;
+    check_products(&m, seed);
+    cpu_matrix_free(p);
+    mdcsr_free(&m);
+    free(w);
+    return kind;
+}
+
+static void few_entries_are_packed_as_sell(void **state) {
+    (void)state;
+    static const uint32_t groups[] = {0, 64, 256};
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+        for (int64_t rows = 115; rows < 130; rows += 7) { // 8 tiles and 9
+            struct shape shape = {rows, 1000};
+            assert_int_equal(packed_kind(MDCSR_INT8, groups[i], shape, 0.02), CPU_SELL);
+            assert_int_equal(packed_kind(MDCSR_LUT4, groups[i], shape, 0.02), CPU_SELL);
+            assert_int_equal(packed_kind(MDCSR_INT8, groups[i], shape, 0.5), CPU_INT8);
+        }
+    }
+    struct shape shape = {64, 1000};
+    assert_int_equal(packed_kind(MDCSR_INT8, 32, shape, 0.02), CPU_INT8); // part of a block
+    assert_int_equal(packed_kind(MDCSR_F16, 0, shape, 0.02), CPU_F16);
+    shape = (struct shape){3, SELL_MAX_COLS};
+    assert_int_equal(packed_kind(MDCSR_INT8, 0, shape, 0.001), CPU_SELL);
+    shape.cols++; // sums might overflow
+    assert_int_equal(packed_kind(MDCSR_INT8, 0, shape, 0.001), CPU_INT8);
 }
 
 // Longer than any 32-bit sum of the kernels reaches.
@@ -489,6 +537,7 @@ int main(void) {
         cmocka_unit_test(products_of_int8_equal_the_reference),
         cmocka_unit_test(products_of_lut8_equal_the_reference),
         cmocka_unit_test(products_of_lut4_equal_the_reference),
+        cmocka_unit_test(few_entries_are_packed_as_sell),
         cmocka_unit_test(products_of_long_rows_equal_the_reference),
         cmocka_unit_test(the_widest_int8_row_does_not_overflow),
         cmocka_unit_test(packing_is_the_same_on_any_number_of_threads),

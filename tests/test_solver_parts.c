@@ -57,7 +57,7 @@ static void random_values(double *x, int64_t n, int kinds, uint64_t *seed) {
     for (int64_t i = 0; i < n; i++) {
         double v = (pd_random_unit(seed) - 0.5) * exp2((double)(pd_random(seed) % 40));
         uint64_t pick = pd_random(seed);
-        x[i] = kinds ? (double)(pick % (uint64_t)kinds) - kinds / 2 : v;
+        x[i] = kinds ? (double)((int)(pick % (uint64_t)kinds) - kinds / 2) : v;
         if (pick % 17 == 0) x[i] = special[pick / 17 % 6];
     }
 }
@@ -118,7 +118,14 @@ static void test_blocked_factors_multiply_back(void **state) {
         assert_true(factor_cholesky(blas, l, n, threads));
         memcpy(inverse, l, (size_t)square * sizeof *l);
         assert_true(factor_invert(blas, inverse, n, panel, threads));
+        factor_product(blas, inverse, n, x, threads);
         for (int64_t i = 0; i < n; i++) {
+            for (int64_t j = 0; j < n; j++) {
+                double sum = 0;
+                for (int64_t k = i > j ? i : j; k < n; k++)
+                    sum += inverse[k * n + i] * inverse[k * n + j];
+                assert_true(fabs(sum - x[i * n + j]) < 1e-8);
+            }
             for (int64_t j = 0; j <= i; j++) {
                 double sum = 0, one = 0;
                 for (int64_t k = 0; k <= j; k++) sum += l[i * n + k] * l[j * n + k];

@@ -7,16 +7,25 @@ static const struct {
     pdvm_status (*create)(const struct backend_options *, struct backend **, pdvm_error *);
 } backends[] = {
     {"cpu", cpu_backend_create},
+    {"cuda", cuda_backend_create},
 };
+
+/* A GPU if there is one that will do, and the CPU otherwise. */
+static pdvm_status create_best(const struct backend_options *options, struct backend **out,
+                               pdvm_error *err) {
+    pdvm_error why;
+    if (cuda_backend_create(options, out, &why) == PDVM_OK) return PDVM_OK;
+    if (options->notify) pd_log(options->notify, PDVM_LOG_DEBUG, "not on a GPU: %s", why.message);
+    return cpu_backend_create(options, out, err);
+}
 
 pdvm_status backend_create(const char *name, const struct backend_options *options,
                            struct backend **out, pdvm_error *err) {
     *out = NULL;
-    if (!name || strcmp(name, "auto") == 0) name = "cpu";
+    if (!name || strcmp(name, "auto") == 0) return create_best(options, out, err);
     for (size_t i = 0; i < sizeof backends / sizeof *backends; i++)
         if (strcmp(backends[i].name, name) == 0) return backends[i].create(options, out, err);
-    return pd_fail(err, PDVM_ERR_ARGUMENT, "unknown backend \"%s\": this build has auto, cpu",
-                   name);
+    return pd_fail(err, PDVM_ERR_ARGUMENT, "unknown backend \"%s\": auto, cpu or cuda", name);
 }
 
 size_t kv_head_row_bytes(pdvm_kv_type type, uint32_t head_dim) {

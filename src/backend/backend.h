@@ -6,12 +6,15 @@
 #define PDVM_BACKEND_BACKEND_H
 
 #include "base/error.h"
+#include "base/notify.h"
 #include "base/threads.h"
 #include "mdcsr/mdcsr.h"
 
 #include <stddef.h>
 #include <stdint.h>
 
+struct safetensors;
+struct safetensors_writer;
 struct backend;
 struct backend_matrix; /**< a packed matrix, in the layout that the backend's kernels read */
 struct backend_kv;     /**< the memory of one KV cache */
@@ -82,6 +85,7 @@ struct batch {
     size_t first_phase; /**< phases [first_phase, end_phase) are run */
     size_t end_phase;
     pdvm_mode mode;
+    bool sync;              /**< wait for the device after every dispatch */
     uint64_t *n_dispatches; /**< raised by the number of dispatches */
     double *phase_seconds;  /**< [plan.n_phases] each raised by the time its phase took, the barrier
                                  behind it included; NULL: not measured */
@@ -102,6 +106,8 @@ size_t kv_head_row_bytes(pdvm_kv_type type, uint32_t head_dim);
 /** A backend's functions. Those that return a status fill `err`. */
 struct backend_ops {
     const char *name;
+    /** Packs in `prepare`, not in load_matrix: canonical matrices must stay until then. */
+    bool keeps_matrices;
     void (*destroy)(struct backend *b);
     /** One line for people: "cpu (avx512, 2 threads)". Owned by the backend. */
     const char *(*describe)(const struct backend *b);
@@ -112,6 +118,22 @@ struct backend_ops {
     pdvm_status (*load_matrix)(struct backend *b, const struct mdcsr *m, enum matrix_use use,
                                struct backend_matrix **out, pdvm_error *err);
     void (*free_matrix)(struct backend *b, struct backend_matrix *m);
+    /**
+     * Names the layout of packed matrices, for files that keep them: no other layout has the same
+     * name. NULL, as the two functions below: the backend cannot keep them.
+     */
+    const char *(*layout)(struct backend *b);
+    /** Writes a packed matrix, tensor and metadata, under `name`. */
+    pdvm_status (*save_matrix)(struct backend *b, const struct backend_matrix *m, const char *name,
+                               struct safetensors_writer *file, pdvm_error *err);
+    /**
+     * Takes a matrix of that shape from a file that anybody may have written; its data are used
+     * where they are, as long as the matrix lives. *n_entries: stored weights. PDVM_ERR_FORMAT:
+     * it is missing, damaged or does not hold together.
+     */
+    pdvm_status (*map_matrix)(struct backend *b, const struct safetensors *file, const char *name,
+                              int64_t rows, int64_t cols, struct backend_matrix **out,
+                              int64_t *n_entries, pdvm_error *err);
     /** Bytes that the matrix occupies, and that one product reads. */
     size_t (*matrix_bytes)(const struct backend_matrix *m);
     /** Splits the work and allocates everything that passes need. Called once. */
@@ -121,6 +143,11 @@ struct backend_ops {
      * only be destroyed. NULL: the backend does its work without threads of the host.
      */
     pdvm_status (*set_threads)(struct backend *b, struct pd_threads *threads, pdvm_error *err);
+    /**
+     * Splits the work of one phase anew, after matrices of it were exchanged in the plan; between
+     * passes. NULL: they cannot be exchanged.
+     */
+    void (*phase_changed)(struct backend *b, size_t phase);
     /** Runs a pass. The caller makes sure that passes don't overlap. */
     pdvm_status (*run)(struct backend *b, const struct batch *batch, pdvm_error *err);
     pdvm_status (*kv_create)(struct backend *b, const struct kv_shape *shape,
@@ -150,14 +177,23 @@ struct backend {
 struct backend_options {
     const char *kernels; /**< NULL or "auto": the best that the machine has */
     struct pd_threads *threads;
+    uint64_t model_bytes;           /**< about what the weights will take; 0: unknown */
+    const struct pd_notify *notify; /**< is told why "auto" is not a GPU; may be NULL */
 };
 
-/** Creates a backend by name ("auto", "cpu"); unknown names are PDVM_ERR_ARGUMENT listing them. */
+/**
+ * Creates a backend by name: "cpu", "cuda", or "auto", which is a GPU if there is one that the model
+ * fits. Unknown names are PDVM_ERR_ARGUMENT listing them.
+ */
 pdvm_status backend_create(const char *name, const struct backend_options *options,
                            struct backend **out, pdvm_error *err);
 
 /** The CPU backend. */
 pdvm_status cpu_backend_create(const struct backend_options *options, struct backend **out,
                                pdvm_error *err);
+
+/** The CUDA backend: PDVM_ERR_UNSUPPORTED says what is missing. */
+pdvm_status cuda_backend_create(const struct backend_options *options, struct backend **out,
+                                pdvm_error *err);
 
 #endif

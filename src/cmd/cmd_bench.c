@@ -4,6 +4,7 @@
 #include "cmd/bench_table.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
+#include "cmd/lists.h"
 #include "cmd/options.h"
 #include "cmd/terminal.h"
 #include "compress/settings.h"
@@ -15,7 +16,6 @@
 #include <string.h>
 #include <time.h>
 
-#define MOST_LIST 32
 #define MAX_RESULT ((size_t)64 << 20)
 
 static const char description[] =
@@ -42,9 +42,9 @@ static const char *const modes[] = {"token", "layer", "phase", "unfused", NULL};
 struct arguments {
     const char *model;
     struct option_list models, shapes;
-    const char *sparsity, *values, *prompt, *gen, *depth, *threads, *kernels, *compare;
+    const char *sparsity, *values, *prompt, *gen, *depth, *threads, *kernels, *backend, *compare;
     int64_t group, repetitions, batch, seed;
-    bool group_given, all_modes, phases, json, quiet, verbose;
+    bool group_given, all_modes, phases, json, quiet, verbose, cache_packed;
     int mode, type_k, type_v, format;
 };
 
@@ -54,7 +54,7 @@ struct lists {
     size_t n_models, model_capacity;
     struct bench_test *tests;
     size_t n_tests, test_capacity;
-    int threads[MOST_LIST];
+    int threads[LISTS_MOST];
     size_t n_threads;
 };
 
@@ -63,92 +63,25 @@ static void free_lists(struct lists *l) {
     free(l->tests);
 }
 
-/* ---- lists ----------------------------------------------------------------------------- */
-
-/* Calls `take` for each item of "a,b,c". */
-static pdvm_status each_item(const char *flag, const char *list,
-                             pdvm_status (*take)(void *user, const char *flag, const char *item,
-                                                 pdvm_error *err),
-                             void *user, pdvm_error *err) {
-    for (const char *p = list;; p++) {
-        char item[64];
-        size_t length = strcspn(p, ",");
-        if (length == 0 || length >= sizeof item)
-            return pd_fail(err, PDVM_ERR_ARGUMENT,
-                           "%s: \"%.80s\": expected values with commas "
-                           "between them",
-                           flag, list);
-        memcpy(item, p, length);
-        item[length] = '\0';
-        PD_TRY(take(user, flag, item, err));
-        p += length;
-        if (*p == '\0') return PDVM_OK;
-    }
-}
-
-/* Whole numbers of a list. */
-struct numbers {
-    int64_t items[MOST_LIST];
-    size_t n;
-    int64_t max;
-};
-
-static pdvm_status too_many(const char *flag, pdvm_error *err) {
-    return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: at most %d values", flag, MOST_LIST);
-}
-
-static pdvm_status take_number(void *user, const char *flag, const char *item, pdvm_error *err) {
-    struct numbers *n = user;
-    int64_t value;
-    if (!options_int(item, &value) || value < 0 || value > n->max)
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: \"%s\" is not a number from 0 to %lld", flag,
-                       item, (long long)n->max);
-    if (n->n == MOST_LIST) return too_many(flag, err);
-    n->items[n->n++] = value;
-    return PDVM_OK;
-}
-
-static pdvm_status read_numbers(const char *flag, const char *list, int64_t max,
-                                struct numbers *out, pdvm_error *err) {
-    *out = (struct numbers){.max = max};
-    return each_item(flag, list, take_number, out, err);
-}
-
-struct shares {
-    double items[MOST_LIST];
-    size_t n;
-};
-
-static pdvm_status take_share(void *user, const char *flag, const char *item, pdvm_error *err) {
-    struct shares *s = user;
-    double value;
-    if (!options_real(item, &value) || value < 0 || value > 1)
-        return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "%s: \"%s\": the share of zeros is a number from 0 (dense) to 1", flag,
-                       item);
-    if (s->n == MOST_LIST) return too_many(flag, err);
-    s->items[s->n++] = value;
-    return PDVM_OK;
-}
+/* ---- models and tests ------------------------------------------------------------------ */
 
 struct codings {
-    enum mdcsr_values items[MOST_LIST];
-    struct shares
-        own[MOST_LIST]; /* the sparsity of "lut4@0.5"; n is 0 where the general ones hold */
+    enum mdcsr_values items[LISTS_MOST];
+    struct share_list
+        own[LISTS_MOST]; /* the sparsity of "lut4@0.5"; n is 0 where the general ones hold */
     size_t n;
 };
 
 static pdvm_status take_coding(void *user, const char *flag, const char *item, pdvm_error *err) {
     struct codings *c = user;
-    if (c->n == MOST_LIST) return too_many(flag, err);
+    struct coding_list value = {.n = 0};
     char name[64];
     const char *at = strchr(item, '@');
+    if (c->n == LISTS_MOST) return lists_too_many(flag, err);
     snprintf(name, sizeof name, "%.*s", (int)(at ? at - item : (ptrdiff_t)strlen(item)), item);
-    if (at) PD_TRY(take_share(&c->own[c->n], flag, at + 1, err));
-    if (!mdcsr_values_parse(name, &c->items[c->n]))
-        return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "%s: unknown values \"%s\": f32, bf16, f16, int8, lut8 or lut4", flag, name);
-    c->n++;
+    if (at) PD_TRY(lists_shares(flag, at + 1, &c->own[c->n], err));
+    PD_TRY(lists_codings(flag, name, &value, err));
+    c->items[c->n++] = value.items[0];
     return PDVM_OK;
 }
 
@@ -163,13 +96,13 @@ static pdvm_status list_models(const struct arguments *a, struct lists *l, pdvm_
     if (a->model) PD_TRY(add_model(l, &(struct bench_model){.path = a->model}, err));
     for (size_t i = 0; i < a->models.n; i++)
         PD_TRY(add_model(l, &(struct bench_model){.path = a->models.items[i]}, err));
-    struct shares zeros = {0};
+    struct share_list zeros = {0};
     struct codings values = {0};
-    PD_TRY(each_item("--sparsity", a->sparsity ? a->sparsity : "0.5", take_share, &zeros, err));
-    PD_TRY(each_item("--values", a->values ? a->values : "int8", take_coding, &values, err));
+    PD_TRY(lists_shares("--sparsity", a->sparsity ? a->sparsity : "0.5", &zeros, err));
+    PD_TRY(lists_each("--values", a->values ? a->values : "int8", take_coding, &values, err));
     for (size_t s = 0; s < a->shapes.n; s++) {
         for (size_t v = 0; v < values.n; v++) {
-            const struct shares *list = values.own[v].n ? &values.own[v] : &zeros;
+            const struct share_list *list = values.own[v].n ? &values.own[v] : &zeros;
             for (size_t z = 0; z < list->n; z++) {
                 uint32_t group = a->group_given                  ? (uint32_t)a->group
                                  : values.items[v] == MDCSR_LUT4 ? SETTING_LUT4_GROUP
@@ -196,11 +129,11 @@ static pdvm_status add_test(struct lists *l, int64_t prompt, int64_t gen, int64_
 }
 
 static pdvm_status list_tests(const struct arguments *a, struct lists *l, pdvm_error *err) {
-    struct numbers prompt, gen, depth, threads;
-    PD_TRY(read_numbers("-p", a->prompt, 1 << 20, &prompt, err));
-    PD_TRY(read_numbers("-n", a->gen, 1 << 20, &gen, err));
-    PD_TRY(read_numbers("-d", a->depth, 1 << 24, &depth, err));
-    PD_TRY(read_numbers("-t", a->threads, 1024, &threads, err));
+    struct number_list prompt, gen, depth, threads;
+    PD_TRY(lists_numbers("-p", a->prompt, 1 << 20, &prompt, err));
+    PD_TRY(lists_numbers("-n", a->gen, 1 << 20, &gen, err));
+    PD_TRY(lists_numbers("-d", a->depth, 1 << 24, &depth, err));
+    PD_TRY(lists_numbers("-t", a->threads, 1024, &threads, err));
     for (size_t d = 0; d < depth.n; d++) {
         for (size_t i = 0; i < prompt.n; i++)
             if (prompt.items[i]) PD_TRY(add_test(l, prompt.items[i], 0, depth.items[d], err));
@@ -286,6 +219,8 @@ static pdvm_status measure(const struct arguments *a, const struct lists *l,
         .phases = a->phases,
         .repetitions = (uint32_t)a->repetitions,
         .kernels = a->kernels,
+        .cache_packed = a->cache_packed,
+        .backend = a->backend,
         .values = a->shapes.n == 0 ? a->values : NULL,
         .n_batch = (uint32_t)a->batch,
         .type_k = kv_type_of(a->type_k),
@@ -347,6 +282,7 @@ int cmd_bench(int argc, char **argv) {
                           .threads = "0",
                           .repetitions = 5,
                           .kernels = "auto",
+                          .backend = "auto",
                           .type_k = PDVM_KV_F16,
                           .type_v = PDVM_KV_F16,
                           .seed = 1};
@@ -381,7 +317,8 @@ int cmd_bench(int argc, char **argv) {
         OPTION_STRING("-n, --n-gen", "LIST", "Tokens to generate; 0: no such test. [128]", &a.gen),
         OPTION_STRING("-d, --n-depth", "LIST", "Tokens in the cache before each test. [0]",
                       &a.depth),
-        OPTION_STRING("-t, --threads", "LIST", "Threads; 0 is one per processor. [0]", &a.threads),
+        OPTION_STRING("-t, --threads", "LIST", "Threads; 0 is one per physical core. [0]",
+                      &a.threads),
         OPTION_INT("-r, --repetitions", "N", "Samples of each test. [5]", &a.repetitions, 1, 10000),
         OPTION_CHOICE("--mode", "MODE",
                       "How the phases of a token are dispatched: token, layer, phase, unfused. "
@@ -407,10 +344,18 @@ int cmd_bench(int argc, char **argv) {
                       kv_type_names),
         OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
                       "How the values in the KV cache are stored. [f16]", &a.type_v, kv_type_names),
+        OPTION_STRING("--backend", "NAME",
+                      "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
+                      "cuda. [auto]",
+                      &a.backend),
         OPTION_STRING(
             "--kernels", "SET",
             "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, amx. [auto]",
             &a.kernels),
+        OPTION_FLAG("--cache-packed",
+                    "Keep the weights as packed for this machine in a file beside the model, or in "
+                    "the user's cache directory, and start from it the next time. Not for shapes.",
+                    &a.cache_packed),
         OPTION_END,
     };
     const struct options_page page = {.command = "bench",

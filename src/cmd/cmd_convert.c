@@ -52,7 +52,7 @@ static const int groups[] = {0, 32, 64, 128, 256};
 static const char *const scope_names[] = {"row", "matrix", "block", NULL};
 
 struct arguments {
-    const char *source, *output, *method, *calib, *layer_sparsity;
+    const char *source, *output, *method, *calib, *layer_sparsity, *layers_file;
     struct option_list layers;
     double sparsity;
     int values, codebook, index, group, embed, scope;
@@ -81,6 +81,7 @@ static pdvm_status make_options(const struct arguments *a, struct convert_option
                                         .group = a->group < 0 ? SETTING_UNSET : groups[a->group],
                                         .sparsity = a->sparsity};
     o->plan.embed = a->embed;
+    if (a->layers_file) PD_TRY(settings_add_file(&o->plan, a->layers_file, err));
     for (size_t i = 0; i < a->layers.n; i++) {
         PD_TRY(check_utf8("--layers", a->layers.items[i], strlen(a->layers.items[i]), err));
         PD_TRY(settings_add_rule(&o->plan, a->layers.items[i], err));
@@ -252,9 +253,13 @@ int cmd_convert(int argc, char **argv) {
                       &a.embed, embed_names),
         OPTION_LIST("--layers", "PATTERN=...", "Other settings for some matrices, see above.",
                     &a.layers),
+        OPTION_STRING("--layers-file", "FILE",
+                      "Such settings from a file, one a line (pdvm plan --settings writes one); "
+                      "--layers come after them.",
+                      &a.layers_file),
         OPTION_GROUP("Other"),
         OPTION_INT("-t, --threads", "N",
-                   "Threads; 0 is one per processor. The file does not depend on it. [0]",
+                   "Threads; 0 is one per physical core. The file does not depend on it. [0]",
                    &a.threads, 0, 1024),
         OPTION_FLAG("--json", "Print the summary as JSON, with every tensor.", &a.json),
         OPTION_FLAG("-q, --quiet", "No progress, and no summary unless as JSON.", &a.quiet),

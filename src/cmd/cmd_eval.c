@@ -52,10 +52,10 @@ static const char *const value_names[] = {"f32",  "bf16", "f16",    "int8",
                                           "lut8", "lut4", "source", NULL};
 
 struct arguments {
-    const char *model, *text, *kernels, *values, *save, *base, *reference;
+    const char *model, *text, *kernels, *backend, *values, *save, *base, *reference;
     int64_t window, stride, threads, batch, max_tokens;
     int type_k, type_v, format, protocol;
-    bool json, per_token, quiet, verbose;
+    bool json, per_token, quiet, verbose, cache_packed;
 };
 
 /* Everything that has to be released. */
@@ -79,6 +79,8 @@ static pdvm_status open_model(struct evaluation *e, const char *path, const char
     pdvm_model_options options = pdvm_model_options_default();
     options.n_threads = (int)o->threads;
     options.kernels = o->kernels;
+    options.cache_packed = o->cache_packed;
+    options.backend = o->backend;
     options.values = values;
     options.progress = terminal_progress;
     options.progress_user = &e->progress;
@@ -339,7 +341,8 @@ static int check_arguments(const struct options_page *page, const struct argumen
 }
 
 int cmd_eval(int argc, char **argv) {
-    struct arguments o = {.type_k = PDVM_KV_F16, .type_v = PDVM_KV_F16, .kernels = "auto"};
+    struct arguments o = {
+        .type_k = PDVM_KV_F16, .type_v = PDVM_KV_F16, .kernels = "auto", .backend = "auto"};
     int values = -1;
     const struct operand operands[] = {
         {"MODEL", "A .pdvm file, a GGUF file or a Hugging Face directory.", &o.model, false},
@@ -388,7 +391,7 @@ int cmd_eval(int argc, char **argv) {
                       "How weights are held that are not coded yet: f32, bf16, f16, int8, lut8, "
                       "lut4, or source, as they are. [int8]",
                       &values, value_names),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per processor. [0]", &o.threads, 0,
+        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per physical core. [0]", &o.threads, 0,
                    1024),
         OPTION_INT("-b, --batch-size", "N", "Most tokens computed together. [64]", &o.batch, 1,
                    1 << 24),
@@ -397,10 +400,18 @@ int cmd_eval(int argc, char **argv) {
                       kv_type_names),
         OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
                       "How the values in the KV cache are stored. [f16]", &o.type_v, kv_type_names),
+        OPTION_STRING("--backend", "NAME",
+                      "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
+                      "cuda. [auto]",
+                      &o.backend),
         OPTION_STRING(
             "--kernels", "SET",
             "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, amx. [auto]",
             &o.kernels),
+        OPTION_FLAG("--cache-packed",
+                    "Keep the weights as packed for this machine in a file beside the model, or in "
+                    "the user's cache directory, and start from it the next time.",
+                    &o.cache_packed),
         OPTION_END,
     };
     const struct options_page page = {.command = "eval",

@@ -280,7 +280,8 @@ int cmd_inspect(int argc, char **argv) {
                     &in.check),
         OPTION_FLAG("--json", "Print all of it as JSON, with every tensor.", &in.json),
         OPTION_FLAG("--ascii", "Draw with plain letters, as without a UTF-8 locale.", &in.ascii),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per processor. [0]", &threads, 0, 1024),
+        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per physical core. [0]", &threads, 0,
+                   1024),
         OPTION_FLAG("-q, --quiet", "Show no progress.", &in.quiet),
         OPTION_END,
     };

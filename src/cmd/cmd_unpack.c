@@ -54,7 +54,8 @@ int cmd_unpack(int argc, char **argv) {
                       dtype_names),
         OPTION_FLAG("--force", "Replace the model's files in a directory that is not empty.",
                     &o.force),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per processor. [0]", &threads, 0, 1024),
+        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per physical core. [0]", &threads, 0,
+                   1024),
         OPTION_FLAG("-q, --quiet", "Print nothing but errors.", &quiet),
         OPTION_END,
     };

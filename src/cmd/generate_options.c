@@ -18,6 +18,7 @@ static const char *const mode_names[] = {"token", "layer", "phase", "unfused", N
 void generate_settings_init(struct generate_settings *o) {
     const pdvm_sampler_options sampling = pdvm_sampler_options_default();
     *o = (struct generate_settings){.kernels = "auto",
+                                    .backend = "auto",
                                     .n_predict = -1,
                                     .seed = -1,
                                     .keep = -1,
@@ -119,8 +120,8 @@ void generate_add_engine(struct option_table *table, struct generate_settings *o
         OPTION_FLAG("-q, --quiet, --no-perf", "No progress and no timings.", &o->quiet),
         OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &o->verbose),
         OPTION_GROUP("Engine"),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per processor. [0]", &o->n_threads, 0,
-                   1024),
+        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per physical core. [0]", &o->n_threads,
+                   0, 1024),
         OPTION_INT("-b, --batch-size", "N", "Most prompt tokens computed together. [64]",
                    &o->n_batch, 1, 1 << 24),
         OPTION_CHOICE("-ctk, --cache-type-k", "TYPE",
@@ -134,10 +135,18 @@ void generate_add_engine(struct option_table *table, struct generate_settings *o
                       "How often the threads are dispatched: once a token, layer or phase, or six "
                       "times a layer (unfused). The results are the same. [token]",
                       &o->mode, mode_names),
+        OPTION_STRING("--backend", "NAME",
+                      "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
+                      "cuda. [auto]",
+                      &o->backend),
         OPTION_STRING(
             "--kernels", "SET",
             "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, amx. [auto]",
             &o->kernels),
+        OPTION_FLAG("--cache-packed",
+                    "Keep the weights as packed for this machine in a file beside the model, or in "
+                    "the user's cache directory, and start from it the next time.",
+                    &o->cache_packed),
         OPTION_UNSUPPORTED("-ngl, --gpu-layers, --n-gpu-layers",
                            "this version computes on the CPU; leave the option out"),
         OPTION_UNSUPPORTED("-fa, --flash-attn",
@@ -200,6 +209,8 @@ pdvm_status generate_open_model(const struct generate_settings *o, char *command
     pdvm_model_options options = pdvm_model_options_default();
     options.n_threads = (int)o->n_threads;
     options.kernels = o->kernels;
+    options.cache_packed = o->cache_packed;
+    options.backend = o->backend;
     options.progress = terminal_progress;
     options.progress_user = progress;
     options.log = o->verbose ? terminal_log_verbose : terminal_log;

@@ -10,14 +10,14 @@
 
 /** Values of the shared options. */
 struct generate_settings {
-    const char *model, *kernels;
+    const char *model, *kernels, *backend;
     int64_t n_predict, n_ctx, n_batch, n_threads, seed, keep;
     int64_t top_k, repeat_last_n;
     double temp, top_p, min_p, typical, repeat_penalty, frequency_penalty, presence_penalty;
     struct option_list logit_bias, stop;
     pdvm_logit_bias *bias; /**< [logit_bias.n], by generate_settings_check */
     int type_k, type_v, mode;
-    bool ignore_eos, rolling, quiet, verbose;
+    bool ignore_eos, rolling, quiet, verbose, cache_packed;
 };
 
 /** A command's options, put together from parts; always ended by OPTION_END. Starts zeroed. */

@@ -6,8 +6,10 @@
 #include <string.h>
 
 static const char *const library_names[] = {
-    "libopenblas.so.0",  /* Debian, and the name of the project's own builds */
-    "libopenblasp.so.0", /* Fedora: with its own threads, which are not used */
+    /* Fedora's build with threads: they are not used, but its plain one may lack the locks that
+     * calls from several threads need. */
+    "libopenblasp.so.0",
+    "libopenblas.so.0", /* Debian, and the name of OpenBLAS's own builds */
     "libopenblas.so",
     "libopenblas.dylib",
     "/opt/homebrew/opt/openblas/lib/libopenblas.dylib",

@@ -265,7 +265,7 @@ static pdvm_status run_groups(struct stage_run *r, double *diagonal, double work
         int64_t left = c->n_windows - r->first, n_tiles = (r->cols + r->tile - 1) / r->tile;
         r->n = left < c->n_group ? left : c->n_group;
         pd_threads_for(c->threads, r->n, 1, run_windows, r);
-        if (r->squares) PD_TRY(add_squares(r, diagonal, err));
+        if (diagonal) PD_TRY(add_squares(r, diagonal, err));
         if (r->h) pd_threads_for(c->threads, n_tiles * n_tiles, 1, add_tiles, r);
         PD_TRY(calibration_progress(c, work * (double)(r->n * c->seq), err));
     }

@@ -388,6 +388,8 @@ pdvm_status convert_model(const char *source, const char *output,
     PD_TRY(source_open(source, &c.source, err));
     pdvm_status status = check_options(&c, err);
     if (status == PDVM_OK) status = convert_check_output(source, output, err);
+    if (status == PDVM_OK && options->calibration.text.path)
+        status = convert_check_output(options->calibration.text.path, output, err);
     if (status == PDVM_OK) status = write_file(&c, output, err);
     source_close(c.source);
     struct stat st;

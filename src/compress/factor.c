@@ -18,6 +18,7 @@ struct step {
     const struct blas *blas;
     double *a;
     double *panel; /* copy of column k of tiles */
+    double *out;
     int64_t n, k;
 };
 
@@ -39,14 +40,23 @@ static void solve_panel(void *arg, int64_t begin, int64_t end, int worker) {
                        (int)s->n, tile_at(s, i, s->k), (int)s->n);
 }
 
-/* A_ij -= L_ik L_jk^T for the tiles right of the panel, numbered row by row. */
+/* Tile t of a lower triangle, counted row by row. */
+static void triangle_tile(int64_t t, int64_t *row, int64_t *col) {
+    int64_t r = 0;
+    for (; t > r; r++) t -= r + 1;
+    *row = r;
+    *col = t;
+}
+
+/* A_ij -= L_ik L_jk^T for the tiles right of the panel. */
 static void update_trailing(void *arg, int64_t begin, int64_t end, int worker) {
     const struct step *s = arg;
     (void)worker;
-    int64_t row = 0, first = 0;
     for (int64_t t = begin; t < end; t++) {
-        while (t > first + row) first += ++row;
-        int64_t i = s->k + 1 + row, j = s->k + 1 + t - first;
+        int64_t i, j;
+        triangle_tile(t, &i, &j);
+        i += s->k + 1;
+        j += s->k + 1;
         s->blas->dgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_TRANS, (int)tile_size(s, i),
                        (int)tile_size(s, j), (int)tile_size(s, s->k), -1, tile_at(s, i, s->k),
                        (int)s->n, tile_at(s, j, s->k), (int)s->n, 1, tile_at(s, i, j), (int)s->n);
@@ -106,6 +116,33 @@ bool factor_invert(const struct blas *blas, double *l, int64_t n, double *panel,
         pd_threads_for(threads, tiles - s.k - 1, 1, invert_panel, &s);
     }
     return true;
+}
+
+/* Tile (i, j) of l^T l, where l begins at row i of tiles, and its mirror image. */
+static void multiply_tiles(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct step *s = arg;
+    int n = (int)s->n;
+    (void)worker;
+    for (int64_t t = begin; t < end; t++) {
+        int64_t i, j;
+        triangle_tile(t, &i, &j);
+        int64_t rows = tile_size(s, i), cols = tile_size(s, j);
+        double *to = s->out + (i * s->n + j) * FACTOR_TILE;
+        double *mirror = s->out + (j * s->n + i) * FACTOR_TILE;
+        s->blas->dgemm(BLAS_ROW_MAJOR, BLAS_TRANS, BLAS_NO_TRANS, (int)rows, (int)cols,
+                       (int)(s->n - i * FACTOR_TILE), 1, tile_at(s, i, i), n, tile_at(s, i, j), n,
+                       0, to, n);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t c = 0; c < (i == j ? r : cols); c++)
+                mirror[c * s->n + r] = to[r * s->n + c];
+    }
+}
+
+void factor_product(const struct blas *blas, double *l, int64_t n, double *out,
+                    struct pd_threads *threads) {
+    struct step s = {.blas = blas, .a = l, .out = out, .n = n};
+    int64_t tiles = (n + FACTOR_TILE - 1) / FACTOR_TILE;
+    pd_threads_for(threads, tiles * (tiles + 1) / 2, 1, multiply_tiles, &s);
 }
 
 /* ---- Hessians -------------------------------------------------------------------------- */

@@ -59,10 +59,17 @@ bool factor_cholesky(const struct blas *blas, double *a, int64_t n, struct pd_th
 
 /**
  * The inverse of a lower triangular matrix in place; the upper half becomes zeros. False if it is
- * singular. `panel` is scratch, [n, FACTOR_TILE].
+ * singular. `panel` is scratch, [n + workers of threads * FACTOR_TILE, FACTOR_TILE].
  */
 bool factor_invert(const struct blas *blas, double *l, int64_t n, double *panel,
                    struct pd_threads *threads);
+
+/**
+ * The inverse of L L^T from the inverse of L, both halves: out = l^T l with l[n, n] lower triangular
+ * and zeros above, as factor_invert leaves it.
+ */
+void factor_product(const struct blas *blas, double *l, int64_t n, double *out,
+                    struct pd_threads *threads);
 
 /** Rows and columns of a tile. */
 #define FACTOR_TILE ((int64_t)256)

@@ -1,6 +1,8 @@
 #include "compress/settings.h"
 
 #include "base/alloc.h"
+#include "base/file.h"
+#include "base/utf8.h"
 #include "mdcsr/layout.h"
 
 #include <fnmatch.h>
@@ -117,7 +119,34 @@ pdvm_status settings_add_rule(struct settings_plan *plan, const char *text, pdvm
     return status;
 }
 
+/* More is not a file of rules. */
+#define MOST_FILE ((size_t)16 << 20)
+
+pdvm_status settings_add_file(struct settings_plan *plan, const char *path, pdvm_error *err) {
+    size_t size;
+    if (plan->file)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: only one file of rules can be given", path);
+    PD_TRY(pd_read_file(path, MOST_FILE, &plan->file, &size, err));
+    if (strlen(plan->file) != size || pd_utf8_check(plan->file, size) != size)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: is not a text file in UTF-8", path);
+    char *line = plan->file;
+    for (int number = 1; line; number++) {
+        char *end = strchr(line, '\n');
+        if (end) *end = 0;
+        size_t n = strlen(line);
+        if (n > 0 && line[n - 1] == '\r') line[n - 1] = 0;
+        if (line[0] && line[0] != '#') {
+            pdvm_status status = settings_add_rule(plan, line, err);
+            if (status != PDVM_OK) return pd_prefix(err, status, "%s, line %d", path, number);
+        }
+        line = end ? end + 1 : NULL;
+    }
+    return PDVM_OK;
+}
+
 void settings_free(struct settings_plan *plan) {
+    free(plan->file);
+    plan->file = NULL;
     for (size_t i = 0; i < plan->n_rules; i++) free(plan->rules[i].pattern);
     free(plan->rules);
     plan->rules = NULL;

@@ -39,6 +39,7 @@ struct settings_plan {
     int embed; /**< enum mdcsr_values of embedding and head, or SETTING_UNSET: int8 */
     struct settings_rule *rules; /**< the last that matches wins, setting by setting */
     size_t n_rules;
+    char *file; /**< text of settings_add_file, which its rules borrow */
 };
 
 /** What becomes of one matrix. */
@@ -52,6 +53,12 @@ struct settings_matrix {
  * PDVM_ERR_ARGUMENT with an example if it makes no sense. `text` is borrowed by the plan.
  */
 pdvm_status settings_add_rule(struct settings_plan *plan, const char *text, pdvm_error *err);
+
+/**
+ * Adds the rules of a text file, one a line; empty lines and lines that begin with # are passed over.
+ * PDVM_ERR_ARGUMENT with file and line if one makes no sense, and for a second file.
+ */
+pdvm_status settings_add_file(struct settings_plan *plan, const char *path, pdvm_error *err);
 
 /** Frees the rules. */
 void settings_free(struct settings_plan *plan);

@@ -17,6 +17,12 @@
 /* Rows of a piece of work: fixed, so that the products do not depend on the threads. */
 #define ROWS ((int64_t)128)
 
+/*
+ * Blocks whose errors are carried on together to the columns behind them: each block by itself
+ * would move the whole rest of the matrix through memory.
+ */
+#define SPAN_BLOCKS 8
+
 /* Weights per piece of a loop without products. */
 #define PIECE ((int64_t)1 << 15)
 
@@ -30,17 +36,22 @@ struct sparsegpt {
      * are added up, and the choice of the mask should not hang on their rounding. */
     double *w;              /* [rows, cols] */
     double *score;          /* [rows, block] */
-    double *error;          /* [rows, block] (weight - new weight) / U_jj */
+    double *error;          /* [rows, span] (weight - new weight) / U_jj */
     struct select_end *end; /* [rows] */
     int64_t *counters;      /* [workers, SELECT_COUNTERS] */
     double *loss;           /* [rows] sums of squared errors */
     double *correction;     /* [rows] of that, what damping and dead columns added */
     double *pruned;         /* [rows] sums of squares of what became zero */
-    int64_t block;
-    int64_t begin, size; /* columns of the block in work */
-    float *out;          /* where store puts the result */
-    int64_t row_target;  /* PRUNE_ROW: zeros per row of the block */
+    int64_t block, span;
+    int64_t begin, size;           /* columns of the block in work */
+    int64_t span_begin, span_size; /* and of the span that it is in */
+    float *out;                    /* where store puts the result */
+    int64_t row_target;            /* PRUNE_ROW: zeros per row of the block */
 };
+
+static int64_t min_i64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
 
 static bool source_zero(const struct sparsegpt *s, int64_t r, int64_t k) {
     return s->task->w[r * s->cols + s->f->order[k]] == 0;
@@ -81,7 +92,8 @@ static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
  */
 static void solve_row(const struct sparsegpt *s, int64_t r) {
     const double *score = s->score + r * s->block;
-    double *w = s->w + r * s->cols + s->begin, *error = s->error + r * s->block;
+    double *w = s->w + r * s->cols + s->begin,
+           *error = s->error + r * s->span + s->begin - s->span_begin;
     struct select_end end = s->end[r];
     for (int64_t j = 0; j < s->size; j++) {
         int64_t k = s->begin + j;
@@ -103,18 +115,26 @@ static void solve_row(const struct sparsegpt *s, int64_t r) {
     }
 }
 
+/* Makes up in the columns [begin, end) for the errors of `size` columns from `from` on. */
+static void carry_on(const struct sparsegpt *s, int64_t first, int64_t rows, int64_t from,
+                     int64_t size, int64_t begin, int64_t end) {
+    if (begin == end) return;
+    s->blas->dgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_NO_TRANS, (int)rows, (int)(end - begin),
+                   (int)size, -1, s->error + first * s->span + from - s->span_begin, (int)s->span,
+                   s->f->u + from * s->cols + begin, (int)s->cols, 1,
+                   s->w + first * s->cols + begin, (int)s->cols);
+}
+
 static void solve_pieces(void *arg, int64_t begin, int64_t end, int worker) {
     const struct sparsegpt *s = arg;
-    int64_t next = s->begin + s->size, left = s->cols - next;
+    int64_t next = s->begin + s->size, span_end = s->span_begin + s->span_size;
     (void)worker;
     for (int64_t piece = begin; piece < end; piece++) {
-        int64_t first = piece * ROWS, rows = s->rows - first < ROWS ? s->rows - first : ROWS;
+        int64_t first = piece * ROWS, rows = min_i64(s->rows - first, ROWS);
         for (int64_t r = first; r < first + rows; r++) solve_row(s, r);
-        if (left == 0) continue;
-        s->blas->dgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_NO_TRANS, (int)rows, (int)left,
-                       (int)s->size, -1, s->error + first * s->block, (int)s->block,
-                       s->f->u + s->begin * s->cols + next, (int)s->cols, 1,
-                       s->w + first * s->cols + next, (int)s->cols);
+        carry_on(s, first, rows, s->begin, s->size, next, span_end);
+        if (next == span_end)
+            carry_on(s, first, rows, s->span_begin, s->span_size, span_end, s->cols);
     }
 }
 
@@ -131,7 +151,9 @@ static pdvm_status solve_blocks(struct sparsegpt *s, double progress_begin, doub
     pd_threads_for(threads, s->rows, grain, load_rows, s);
     memset(s->loss, 0, (size_t)s->rows * sizeof *s->loss);
     for (s->begin = 0; s->begin < s->cols; s->begin += s->size) {
-        s->size = s->cols - s->begin < s->block ? s->cols - s->begin : s->block;
+        s->size = min_i64(s->cols - s->begin, s->block);
+        s->span_begin = s->begin / s->span * s->span;
+        s->span_size = min_i64(s->cols - s->span_begin, s->span);
         int64_t target = target_until(s, s->begin + s->size) - target_until(s, s->begin);
         s->row_target = target;
         pd_threads_for(threads, s->rows, PIECE / s->size + 1, score_rows, s);
@@ -170,10 +192,11 @@ static void store(struct sparsegpt *s, float *out) {
 
 static pdvm_status allocate(struct sparsegpt *s, pdvm_error *err) {
     size_t rows = (size_t)s->rows, size = rows * (size_t)s->cols, block = rows * (size_t)s->block;
+    size_t span = rows * (size_t)s->span;
     size_t workers = (size_t)pd_threads_count(s->task->threads);
     PD_TRY(pd_calloc(&s->w, size, sizeof *s->w, "a matrix in work", err));
-    PD_TRY(pd_calloc(&s->score, 2 * block, sizeof *s->score, "a block in work", err));
-    s->error = s->score + block;
+    PD_TRY(pd_calloc(&s->score, block, sizeof *s->score, "a block in work", err));
+    PD_TRY(pd_calloc(&s->error, span, sizeof *s->error, "a block in work", err));
     PD_TRY(pd_calloc(&s->end, rows, sizeof *s->end, "a block in work", err));
     PD_TRY(
         pd_calloc(&s->counters, workers * SELECT_COUNTERS, sizeof *s->counters, "counters", err));
@@ -259,7 +282,8 @@ pdvm_status solver_sparsegpt(const struct solver_task *task, struct solver_resul
     PD_TRY(check_task(task, err));
     PD_TRY(blas_open(&s.blas, err));
     PD_TRY(factor_hessian(task->hessian, task->options, task->threads, &s.f, err));
-    s.block = task->options->block < s.cols ? task->options->block : s.cols;
+    s.block = min_i64(task->options->block, s.cols);
+    s.span = SPAN_BLOCKS * s.block;
     out->damping = s.f->damping;
     out->damping_raised = s.f->damping_raised;
     out->n_dead = s.f->n_dead;
@@ -268,6 +292,7 @@ pdvm_status solver_sparsegpt(const struct solver_task *task, struct solver_resul
     pdvm_status status = solve(&s, out, err);
     free(s.w);
     free(s.score);
+    free(s.error);
     free(s.end);
     free(s.counters);
     free(s.loss);

@@ -25,6 +25,11 @@ struct pdvm_model {
     struct plan plan;
     struct backend_matrix **matrices; /* [n_matrices] owned; the plan points to them */
     size_t n_matrices;
+    bool cache_packed;          /* packed matrices are kept in a file */
+    struct safetensors *packed; /* the file that some of them are mapped from; NULL: none */
+    bool packed_stale;          /* it could not give all of them */
+    struct mdcsr *canonical; /* [n_canonical] what a backend packs in `prepare`; NULL otherwise */
+    size_t n_canonical;
     struct mdcsr embedding; /* looked up row by row, so it stays in canonical form */
     struct backend_matrix *lookup;
     float **vectors; /* [tensors_count] norms and biases by tensors_index; NULL for matrices */
@@ -45,6 +50,14 @@ pdvm_status model_open_source(struct model_source *source, const pdvm_model_opti
  * while a pass runs. On failure the model can only be closed.
  */
 pdvm_status model_set_threads(pdvm_model *model, int n, pdvm_error *err);
+
+/**
+ * Exchanges a matrix of a layer (q, k, v, o, gate, up or down) for *matrix, which the model's backend
+ * has loaded and which then is the one that was there: for measuring what a single matrix is worth.
+ * Not while a pass runs. The model's info stays as it is. PDVM_ERR_UNSUPPORTED if the backend can't.
+ */
+pdvm_status model_exchange_matrix(pdvm_model *model, enum tensor_role role, uint32_t layer,
+                                  struct backend_matrix **matrix, pdvm_error *err);
 
 /** A sequence of tokens with its cache. */
 struct pdvm_session {

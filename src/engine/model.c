@@ -2,6 +2,8 @@
 #include "base/alloc.h"
 #include "base/hash.h"
 #include "engine/engine.h"
+#include "engine/packed_cache.h"
+#include "io/safetensors.h"
 #include "model/encoding.h"
 
 #include <stdlib.h>
@@ -31,23 +33,122 @@ static void count(pdvm_model *m, const struct mdcsr *w) {
     m->info.n_nonzeros += (uint64_t)w->n_entries;
 }
 
+static void add_product(pdvm_model *m, struct backend_matrix *matrix) {
+    m->matrices[m->n_matrices++] = matrix;
+}
+
 static pdvm_status load_product(pdvm_model *m, const struct mdcsr *w, pdvm_error *err) {
-    const struct backend_ops *ops = m->backend->ops;
-    struct backend_matrix **slot = &m->matrices[m->n_matrices];
-    PD_TRY(ops->load_matrix(m->backend, w, MATRIX_PRODUCT, slot, err));
-    m->n_matrices++;
-    m->info.stored_bytes += ops->matrix_bytes(*slot);
-    m->info.token_bytes += ops->matrix_bytes(*slot);
+    struct backend_matrix *matrix;
+    PD_TRY(m->backend->ops->load_matrix(m->backend, w, MATRIX_PRODUCT, &matrix, err));
+    add_product(m, matrix);
     return PDVM_OK;
+}
+
+/* ---- packed weights that were kept ------------------------------------------------------- */
+
+/* The coding counts, too: it is chosen here where the source holds floats. */
+static uint64_t fingerprint(const pdvm_model *m) {
+    if (source_is_mdcsr(m->source)) return m->source->fingerprint;
+    const char *values = mdcsr_values_name(m->values);
+    return pd_hash(m->source->fingerprint, values, strlen(values));
+}
+
+static struct packed_cache_key cache_key(const pdvm_model *m) {
+    return (struct packed_cache_key){.model_path = m->source->path,
+                                     .fingerprint = fingerprint(m),
+                                     .layout = m->backend->ops->layout(m->backend)};
+}
+
+static pdvm_status open_cache(pdvm_model *m, pdvm_error *err) {
+    if (m->cache_packed && !m->backend->ops->layout) {
+        m->cache_packed = false;
+        pd_log(&m->notify, PDVM_LOG_INFO, "%s keeps no packed weights",
+               m->backend->ops->describe(m->backend));
+    }
+    if (!m->cache_packed) return PDVM_OK;
+    struct packed_cache_key key = cache_key(m);
+    return packed_cache_open(&key, &m->notify, &m->packed, err);
+}
+
+/* Whether a product's matrix could be taken from the cache. If not, the cache is written anew. */
+static bool map_product(pdvm_model *m, const struct tensor_info *t) {
+    struct backend_matrix *matrix;
+    int64_t n_entries;
+    pdvm_error why;
+    if (!m->packed || m->packed_stale) return false;
+    if (m->backend->ops->map_matrix(m->backend, m->packed, t->name, t->rows, t->cols, &matrix,
+                                    &n_entries, &why) != PDVM_OK) {
+        pd_log(&m->notify, PDVM_LOG_WARN, "%s; made again", why.message);
+        m->packed_stale = true;
+        return false;
+    }
+    add_product(m, matrix);
+    if (t->role == TENSOR_EMBED) return true; /* tied: counted as the embedding */
+    m->info.n_weights += (uint64_t)t->rows * (uint64_t)t->cols;
+    m->info.n_nonzeros += (uint64_t)n_entries;
+    return true;
+}
+
+static pdvm_status save_cache(pdvm_model *m, pdvm_error *err) {
+    struct packed_cache_entry *entries;
+    struct tensor_info *infos;
+    if (!m->cache_packed || (m->packed && !m->packed_stale)) return PDVM_OK;
+    size_t n = 0;
+    PD_TRY(pd_calloc(&entries, m->n_matrices, sizeof *entries, "the packed weights", err));
+    pdvm_status status = pd_calloc(&infos, m->n_matrices, sizeof *infos, "the packed weights", err);
+    for (size_t i = 0; status == PDVM_OK && n < m->n_matrices; i++) {
+        struct tensor_info *t = &infos[n];
+        bool tied = i == tensors_count(&m->config);
+        tensors_at(&m->config, tied ? 0 : i, t);
+        if (!t->is_matrix || (t->role == TENSOR_EMBED && !tied)) continue;
+        entries[n] = (struct packed_cache_entry){t->name, m->matrices[n]};
+        n++;
+    }
+    struct packed_cache_key key = cache_key(m);
+    if (status == PDVM_OK)
+        status = packed_cache_write(&key, m->backend, entries, n, &m->notify, err);
+    free(infos);
+    free(entries);
+    return status;
+}
+
+/* ---- loading --------------------------------------------------------------------------- */
+
+/* Reads a matrix and hands it to the backend, which packs it now or, all at once, later. */
+static pdvm_status load_matrix(pdvm_model *m, const struct tensor_info *t, pdvm_error *err) {
+    bool keep = m->backend->ops->keeps_matrices;
+    struct mdcsr now = {0}, *w = keep ? &m->canonical[m->n_matrices] : &now;
+    PD_TRY(encoding_load(m->source, t, m->values, m->threads, w, err));
+    pdvm_status status = load_product(m, w, err);
+    if (status == PDVM_OK) count(m, w);
+    if (keep) return status;
+    mdcsr_free(w);
+    source_release(m->source, t); /* the packed copy is the one that stays */
+    return status;
+}
+
+/* What was kept for the backend to pack. */
+static void free_canonical(pdvm_model *m) {
+    for (size_t i = 0; m->canonical && i < m->n_canonical; i++) mdcsr_free(&m->canonical[i]);
+    free(m->canonical);
+    m->canonical = NULL;
+}
+
+static void count_bytes(pdvm_model *m) {
+    const struct backend_ops *ops = m->backend->ops;
+    size_t bytes = ops->matrix_bytes(m->lookup);
+    m->info.stored_bytes = bytes;
+    m->info.token_bytes = bytes / (m->config.n_vocab ? m->config.n_vocab : 1);
+    for (size_t i = 0; i < m->n_matrices; i++) {
+        m->info.stored_bytes += ops->matrix_bytes(m->matrices[i]);
+        m->info.token_bytes += ops->matrix_bytes(m->matrices[i]);
+    }
 }
 
 static pdvm_status load_embedding(pdvm_model *m, const struct tensor_info *t, pdvm_error *err) {
     PD_TRY(encoding_load(m->source, t, m->values, m->threads, &m->embedding, err));
     PD_TRY(m->backend->ops->load_matrix(m->backend, &m->embedding, MATRIX_LOOKUP, &m->lookup, err));
     count(m, &m->embedding);
-    size_t bytes = m->backend->ops->matrix_bytes(m->lookup);
-    m->info.stored_bytes += bytes;
-    m->info.token_bytes += bytes / (m->config.n_vocab ? m->config.n_vocab : 1);
     return PDVM_OK;
 }
 
@@ -57,6 +158,10 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
     PD_TRY(
         pd_calloc(&m->matrices, 7 * (size_t)c->n_layers + 1, sizeof *m->matrices, "weights", err));
     PD_TRY(pd_calloc(&m->vectors, n_tensors, sizeof *m->vectors, "weights", err));
+    if (m->backend->ops->keeps_matrices) {
+        m->n_canonical = 7 * (size_t)c->n_layers + 1;
+        PD_TRY(pd_calloc(&m->canonical, m->n_canonical, sizeof *m->canonical, "weights", err));
+    }
     struct tensor_info t;
     double total = 0, done = 0;
     for (size_t i = 0; i < n_tensors; i++) {
@@ -71,17 +176,12 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
             PD_TRY(load_vector(m, i, &t, err));
         } else if (t.role == TENSOR_EMBED) {
             PD_TRY(load_embedding(m, &t, err));
-        } else {
-            struct mdcsr w;
-            PD_TRY(encoding_load(m->source, &t, m->values, m->threads, &w, err));
-            pdvm_status status = load_product(m, &w, err);
-            if (status == PDVM_OK) count(m, &w);
-            mdcsr_free(&w);
-            source_release(m->source, &t); /* the packed copy is the one that stays */
-            PD_TRY(status);
+        } else if (!map_product(m, &t)) {
+            PD_TRY(load_matrix(m, &t, err));
         }
     }
-    if (c->tie_word_embeddings) PD_TRY(load_product(m, &m->embedding, err));
+    tensors_at(c, 0, &t);
+    if (c->tie_word_embeddings && !map_product(m, &t)) PD_TRY(load_product(m, &m->embedding, err));
     return pd_progress(&m->notify, "loading", 1, err);
 }
 
@@ -98,12 +198,7 @@ static void fill_info(pdvm_model *m) {
     i->head_dim = c->head_dim;
     i->n_vocab = c->n_vocab;
     i->max_context = c->max_position_embeddings;
-    i->fingerprint = m->source->fingerprint;
-    if (!source_is_mdcsr(m->source)) {
-        /* The weights depend on the coding that is chosen here, too. */
-        const char *values = mdcsr_values_name(m->values);
-        i->fingerprint = pd_hash(i->fingerprint, values, strlen(values));
-    }
+    i->fingerprint = fingerprint(m);
 }
 
 static bool wants_source_values(const pdvm_model_options *o) {
@@ -126,16 +221,47 @@ static enum mdcsr_values source_values(struct model_source *source) {
     return bf16 ? MDCSR_BF16 : f16 ? MDCSR_F16 : MDCSR_F32;
 }
 
+/* About what the weights will take in memory. */
+static uint64_t estimate_bytes(const pdvm_model *m) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < tensors_count(&m->config); i++) {
+        struct tensor_info t;
+        const char *coding;
+        uint64_t stored = 0;
+        tensors_at(&m->config, i, &t);
+        if (!t.is_matrix) continue;
+        source_stored(m->source, &t, &coding, &stored);
+        uint64_t n = (uint64_t)t.rows * (uint64_t)t.cols;
+        if (!source_is_mdcsr(m->source))
+            stored = n *
+                     (m->values == MDCSR_F32    ? 8
+                      : m->values == MDCSR_LUT4 ? 1
+                      : m->values == MDCSR_INT8 ? 2
+                                                : 4) /
+                     2;
+        bytes += stored;
+    }
+    return bytes;
+}
+
 /* With the source's weights; `o` has been checked. */
 static pdvm_status open_into(pdvm_model *m, const pdvm_model_options *o, pdvm_error *err) {
     if (wants_source_values(o)) m->values = source_values(m->source);
     m->config = m->source->config;
     PD_TRY(open_tokenizer(m, err));
     PD_TRY(pd_threads_create(o->n_threads, &m->threads, err));
-    struct backend_options options = {.kernels = o->kernels, .threads = m->threads};
+    struct backend_options options = {.kernels = o->kernels,
+                                      .threads = m->threads,
+                                      .model_bytes = estimate_bytes(m),
+                                      .notify = &m->notify};
     PD_TRY(backend_create(o->backend, &options, &m->backend, err));
+    m->cache_packed = o->cache_packed;
+    PD_TRY(open_cache(m, err));
     PD_TRY(load_weights(m, err));
+    PD_TRY(save_cache(m, err));
     PD_TRY(plan_build(m, err));
+    free_canonical(m);
+    count_bytes(m);
     fill_info(m);
     return PDVM_OK;
 }
@@ -209,6 +335,8 @@ void pdvm_model_close(pdvm_model *m) {
         m->backend->ops->free_matrix(m->backend, m->lookup);
         m->backend->ops->destroy(m->backend);
     }
+    safetensors_close(m->packed);
+    free_canonical(m);
     plan_free(&m->plan);
     free(m->matrices);
     for (size_t i = 0; m->vectors && i < tensors_count(&m->config); i++) free(m->vectors[i]);

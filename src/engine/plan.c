@@ -67,6 +67,33 @@ pdvm_status plan_build(struct pdvm_model *m, pdvm_error *err) {
     return m->backend->ops->prepare(m->backend, plan, err);
 }
 
+pdvm_status model_exchange_matrix(pdvm_model *m, enum tensor_role role, uint32_t layer,
+                                  struct backend_matrix **matrix, pdvm_error *err) {
+    /* As plan_build has them: place in a layer, phase behind the layer's first, place in it. */
+    static const struct {
+        enum tensor_role role;
+        uint8_t place, phase, w;
+    } places[] = {{TENSOR_Q, 0, 0, 0},   {TENSOR_K, 1, 0, 1},    {TENSOR_V, 2, 0, 2},
+                  {TENSOR_O, 3, 2, 0},   {TENSOR_GATE, 4, 3, 0}, {TENSOR_UP, 5, 3, 1},
+                  {TENSOR_DOWN, 6, 4, 0}};
+    const struct backend_ops *ops = m->backend->ops;
+    if (!ops->phase_changed)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: matrices cannot be exchanged",
+                       m->info.backend);
+    for (size_t i = 0; i < sizeof places / sizeof *places && layer < m->config.n_layers; i++) {
+        if (places[i].role != role) continue;
+        size_t phase = plan_phase(layer) + places[i].phase;
+        struct backend_matrix *old = m->plan.phases[phase].w[places[i].w];
+        m->plan.phases[phase].w[places[i].w] = *matrix;
+        m->matrices[7 * (size_t)layer + places[i].place] = *matrix;
+        *matrix = old;
+        ops->phase_changed(m->backend, phase);
+        return PDVM_OK;
+    }
+    return pd_fail(err, PDVM_ERR_ARGUMENT, "no matrix of the layers: role %d, layer %u", (int)role,
+                   layer);
+}
+
 void plan_free(struct plan *plan) {
     free(plan->phases);
     plan->phases = NULL;

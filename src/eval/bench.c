@@ -246,6 +246,7 @@ static pdvm_status load_model(struct bench *b, size_t i, pdvm_error *err) {
     options.progress_user = o->notify.progress_user;
     /* Random weights need no tokenizer, and this is no place to warn of a missing one. */
     if (o->models[i].path) options.log = o->notify.log;
+    options.cache_packed = o->cache_packed && o->models[i].path;
     options.log_user = o->notify.log_user;
     PD_TRY(open_source(b, i, &source, err));
     double start = pd_seconds();

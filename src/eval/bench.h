@@ -48,6 +48,7 @@ struct bench_options {
     bool phases; /**< time per phase of the generation rows */
     uint32_t repetitions;
     const char *kernels, *backend, *values; /**< as in pdvm_model_options */
+    bool cache_packed;                      /**< the same, for models at a path */
     uint32_t n_batch;                       /**< 0: the default */
     pdvm_kv_type type_k, type_v;
     uint64_t seed;

@@ -32,6 +32,8 @@ refused 2 "fewer than one window of 64" "${convert[@]}" --method wanda --sparsit
     --calib short.txt
 yes a | tr -d '\n' | head -c 3000 >same.txt || true
 refused 2 "different tokens" "${convert[@]}" --method wanda --sparsity 0.5 --calib same.txt
+refused 2 "would be lost" "$PDVM" convert "$model" -o text.txt --calib text.txt --method wanda \
+    --sparsity 0.5
 PDVM_OPENBLAS=./no-such-library refused 1 "OpenBLAS, which calibration needs" \
     "${convert[@]}" --method wanda --sparsity 0.5
 [ -z "$(ls -d ./*.pdvm* 2>/dev/null)" ] || fail "something is left: $(ls -d ./*.pdvm*)"

@@ -80,7 +80,8 @@ static pdvm_status cpu_load_matrix(struct backend *base, const struct mdcsr *m, 
         (*out)->bytes = m->values_size + m->index_size;
         return PDVM_OK;
     }
-    pdvm_status status = cpu_matrix_pack_into(&b->arena, m, b->threads, &(*out)->packed, err);
+    pdvm_status status =
+        cpu_matrix_pack_into(&b->arena, m, b->kernels->fast_sell, b->threads, &(*out)->packed, err);
     if (status != PDVM_OK) {
         free(*out);
         *out = NULL;
@@ -95,6 +96,39 @@ static void cpu_free_matrix(struct backend *base, struct backend_matrix *m) {
     if (!m) return;
     cpu_matrix_free(m->packed);
     free(m);
+}
+
+/* A change of the packed layout, or of what is packed in which form, needs a new number. */
+#define LAYOUT_VERSION 1
+
+static const char *cpu_layout(struct backend *base) {
+    struct cpu_backend *b = (struct cpu_backend *)base;
+    snprintf(b->layout, sizeof b->layout, "cpu%d-%s", LAYOUT_VERSION, b->kernels->name);
+    return b->layout;
+}
+
+static pdvm_status cpu_save_matrix(struct backend *base, const struct backend_matrix *m,
+                                   const char *name, struct safetensors_writer *file,
+                                   pdvm_error *err) {
+    return cpu_matrix_save(m->packed, ((struct cpu_backend *)base)->threads, name, file, err);
+}
+
+static pdvm_status cpu_map_matrix(struct backend *base, const struct safetensors *file,
+                                  const char *name, int64_t rows, int64_t cols,
+                                  struct backend_matrix **out, int64_t *n_entries,
+                                  pdvm_error *err) {
+    struct cpu_backend *b = (struct cpu_backend *)base;
+    PD_TRY(pd_calloc(out, 1, sizeof **out, "a matrix", err));
+    pdvm_status status =
+        cpu_matrix_map(file, name, rows, cols, b->threads, &b->arena, &(*out)->packed, err);
+    if (status != PDVM_OK) {
+        free(*out);
+        *out = NULL;
+        return status;
+    }
+    (*out)->bytes = cpu_matrix_bytes((*out)->packed);
+    *n_entries = (*out)->packed->n_entries;
+    return PDVM_OK;
 }
 
 static size_t cpu_bytes_of(const struct backend_matrix *m) {
@@ -236,6 +270,12 @@ static pdvm_status cpu_prepare(struct backend *base, const struct plan *plan, pd
         PD_TRY(keep(b, &w->acc, d, sizeof(float), err));
     }
     return PDVM_OK;
+}
+
+static void cpu_phase_changed(struct backend *base, size_t phase) {
+    struct cpu_backend *b = (struct cpu_backend *)base;
+    size_t n_workers = (size_t)pd_threads_count(b->threads);
+    split_phase(&b->plan->phases[phase], (int)n_workers, b->splits + phase * (n_workers + 1));
 }
 
 static void use_threads(struct cpu_backend *b, struct pd_threads *threads) {
@@ -430,9 +470,13 @@ static const struct backend_ops cpu_ops = {
     .describe = cpu_describe,
     .load_matrix = cpu_load_matrix,
     .free_matrix = cpu_free_matrix,
+    .layout = cpu_layout,
+    .save_matrix = cpu_save_matrix,
+    .map_matrix = cpu_map_matrix,
     .matrix_bytes = cpu_bytes_of,
     .prepare = cpu_prepare,
     .set_threads = cpu_set_threads,
+    .phase_changed = cpu_phase_changed,
     .run = cpu_run,
     .kv_create = cpu_kv_create,
     .kv_free = cpu_kv_free,

@@ -28,8 +28,8 @@
  */
 #define BLOCK_MICROS 16
 
-/** Value kinds of packed matrices; the first two take integer activations, the rest floats. */
-enum cpu_kind { CPU_INT8, CPU_LUT4, CPU_F32, CPU_BF16, CPU_F16, CPU_LUT8, CPU_N_KINDS };
+/** Value kinds of packed matrices; the first three take integer activations, the rest floats. */
+enum cpu_kind { CPU_INT8, CPU_LUT4, CPU_SELL, CPU_F32, CPU_BF16, CPU_F16, CPU_LUT8, CPU_N_KINDS };
 
 /**
  * A matrix in tiles of 16 rows and blocks of 64 columns, both padded.
@@ -41,6 +41,10 @@ enum cpu_kind { CPU_INT8, CPU_LUT4, CPU_F32, CPU_BF16, CPU_F16, CPU_LUT8, CPU_N_
  * LUT4 holds the codes of even micro-blocks in the low nibbles and those of odd ones in the high
  * nibbles of the same bytes, both without gaps. 64 bytes and more are readable behind every array.
  *
+ * SELL, for few entries, is a sliced ELLPACK format of int8 codes (SELL-C, Kreutzer et al. 2014) without
+ * padding of rows: a tile is cut into blocks, a row's entries in a block into fours, and step k of a
+ * block has the k-th four of every row that has so many. See struct cpu_step_head. No masks, not dense.
+ *
  * Streams are numbered through all tiles, and every fourth of them follows the other in memory: 0, 4,
  * 8, ..., then 1, 5, 9, ... A kernel that takes four at once reads along four lines through memory,
  * which processors fetch faster than one. See cpu_stream_place.
@@ -50,6 +54,8 @@ struct cpu_matrix {
     int64_t cols;
     int64_t n_tiles;
     int64_t n_blocks; /* columns / 64, rounded up */
+    int64_t n_entries;
+    enum mdcsr_values values_coding;
     enum cpu_kind kind;
     bool dense;
     bool owned;       /* the arrays are freed with the matrix */
@@ -58,17 +64,18 @@ struct cpu_matrix {
     int64_t n_groups; /* scales per row in `scales`, padded to whole blocks */
     uint64_t *masks;  /* [place of the stream][n_blocks * 16 / streams]; NULL when dense */
     uint8_t *values;
-    uint64_t *offsets;              /* [n_tiles * streams] where each stream's values begin */
-    uint64_t *bytes;                /* [n_tiles + 1] bytes of values of the tiles before */
-    float *scales;                  /* [place of the tile][n_groups][16]; NULL for F32, BF16, F16 */
-    float table[256];               /* LUT8 */
+    uint64_t *offsets; /* [n_tiles * streams] where each stream's values begin */
+    uint64_t *bytes;   /* [n_tiles + 1] bytes of values of the tiles before */
+    uint32_t *steps;   /* SELL: [n_tiles / 4, rounded up][n_groups] steps of each of 4 tiles */
+    float *scales;     /* [place of the tile][n_groups][16]; NULL for F32, BF16, F16 */
+    float table[256];  /* LUT8 */
     _Alignas(64) int8_t table4[64]; /* LUT4: the 16 entries four times over, so that vpermb may
                                        see junk in index bits 4 and 5 */
 };
 
 /** Whether products with this kind take integer activations. */
 static inline bool cpu_kind_is_integer(enum cpu_kind kind) {
-    return kind <= CPU_LUT4;
+    return kind <= CPU_SELL;
 }
 
 /** Streams that kernels take at once. Work is best split at multiples of so many tiles. */
@@ -93,6 +100,28 @@ static inline uint8_t *cpu_stream_values(const struct cpu_matrix *m, int64_t str
     return m->values + m->offsets[stream];
 }
 
+/**
+ * What a step of a SELL stream begins with, 4 bytes. Then follow, of each row in `rows`, 4 columns as
+ * bytes, counted from the block's first; then their 4 values as in INT8. Places that a row does
+ * not need have value 128, that is 0. Four tiles that kernels take at once have equally many steps.
+ */
+struct cpu_step_head {
+    uint16_t rows;   /* bit r: row r has entries in this step */
+    uint16_t blocks; /* by how many blocks this one is right of the last step's */
+};
+
+/** Most columns that SELL takes: all sums of a row's digits stay inside 32 bits. */
+#define SELL_MAX_COLS 32768
+
+/** A tile's number of SELL steps in each group. */
+static inline const uint32_t *cpu_tile_steps(const struct cpu_matrix *m, int64_t tile) {
+    return m->steps + tile / STREAM_TEAM * m->n_groups;
+}
+
+/** The same as kernels' expand, for SELL. */
+void cpu_sell_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
+                     int8_t *out);
+
 /** A tile's scales, [n_groups][16]; NULL if it has none. */
 static inline float *cpu_tile_scales(const struct cpu_matrix *m, int64_t tile) {
     int64_t place = m->streams == 1 ? cpu_stream_place(m, tile) : tile;
@@ -101,14 +130,32 @@ static inline float *cpu_tile_scales(const struct cpu_matrix *m, int64_t tile) {
 
 /**
  * Packs a checked matrix. The arrays come from `arena` and live as long as it does; with NULL they
- * are the matrix's own.
+ * are the matrix's own. `sell`: SELL may be chosen, as by cpu_matrix_pack.
  */
-pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
+pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m, bool sell,
                                  struct pd_threads *threads, struct cpu_matrix **out,
                                  pdvm_error *err);
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
                             struct cpu_matrix **out, pdvm_error *err);
 void cpu_matrix_free(struct cpu_matrix *m);
+
+/**
+ * Turns the sizes of streams that `offsets` holds into places, and fills `bytes`; returns the bytes
+ * of all values.
+ */
+uint64_t cpu_matrix_place_streams(struct cpu_matrix *m);
+
+/** The parts of a matrix that follow from its value coding: see MDCSR's. */
+void cpu_matrix_init(struct cpu_matrix *m, int64_t rows, int64_t cols, enum mdcsr_values values,
+                     uint32_t group);
+void cpu_matrix_set_table(struct cpu_matrix *m, const float *codebook);
+
+/** backend_ops.save_matrix and map_matrix for packed matrices: see packed_file.c. */
+pdvm_status cpu_matrix_save(const struct cpu_matrix *m, struct pd_threads *threads,
+                            const char *name, struct safetensors_writer *file, pdvm_error *err);
+pdvm_status cpu_matrix_map(const struct safetensors *file, const char *name, int64_t rows,
+                           int64_t cols, struct pd_threads *threads, struct pd_arena *arena,
+                           struct cpu_matrix **out, pdvm_error *err);
 
 /** Bytes of all arrays; and of tiles [0, tile) as a product reads them, for the work split. */
 size_t cpu_matrix_bytes(const struct cpu_matrix *m);
@@ -164,6 +211,7 @@ struct cpu_kernels {
     const char *name;
     bool (*supported)(void);
     cpu_product_fn product[CPU_N_KINDS][2]; /* [kind][dense] */
+    bool fast_sell;                         /* SELL may be packed: its product is a fast one */
     cpu_expand_fn expand;
     /** The values of a tile of any other kind, all columns, scales multiplied in: row r at
      * out[r * stride]. */
@@ -182,6 +230,11 @@ struct cpu_kernels {
 };
 
 extern const struct cpu_kernels cpu_kernels_scalar;
+
+/** The product of integer kinds in plain C, for tables that have none of their own for SELL. */
+void cpu_product_integer(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
+                         const struct cpu_act *act, uint32_t n, float *out, int64_t stride);
+
 #ifdef PDVM_HAVE_NEON
 extern const struct cpu_kernels cpu_kernels_neon;
 #endif
@@ -305,6 +358,7 @@ struct cpu_backend {
     struct pd_threads *threads;
     struct pd_arena arena; /* the packed matrices' arrays */
     char description[64];
+    char layout[64];
     const struct plan *plan;
     int64_t *splits;             /* [n_phases][n_split + 1] tiles, see split_phases */
     int64_t *grains;             /* [n_phases] least tiles of a piece of work */

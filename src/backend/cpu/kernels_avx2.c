@@ -15,6 +15,7 @@ static bool supported(void) {
 #define AVX2_KERNELS(PRODUCTS)                                                                     \
     .product = {[CPU_INT8] = {PRODUCTS##_int8_bitmap, PRODUCTS##_int8_dense},                      \
                 [CPU_LUT4] = {PRODUCTS##_lut4_bitmap, PRODUCTS##_lut4_dense},                      \
+                [CPU_SELL] = {cpu_product_integer, NULL},                                          \
                 [CPU_F32] = {avx2_f32_bitmap, avx2_f32_dense},                                     \
                 [CPU_BF16] = {avx2_bf16_bitmap, avx2_bf16_dense},                                  \
                 [CPU_F16] = {avx2_f16_bitmap, avx2_f16_dense},                                     \

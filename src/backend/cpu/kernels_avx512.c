@@ -14,11 +14,12 @@ static bool supported(void) {
 #define AVX512_KERNELS                                                                             \
     .product = {[CPU_INT8] = {avx512_int8_bitmap, avx512_int8_dense},                              \
                 [CPU_LUT4] = {avx512_lut4_bitmap, avx512_lut4_dense},                              \
+                [CPU_SELL] = {avx512_sell, NULL},                                                  \
                 [CPU_F32] = {avx512_f32_bitmap, avx512_f32_dense},                                 \
                 [CPU_BF16] = {avx512_bf16_bitmap, avx512_bf16_dense},                              \
                 [CPU_F16] = {avx512_f16_bitmap, avx512_f16_dense},                                 \
                 [CPU_LUT8] = {avx512_lut8_bitmap, avx512_lut8_dense}},                             \
-    .expand = avx512_expand, .expand_float = avx512_expand_float,                                  \
+    .fast_sell = true, .expand = avx512_expand, .expand_float = avx512_expand_float,               \
     .attention = &cpu_attention_avx512, .rms_norm = avx512_rms_norm, .quantise = avx512_quantise,  \
     .dot = {[PDVM_KV_F32] = avx512_dot_f32,                                                        \
             [PDVM_KV_F16] = avx512_dot_f16,                                                        \

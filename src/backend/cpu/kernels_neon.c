@@ -26,6 +26,7 @@ const struct cpu_kernels cpu_kernels_neon = {
     .supported = supported,
     .product = {[CPU_INT8] = {neon_int8_bitmap, neon_int8_dense},
                 [CPU_LUT4] = {neon_lut4_bitmap, neon_lut4_dense},
+                [CPU_SELL] = {cpu_product_integer, NULL},
                 [CPU_F32] = {neon_f32_bitmap, neon_f32_dense},
                 [CPU_BF16] = {neon_bf16_bitmap, neon_bf16_dense},
                 [CPU_F16] = {neon_f16_bitmap, neon_f16_dense},

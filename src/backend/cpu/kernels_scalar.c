@@ -1,6 +1,7 @@
 /* The reference kernels, in plain C. They add in the order that cpu.h promises. */
 #include "backend/cpu/attention.h"
 #include "backend/cpu/batch.h"
+#include "backend/cpu/sell.h"
 #include "base/half.h"
 
 #include <float.h>
@@ -45,6 +46,10 @@ static struct cursor tile_cursor(const struct cpu_matrix *m, int64_t tile) {
 
 static void expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                    int8_t *out) {
+    if (m->kind == CPU_SELL) {
+        cpu_sell_expand(m, tile, block0, block1, out);
+        return;
+    }
     const uint64_t *masks = cpu_stream_masks(m, tile);
     struct cursor s = tile_cursor(m, tile);
     int64_t i = 0;
@@ -62,31 +67,51 @@ static void add_micro(const int8_t w[64], const int16_t x[4], int64_t sums[TILE_
     }
 }
 
-static void product_of_tile(const struct cpu_matrix *m, int64_t tile, const struct cpu_act *act,
-                            float result[TILE_ROWS]) {
+/* The sums of group g of a tile: from the micro-blocks at the cursor, or from steps. */
+static void add_group(const struct cpu_matrix *m, int64_t tile, int64_t g, struct cursor *s,
+                      const int16_t *x, int64_t sums[TILE_ROWS]) {
     const uint64_t *masks = cpu_stream_masks(m, tile);
-    const float *scales = cpu_tile_scales(m, tile);
     int64_t micros = cpu_stream_micros(m), group_micros = m->group ? m->group / 4 : micros;
-    float lanes[TILE_ROWS][16] = {{0}};
-    int64_t sums[TILE_ROWS] = {0};
-    struct cursor s = tile_cursor(m, tile);
-    for (int64_t i = 0; i < micros; i++) {
+    for (int64_t i = g * group_micros; i < (g + 1) * group_micros && i < micros; i++) {
         int8_t w[64];
-        expand_micro(m, &s, mask_at(masks, i), i, w);
-        add_micro(w, act->q + 4 * i, sums);
-        if (m->group == 0 || ((i + 1) % group_micros != 0 && i + 1 != micros)) continue;
-        int64_t g = i / group_micros;
-        for (int r = 0; r < TILE_ROWS; r++)
-            lanes[r][g % 16] += (float)sums[r] * scales[g * TILE_ROWS + r];
-        memset(sums, 0, sizeof sums);
+        expand_micro(m, s, mask_at(masks, i), i, w);
+        add_micro(w, x + 4 * i, sums);
     }
-    for (int r = 0; r < TILE_ROWS; r++)
-        result[r] =
-            m->group ? lanes_sum(lanes[r]) * act->scale : (float)sums[r] * (scales[r] * act->scale);
 }
 
-static void product_integer(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
-                            const struct cpu_act *act, uint32_t n, float *out, int64_t stride) {
+static void add_steps(struct sell_walk *w, uint32_t n, const int16_t *x, int64_t sums[TILE_ROWS]) {
+    for (uint32_t i = 0; i < n; i++) {
+        struct sell_step s;
+        sell_next(w, &s);
+        for (int k = 0; k < 4 * s.n; k++)
+            sums[s.row[k / 4]] += (s.values[k] - 128) * x[w->block * BLOCK_COLS + s.cols[k]];
+    }
+}
+
+static void product_of_tile(const struct cpu_matrix *m, int64_t tile, const struct cpu_act *act,
+                            float result[TILE_ROWS]) {
+    const float *scales = cpu_tile_scales(m, tile);
+    float lanes[TILE_ROWS][16] = {{0}};
+    struct cursor cursor = tile_cursor(m, tile);
+    struct sell_walk walk = sell_walk(m, tile);
+    for (int64_t g = 0; g < m->n_groups; g++) {
+        int64_t sums[TILE_ROWS] = {0};
+        if (m->kind == CPU_SELL)
+            add_steps(&walk, cpu_tile_steps(m, tile)[g], act->q, sums);
+        else
+            add_group(m, tile, g, &cursor, act->q, sums);
+        for (int r = 0; r < TILE_ROWS; r++) {
+            if (m->group)
+                lanes[r][g % 16] += (float)sums[r] * scales[g * TILE_ROWS + r];
+            else
+                result[r] = (float)sums[r] * (scales[r] * act->scale);
+        }
+    }
+    for (int r = 0; r < TILE_ROWS && m->group; r++) result[r] = lanes_sum(lanes[r]) * act->scale;
+}
+
+void cpu_product_integer(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
+                         const struct cpu_act *act, uint32_t n, float *out, int64_t stride) {
     for (uint32_t t = 0; t < n; t++) {
         for (int64_t tile = tile0; tile < tile1; tile++) {
             float result[TILE_ROWS];
@@ -238,12 +263,14 @@ static void add_i8(float *acc, float p, const void *row, uint32_t n) {
 const struct cpu_kernels cpu_kernels_scalar = {
     .name = "scalar",
     .supported = always,
-    .product = {[CPU_INT8] = {product_integer, product_integer},
-                [CPU_LUT4] = {product_integer, product_integer},
+    .product = {[CPU_INT8] = {cpu_product_integer, cpu_product_integer},
+                [CPU_LUT4] = {cpu_product_integer, cpu_product_integer},
+                [CPU_SELL] = {cpu_product_integer, NULL},
                 [CPU_F32] = {product_float, product_float},
                 [CPU_BF16] = {product_float, product_float},
                 [CPU_F16] = {product_float, product_float},
                 [CPU_LUT8] = {product_float, product_float}},
+    .fast_sell = true,
     .expand = expand,
     .expand_float = expand_float,
     .batch = &cpu_batch_scalar,

@@ -18,12 +18,15 @@ struct pack {
     struct cpu_matrix *p;
     struct pd_arena *arena; /* NULL: none */
     const struct cpu_packer *packer;
+    bool sell;         /* it may be chosen */
     size_t entry_size; /* bytes of one unpacked entry */
     uint8_t zero_code; /* what a dense layout stores at a position without an entry */
     uint8_t flip;      /* what the codes are XORed with: makes a signed byte code + 128 */
     struct pack_worker *workers;
     int n_workers;
-    int64_t *pairs; /* [n_tiles][2] LUT4 bitmap: entries in even and odd micro-blocks */
+    int64_t *pairs;  /* [n_tiles][2] LUT4 bitmap: entries in even and odd micro-blocks */
+    int64_t *fours;  /* [n_tiles] what SELL would take */
+    uint32_t *steps; /* [n_tiles][n_groups] */
 };
 
 /* A worker's buffers, each with the slack that packers need. */
@@ -165,6 +168,134 @@ static void pack_integers(const struct pack *pk, int64_t tile, struct pack_worke
     memcpy(cpu_stream_values(pk->p, tile), w->values, size[0] > size[1] ? size[0] : size[1]);
 }
 
+/* ---- SELL ------------------------------------------------------------------------------- */
+
+/* The fours of each row of a tile in a block; returns the most of a row: the steps. */
+static int block_fours(const struct pack *pk, const struct pack_worker *w, size_t block,
+                       int fours[TILE_ROWS]) {
+    int most = 0;
+    for (size_t r = 0; r < TILE_ROWS; r++) {
+        fours[r] = (__builtin_popcountll(w->masks[r * mask_stride(pk->p) + block]) + 3) / 4;
+        if (fours[r] > most) most = fours[r];
+    }
+    return most;
+}
+
+static int64_t group_blocks(const struct cpu_matrix *p) {
+    return p->group ? p->group / BLOCK_COLS : p->n_blocks;
+}
+
+static void count_steps(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct pack *pk = arg;
+    const struct cpu_matrix *p = pk->p;
+    struct pack_worker *w = &pk->workers[worker];
+    for (int64_t tile = begin; tile < end; tile++) {
+        for (int r = 0; r < TILE_ROWS; r++) {
+            uint64_t *masks = w->masks + (size_t)r * mask_stride(p);
+            if (tile * TILE_ROWS + r < pk->m->rows)
+                mdcsr_row_mask(pk->m, tile * TILE_ROWS + r, masks);
+            else
+                memset(masks, 0, (size_t)p->n_blocks * sizeof *masks);
+        }
+        for (int64_t b = 0; b < p->n_blocks; b++) {
+            int fours[TILE_ROWS];
+            int64_t g = b / group_blocks(p);
+            pk->steps[tile * p->n_groups + g] += (uint32_t)block_fours(pk, w, (size_t)b, fours);
+            for (int r = 0; r < TILE_ROWS; r++) pk->fours[tile] += fours[r];
+        }
+    }
+}
+
+/* Four tiles at a time have equally many steps. Returns how many there are in all. */
+static int64_t even_steps(struct pack *pk) {
+    const struct cpu_matrix *p = pk->p;
+    int64_t total = 0;
+    for (int64_t team = 0; team < p->n_tiles; team += STREAM_TEAM) {
+        int64_t end = team + STREAM_TEAM < p->n_tiles ? team + STREAM_TEAM : p->n_tiles;
+        for (int64_t g = 0; g < p->n_groups; g++) {
+            uint32_t most = 0;
+            for (int64_t t = team; t < end; t++)
+                if (pk->steps[t * p->n_groups + g] > most) most = pk->steps[t * p->n_groups + g];
+            for (int64_t t = team; t < end; t++) pk->steps[t * p->n_groups + g] = most;
+            total += most * (end - team);
+        }
+    }
+    return total;
+}
+
+/*
+ * Whether SELL is faster than a bitmap, counting processor cycles: a step takes 7.5 of them and a
+ * micro-block 3 to expand, 4 of LUT4 codes; memory delivers about 8 bytes in one. SELL needs more
+ * memory than LUT4, 1.4 times as much at 90 % zeros.
+ */
+static pdvm_status choose_sell(struct pack *pk, struct pd_threads *threads, pdvm_error *err) {
+    struct cpu_matrix *p = pk->p;
+    const double positions = (double)p->n_tiles * (double)p->n_blocks * TILE_ROWS * BLOCK_COLS;
+    const double entries = (double)pk->m->n_entries;
+    const bool lut4 = p->kind == CPU_LUT4;
+    if (!pk->sell || !cpu_kind_is_integer(p->kind) || p->dense || p->cols > SELL_MAX_COLS ||
+        p->group % BLOCK_COLS != 0 || entries > 0.25 * positions)
+        return PDVM_OK;
+    size_t n = (size_t)p->n_tiles;
+    PD_TRY(pd_calloc(&pk->fours, n, sizeof *pk->fours, "packing", err));
+    PD_TRY(pd_calloc(&pk->steps, n * (size_t)p->n_groups, sizeof *pk->steps, "packing", err));
+    pd_threads_for(threads, p->n_tiles, 16, count_steps, pk);
+    const double steps = (double)even_steps(pk), micros = positions / 64;
+    double bytes = 4 * steps;
+    for (size_t i = 0; i < n; i++) bytes += 8 * (double)pk->fours[i];
+    const double read = (positions + entries * (lut4 ? 4 : 8)) / 64,
+                 expand = micros * (lut4 ? 4 : 3);
+    const double sell = bytes / 8 > 7.5 * steps ? bytes / 8 : 7.5 * steps;
+    if (sell < (read > expand ? read : expand)) p->kind = CPU_SELL;
+    return PDVM_OK;
+}
+
+/* One step of a block: four k of each row that has it. */
+static uint8_t *pack_step(const struct pack *pk, const struct pack_worker *w, size_t block,
+                          const int fours[TILE_ROWS], uint64_t left[TILE_ROWS], int k,
+                          uint16_t skip, uint8_t *out) {
+    const struct cpu_matrix *p = pk->p;
+    struct cpu_step_head head = {0, skip};
+    for (int r = 0; r < TILE_ROWS; r++)
+        if (fours[r] > k) head.rows |= (uint16_t)(1u << r);
+    memcpy(out, &head, sizeof head);
+    uint8_t *cols = out + sizeof head, *values = cols + 4 * __builtin_popcount(head.rows);
+    for (size_t r = 0; r < TILE_ROWS; r++) {
+        if (fours[r] <= k) continue;
+        const uint8_t *row = w->rows + r * padded_cols(p) + block * BLOCK_COLS;
+        for (int j = 0; j < 4; j++, left[r] &= left[r] - 1) {
+            int c = left[r] ? __builtin_ctzll(left[r]) : 0;
+            int code = pk->m->value_coding == MDCSR_LUT4 ? p->table4[row[c]] : (int8_t)row[c];
+            *cols++ = (uint8_t)c;
+            *values++ = (uint8_t)(left[r] ? code + 128 : 128);
+        }
+    }
+    return values;
+}
+
+static void pack_sell(const struct pack *pk, int64_t tile, const struct pack_worker *w) {
+    const struct cpu_matrix *p = pk->p;
+    const uint32_t *steps = pk->steps + tile * p->n_groups;
+    uint8_t *out = cpu_stream_values(p, tile);
+    int64_t last = 0;
+    for (int64_t g = 0; g < p->n_groups; g++) {
+        int64_t begin = g * group_blocks(p), end = begin + group_blocks(p);
+        uint32_t n = 0;
+        for (int64_t b = begin; b < end && b < p->n_blocks; b++) {
+            int fours[TILE_ROWS];
+            uint64_t left[TILE_ROWS];
+            int most = block_fours(pk, w, (size_t)b, fours);
+            for (size_t r = 0; r < TILE_ROWS; r++)
+                left[r] = w->masks[r * mask_stride(p) + (size_t)b];
+            for (int k = 0; k < most; k++, n++) {
+                out = pack_step(pk, w, (size_t)b, fours, left, k, (uint16_t)(b - last), out);
+                last = b;
+            }
+        }
+        out += (steps[g] - n) * sizeof(struct cpu_step_head); /* zero: steps of no row */
+    }
+}
+
 /* ---- micro-blocks of the others: 4 rows x 16 columns ----------------------------------- */
 
 static uint8_t *pack_floats_micro(const struct pack *pk, const struct pack_worker *w, size_t row,
@@ -217,7 +348,9 @@ static void pack_tile(const struct pack *pk, int64_t tile, struct pack_worker *w
     if (p->scales) pack_scales(pk->m, pk->p, tile);
     /* Its masks stay untouched: a few rows of an almost empty matrix cost a few pages. */
     if (read_tile(pk, tile, w) == 0 && !p->dense) return;
-    if (cpu_kind_is_integer(p->kind))
+    if (p->kind == CPU_SELL)
+        pack_sell(pk, tile, w);
+    else if (cpu_kind_is_integer(p->kind))
         pack_integers(pk, tile, w);
     else
         pack_floats(pk, w, tile);
@@ -246,6 +379,12 @@ static void count_pairs(void *arg, int64_t begin, int64_t end, int worker) {
 /* Bytes of values of stream s of a tile. */
 static uint64_t stream_bytes(const struct pack *pk, int64_t tile, int s) {
     const struct cpu_matrix *p = pk->p;
+    if (p->kind == CPU_SELL) {
+        uint64_t bytes = 8 * (uint64_t)pk->fours[tile];
+        for (int64_t g = 0; g < p->n_groups; g++)
+            bytes += pk->steps[tile * p->n_groups + g] * sizeof(struct cpu_step_head);
+        return bytes;
+    }
     if (pk->pairs) {
         const int64_t *n = pk->pairs + tile * 2;
         return (uint64_t)(n[0] > n[1] ? n[0] : n[1]);
@@ -261,21 +400,20 @@ static uint64_t stream_bytes(const struct pack *pk, int64_t tile, int s) {
     return n * pk->entry_size;
 }
 
-/* Fills offsets and bytes; returns the bytes of all values. */
-static size_t place_streams(struct pack *pk) {
-    struct cpu_matrix *p = pk->p;
-    int64_t n = p->n_tiles * p->streams;
+uint64_t cpu_matrix_place_streams(struct cpu_matrix *m) {
+    int64_t n = m->n_tiles * m->streams;
     uint64_t size = 0;
+    memset(m->bytes, 0, ((size_t)m->n_tiles + 1) * sizeof *m->bytes);
     for (int64_t line = 0; line < STREAM_TEAM; line++) {
         for (int64_t i = line; i < n; i += STREAM_TEAM) {
-            uint64_t bytes = stream_bytes(pk, i / p->streams, (int)(i % p->streams));
-            p->offsets[i] = size;
-            p->bytes[i / p->streams + 1] += bytes;
+            uint64_t bytes = m->offsets[i];
+            m->offsets[i] = size;
+            m->bytes[i / m->streams + 1] += bytes;
             size += bytes;
         }
     }
-    for (int64_t i = 0; i < p->n_tiles; i++) p->bytes[i + 1] += p->bytes[i];
-    return (size_t)size;
+    for (int64_t i = 0; i < m->n_tiles; i++) m->bytes[i + 1] += m->bytes[i];
+    return size;
 }
 
 static bool choose_dense(const struct mdcsr *m, int64_t n_blocks, size_t entry_size) {
@@ -335,6 +473,7 @@ static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_er
     struct cpu_matrix *p = pk->p;
     size_t n_tiles = (size_t)p->n_tiles, streams = (size_t)p->streams;
     PD_TRY(allocate_workers(pk, err));
+    PD_TRY(choose_sell(pk, threads, err));
     if (p->kind == CPU_LUT4 && !p->dense) {
         PD_TRY(pd_calloc(&pk->pairs, n_tiles, 2 * sizeof *pk->pairs, "packing", err));
         pd_threads_for(threads, p->n_tiles, 16, count_pairs, pk);
@@ -342,9 +481,16 @@ static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_er
     PD_TRY(allocate_array(pk, &p->offsets, n_tiles * streams * sizeof *p->offsets, "tile offsets",
                           err));
     PD_TRY(allocate_array(pk, &p->bytes, (n_tiles + 1) * sizeof *p->bytes, "tile sizes", err));
-    size_t size = place_streams(pk);
+    for (size_t i = 0; i < n_tiles * streams; i++)
+        p->offsets[i] = stream_bytes(pk, (int64_t)(i / streams), (int)(i % streams));
+    size_t size = (size_t)cpu_matrix_place_streams(p);
     PD_TRY(allocate_array(pk, &p->values, size, "packed weights", err));
-    if (!p->dense)
+    if (p->kind == CPU_SELL) {
+        size_t teams = (n_tiles + STREAM_TEAM - 1) / STREAM_TEAM, n = (size_t)p->n_groups;
+        PD_TRY(allocate_array(pk, &p->steps, teams * n * sizeof *p->steps, "step counts", err));
+        for (size_t i = 0; i < teams; i++)
+            memcpy(p->steps + i * n, pk->steps + i * STREAM_TEAM * n, n * sizeof *p->steps);
+    } else if (!p->dense)
         PD_TRY(allocate_array(pk, &p->masks,
                               n_tiles * (size_t)p->n_blocks * BLOCK_MICROS * sizeof *p->masks,
                               "packed masks", err));
@@ -355,12 +501,31 @@ static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_er
     return PDVM_OK;
 }
 
-pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
-                            struct cpu_matrix **out, pdvm_error *err) {
-    return cpu_matrix_pack_into(NULL, m, threads, out, err);
+void cpu_matrix_init(struct cpu_matrix *m, int64_t rows, int64_t cols, enum mdcsr_values values,
+                     uint32_t group) {
+    m->rows = rows;
+    m->cols = cols;
+    m->n_tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    m->n_blocks = (cols + BLOCK_COLS - 1) / BLOCK_COLS;
+    m->values_coding = values;
+    m->kind = kinds[values];
+    m->streams = cpu_kind_is_integer(m->kind) ? 1 : 4;
+    m->group = group;
+    m->n_groups = group ? (m->n_blocks * BLOCK_COLS + group - 1) / group : 1;
 }
 
-pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
+void cpu_matrix_set_table(struct cpu_matrix *m, const float *codebook) {
+    memcpy(m->table, codebook, sizeof m->table);
+    if (m->kind == CPU_LUT4)
+        for (int i = 0; i < 64; i++) m->table4[i] = (int8_t)codebook[i % 16];
+}
+
+pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
+                            struct cpu_matrix **out, pdvm_error *err) {
+    return cpu_matrix_pack_into(NULL, m, true, threads, out, err);
+}
+
+pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m, bool sell,
                                  struct pd_threads *threads, struct cpu_matrix **out,
                                  pdvm_error *err) {
     struct cpu_matrix *p;
@@ -368,27 +533,17 @@ pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
     PD_TRY(pd_alloc_aligned(&p, sizeof *p, "a packed matrix", err));
     memset(p, 0, sizeof *p);
     p->owned = arena == NULL;
-    p->rows = m->rows;
-    p->cols = m->cols;
-    p->n_tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS;
-    p->n_blocks = (m->cols + BLOCK_COLS - 1) / BLOCK_COLS;
-    p->kind = kinds[m->value_coding];
-    p->streams = cpu_kind_is_integer(p->kind) ? 1 : 4;
-    p->group = m->group;
-    if (m->group)
-        p->n_groups = (p->n_blocks * BLOCK_COLS + m->group - 1) / m->group;
-    else
-        p->n_groups = 1;
+    cpu_matrix_init(p, m->rows, m->cols, m->value_coding, m->group);
+    cpu_matrix_set_table(p, m->codebook);
+    p->n_entries = m->n_entries;
     size_t entry_size = mdcsr_entry_size(m->value_coding);
     p->dense = choose_dense(m, p->n_blocks, entry_size);
-    memcpy(p->table, m->codebook, sizeof p->table);
-    if (p->kind == CPU_LUT4)
-        for (int i = 0; i < 64; i++) p->table4[i] = (int8_t)m->codebook[i % 16];
 
     int zero = zero_code(m);
     struct pack pk = {.m = m,
                       .p = p,
                       .arena = arena,
+                      .sell = sell,
                       .packer = best_packer(),
                       .entry_size = entry_size,
                       .zero_code = (uint8_t)(zero < 0 ? 0 : zero),
@@ -398,6 +553,8 @@ pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
     if (status == PDVM_OK) pd_threads_for(threads, p->n_tiles, 4, pack_range, &pk);
     free_workers(&pk);
     free(pk.pairs);
+    free(pk.fours);
+    free(pk.steps);
     if (status != PDVM_OK) {
         cpu_matrix_free(p);
         return status;
@@ -413,6 +570,7 @@ void cpu_matrix_free(struct cpu_matrix *m) {
         free(m->values);
         free(m->offsets);
         free(m->bytes);
+        free(m->steps);
         free(m->scales);
     }
     free(m);
@@ -422,6 +580,7 @@ size_t cpu_matrix_bytes_before(const struct cpu_matrix *m, int64_t tile) {
     size_t t = (size_t)tile;
     size_t bytes = (size_t)m->bytes[tile];
     if (m->masks) bytes += t * (size_t)m->n_blocks * BLOCK_MICROS * sizeof *m->masks;
+    if (m->steps) bytes += t / STREAM_TEAM * (size_t)m->n_groups * sizeof *m->steps;
     if (m->scales) bytes += t * (size_t)m->n_groups * TILE_ROWS * sizeof *m->scales;
     return bytes;
 }

@@ -7,6 +7,10 @@
 
 void avx2_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                  int8_t *out) {
+    if (m->kind == CPU_SELL) {
+        cpu_sell_expand(m, tile, block0, block1, out);
+        return;
+    }
     const __m256i c128 = _mm256_set1_epi8((char)0x80);
     struct cursor c = tile_cursor(m, tile);
     const bool dense = !c.masks;

@@ -31,6 +31,7 @@
 struct cursor {
     const uint64_t *masks; /* NULL: dense */
     const uint8_t *next[2];
+    int64_t col; /* SELL: first column of the last step's block */
 };
 
 /*
@@ -40,6 +41,17 @@ struct cursor {
 ALWAYS_INLINE __m512i expand_bytes(uint64_t mask, __m512i v, __m512i c128) {
     __asm__("vpexpandb %1, %0%{%2%}" : "+v"(c128) : "v"(v), "Yk"((__mmask64)mask));
     return c128;
+}
+
+/* The same with 32-bit elements, and in v's own register over zeros. */
+ALWAYS_INLINE __m512i expand_fours(uint32_t mask, __m512i v, __m512i c128) {
+    __asm__("vpexpandd %1, %0%{%2%}" : "+v"(c128) : "v"(v), "Yk"((__mmask16)mask));
+    return c128;
+}
+
+ALWAYS_INLINE __m512i expand_fours_zero(uint32_t mask, __m512i v) {
+    __asm__("vpexpandd %0, %0%{%1%}%{z%}" : "+v"(v) : "Yk"((__mmask16)mask));
+    return v;
 }
 
 /* acc += products of unsigned and signed bytes. As assembly, because gcc 12 copies accumulators around
@@ -75,8 +87,8 @@ ALWAYS_INLINE void prefetch_step(const struct cursor *c, enum cpu_kind kind, boo
 }
 
 /*
- * Adds micro-blocks [begin, end) of the tiles at the cursors to sums of each digit: high[k] and low[k]
- * are of tile k or token k, whichever there are several of.
+ * Adds micro-blocks [begin, end) of the tiles at the cursors up to sums of each digit: high[k] and
+ * low[k] are of tile k or token k, whichever there are several of. The latter start from low[k].
  */
 ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum cpu_kind kind, bool dense,
                               int64_t begin, int64_t end, __m512i table, const struct cpu_act *act,
@@ -84,8 +96,13 @@ ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum cpu_kind kind, b
     const __m512i c128 = _mm512_set1_epi8((char)0x80);
     const bool single = tiles == 1 && tokens == 1;
     __m512i acc[2][CHAINS];
-    for (int k = 0; k < CHAINS; k++) acc[0][k] = acc[1][k] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int k = 0; k < CHAINS; k++) {
+        acc[0][k] = _mm512_setzero_si512();
+        acc[1][k] = single && k > 0 ? _mm512_setzero_si512() : low[k];
+    }
     for (int64_t i = begin; i < end; i += STEP) {
+#pragma GCC unroll 4
         for (int k = 0; k < tiles; k++) prefetch_step(&c[k], kind, dense, i);
 #pragma GCC unroll 4
         for (int j = 0; j < STEP; j++) {
@@ -102,6 +119,7 @@ ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum cpu_kind kind, b
             }
         }
     }
+#pragma GCC unroll 4
     for (int k = 1; single && k < CHAINS; k++) {
         acc[0][0] = _mm512_add_epi32(acc[0][0], acc[0][k]);
         acc[1][0] = _mm512_add_epi32(acc[1][0], acc[1][k]);
@@ -109,6 +127,52 @@ ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum cpu_kind kind, b
     for (int k = 0; k < (single ? 1 : CHAINS); k++) {
         high[k] = acc[0][k];
         low[k] = acc[1][k];
+    }
+}
+
+/*
+ * The same with `steps` steps of SELL. Columns are looked up in the block's activations. Here the 128
+ * count only where there are entries: that is summed up beside the products.
+ */
+ALWAYS_INLINE void add_steps(struct cursor *c, int tiles, uint32_t steps, const struct cpu_act *act,
+                             int tokens, __m512i high[], __m512i low[]) {
+    const __m512i c128 = _mm512_set1_epi8((char)0x80);
+    const int n = tiles * tokens;
+    __m512i acc[4][CHAINS];
+#pragma GCC unroll 4
+    for (int k = 0; k < n; k++)
+        acc[0][k] = acc[1][k] = acc[2][k] = acc[3][k] = _mm512_setzero_si512();
+    for (uint32_t i = 0; i < steps; i++) {
+#pragma GCC unroll 4
+        for (int k = 0; k < tiles; k++) {
+            const uint8_t *p = c[k].next[0];
+            uint32_t head;
+            memcpy(&head, p, sizeof head);
+            const uint32_t rows = head & 0xffff;
+            const int64_t bytes = 4 * (int64_t)_mm_popcnt_u32(rows);
+            prefetch_lines(p, 2);
+            __m512i cols = expand_fours_zero(rows, _mm512_loadu_si512(p + 4));
+            __m512i w = expand_fours(rows, _mm512_loadu_si512(p + 4 + bytes), c128);
+            c[k].next[0] = p + 4 + 2 * bytes;
+            c[k].col += (int64_t)(head >> 16) * BLOCK_COLS;
+#pragma GCC unroll 4
+            for (int t = 0; t < tokens; t++) {
+                int at = tiles > 1 ? k : t;
+                __m512i h =
+                    _mm512_permutexvar_epi8(cols, _mm512_loadu_si512(act[t].high + c[k].col));
+                __m512i l =
+                    _mm512_permutexvar_epi8(cols, _mm512_loadu_si512(act[t].low + c[k].col));
+                acc[0][at] = add_products(acc[0][at], w, h);
+                acc[1][at] = add_products(acc[1][at], w, l);
+                acc[2][at] = add_products(acc[2][at], c128, h);
+                acc[3][at] = add_products(acc[3][at], c128, l);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < n; k++) {
+        high[k] = _mm512_sub_epi32(acc[0][k], acc[2][k]);
+        low[k] = _mm512_sub_epi32(acc[1][k], acc[3][k]);
     }
 }
 
@@ -130,11 +194,16 @@ ALWAYS_INLINE void products_of_tiles(const struct cpu_matrix *m, struct cursor *
     const int n = tiles * tokens;
     __m512i sums[CHAINS][2];
     for (int k = 0; k < n; k++)
-        sums[k][0] = sums[k][1] = _mm512_set1_epi64(-bias[tokens > 1 ? k : 0]);
+        sums[k][0] = sums[k][1] =
+            _mm512_set1_epi64(kind == CPU_SELL ? 0 : -bias[tokens > 1 ? k : 0]);
     for (int64_t begin = 0; begin < micros; begin += PIECE_MICROS) {
         int64_t end = begin + PIECE_MICROS < micros ? begin + PIECE_MICROS : micros;
         __m512i high[CHAINS], low[CHAINS];
-        add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
+        for (int k = 0; k < n; k++) low[k] = _mm512_setzero_si512();
+        if (kind == CPU_SELL) /* one piece: SELL_MAX_COLS */
+            add_steps(c, tiles, cpu_tile_steps(m, tile)[0], act, tokens, high, low);
+        else
+            add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
         for (int k = 0; k < n; k++)
             for (int half = 0; half < 2; half++)
                 sums[k][half] = _mm512_add_epi64(sums[k][half], wide_sum(high[k], low[k], half));
@@ -148,6 +217,13 @@ ALWAYS_INLINE void products_of_tiles(const struct cpu_matrix *m, struct cursor *
     }
 }
 
+/* Minus what 128 in every position contributes between two columns, in 32 bits. */
+ALWAYS_INLINE __m512i minus_bias(const struct cpu_act *act, int64_t begin, int64_t end) {
+    uint32_t sum = 0;
+    for (int64_t i = begin / BIAS_COLS; i < end / BIAS_COLS; i++) sum -= (uint32_t)act->bias[i];
+    return _mm512_set1_epi32((int)sum);
+}
+
 /* A scale per group of columns: its sums fit 32 bits, 256 columns * 127 * ACT_MAX < 2^31. */
 ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct cursor *c,
                                              int64_t tile, int tiles, enum cpu_kind kind,
@@ -156,33 +232,38 @@ ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct 
     const int64_t micros = cpu_stream_micros(m), group_micros = m->group / 4;
     const int n = tiles * tokens;
     const float *scales[CHAINS];
-    __m512 lanes[CHAINS][16];
-    for (int k = 0; k < n; k++) {
-        scales[k] = cpu_tile_scales(m, tiles > 1 ? tile + k : tile);
-        for (int i = 0; i < 16; i++) lanes[k][i] = _mm512_setzero_ps();
-    }
+    __m512 lanes[16][CHAINS];
+    for (int k = 0; k < tiles; k++) scales[k] = cpu_tile_scales(m, tile + k);
+    for (int i = 0; i < 16; i++)
+        for (int k = 0; k < n; k++) lanes[i][k] = _mm512_setzero_ps();
     for (int64_t g = 0; g < m->n_groups; g++) {
         int64_t begin = g * group_micros;
         int64_t end = begin + group_micros < micros ? begin + group_micros : micros;
         __m512i high[CHAINS], low[CHAINS];
+        low[0] = minus_bias(act, 4 * begin, 4 * end);
+#pragma GCC unroll 4
+        for (int k = 1; k < n; k++)
+            low[k] = tokens > 1 ? minus_bias(&act[k], 4 * begin, 4 * end) : low[0];
+#pragma GCC unroll 4
         for (int k = 0; k < tiles; k++) prefetch_lines(scales[k] + g * TILE_ROWS, 1);
-        add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
+        if (kind == CPU_SELL)
+            add_steps(c, tiles, cpu_tile_steps(m, tile)[g], act, tokens, high, low);
+        else
+            add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
+#pragma GCC unroll 4
         for (int k = 0; k < n; k++) {
-            const int32_t *bias = act[tokens > 1 ? k : 0].bias;
             __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[k], 8), low[k]);
-            for (int64_t b = 4 * begin; b < 4 * end; b += BIAS_COLS)
-                sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(bias[b / BIAS_COLS]));
-            __m512 v =
-                _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(scales[k] + g * TILE_ROWS));
-            lanes[k][g % 16] = _mm512_add_ps(lanes[k][g % 16], v);
+            __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sum),
+                                     _mm512_loadu_ps(scales[tiles > 1 ? k : 0] + g * TILE_ROWS));
+            lanes[g % 16][k] = _mm512_add_ps(lanes[g % 16][k], v);
         }
     }
-    for (int k = 0; k < n; k++) {
-        for (int half = 8; half > 0; half /= 2)
-            for (int i = 0; i < half; i++)
-                lanes[k][i] = _mm512_add_ps(lanes[k][i], lanes[k][i + half]);
-        result[k] = _mm512_mul_ps(lanes[k][0], _mm512_set1_ps(act[tokens > 1 ? k : 0].scale));
-    }
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++)
+            for (int k = 0; k < n; k++)
+                lanes[i][k] = _mm512_add_ps(lanes[i][k], lanes[i + half][k]);
+    for (int k = 0; k < n; k++)
+        result[k] = _mm512_mul_ps(lanes[0][k], _mm512_set1_ps(act[tokens > 1 ? k : 0].scale));
 }
 
 /* The bytes that codes stand for. */
@@ -192,7 +273,7 @@ ALWAYS_INLINE __m512i unsigned_table(const struct cpu_matrix *m) {
 
 ALWAYS_INLINE struct cursor tile_cursor(const struct cpu_matrix *m, int64_t tile) {
     const uint8_t *values = cpu_stream_values(m, tile);
-    return (struct cursor){cpu_stream_masks(m, tile), {values, values}};
+    return (struct cursor){cpu_stream_masks(m, tile), {values, values}, 0};
 }
 
 static int64_t sum_of_bias(const struct cpu_act *act, int64_t n_blocks) {
@@ -254,9 +335,14 @@ PRODUCT(avx512_int8_bitmap, CPU_INT8, false)
 PRODUCT(avx512_int8_dense, CPU_INT8, true)
 PRODUCT(avx512_lut4_bitmap, CPU_LUT4, false)
 PRODUCT(avx512_lut4_dense, CPU_LUT4, true)
+PRODUCT(avx512_sell, CPU_SELL, false)
 
 void avx512_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                    int8_t *out) {
+    if (m->kind == CPU_SELL) {
+        cpu_sell_expand(m, tile, block0, block1, out);
+        return;
+    }
     const __m512i c128 = _mm512_set1_epi8((char)0x80), table = unsigned_table(m);
     struct cursor c = tile_cursor(m, tile);
     const bool dense = !c.masks;

@@ -202,6 +202,10 @@ PRODUCT(neon_lut4_dense, CPU_LUT4, true)
 
 void neon_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                  int8_t *out) {
+    if (m->kind == CPU_SELL) {
+        cpu_sell_expand(m, tile, block0, block1, out);
+        return;
+    }
     const uint8x16_t table = byte_table(m);
     struct cursor c = tile_cursor(m, tile);
     const bool dense = !c.masks;

@@ -1,0 +1,72 @@
+/**
+ * The language of the kernels: a subset of C that CUDA, OpenCL and plain C compilers read the same
+ * way. What differs between them is here and in the dialect_*.h files, and nowhere else.
+ *
+ * Rules: functions for anything with a body (FN in front), macros only for qualifiers, accessors
+ * and entry points. Arrays lie at offsets in the arenas of abi.h and are reached by W(T, offset)
+ * (never written by a kernel), G(T, offset), K(T, offset) and, in group memory, L(T, offset); all
+ * need a `const struct Ctx *c` in scope. Every thread of a group reaches every sync, every lane of a
+ * warp every lane_*. No designated initialisers, no pointers in structs but Ctx. Floats: `f` on
+ * every literal, fma_f where a fused multiply-add is meant, and no contraction elsewhere
+ * (-fmad=false), so that a function gives the same bits in every kernel it is inlined in.
+ */
+#ifndef PDVM_KERNELS_DIALECT_H
+#define PDVM_KERNELS_DIALECT_H
+
+#if defined(__OPENCL_C_VERSION__) || defined(__OPENCL_VERSION__)
+#include "dialect_opencl.h"
+#elif defined(__CUDACC__) || defined(PDVM_EMULATE_CUDA)
+#include "dialect_cuda.h"
+#else
+#include "dialect_c.h"
+#endif
+
+#include "abi.h"
+
+/** Where a thread is, and the arenas. */
+struct Ctx {
+    GLOBAL const uint8_t *w;
+    GLOBAL uint8_t *g;
+    GLOBAL uint8_t *k;
+    LOCAL uint8_t *l; /**< group memory; CUDA has it as a symbol */
+    uint32_t block, n_blocks;
+    uint32_t thread, n_threads;
+    uint32_t lane, warp, n_warps;
+};
+
+#define W(T, offset) LOAD_ONLY(T, c->w + (offset))
+#define G(T, offset) (*(GLOBAL T *)(c->g + (offset)))
+#define K(T, offset) (*(GLOBAL T *)(c->k + (offset)))
+#define L(T, offset) (*(LOCAL T *)(LOCAL_BASE(c) + (offset)))
+
+FN float bf16_to_float(uint32_t h) {
+    return bits_float(h << 16);
+}
+
+FN uint32_t min_u(uint32_t a, uint32_t b) {
+    return a < b ? a : b;
+}
+
+FN uint32_t max_u(uint32_t a, uint32_t b) {
+    return a > b ? a : b;
+}
+
+FN uint32_t round_up_u(uint32_t a, uint32_t b) {
+    return (a + b - 1) / b * b;
+}
+
+/** Sum over the warp, the same bits on every lane. */
+FN float lane_sum(float v) {
+    for (uint32_t m = 16; m > 0; m /= 2) v += lane_xor_f(v, m);
+    return v;
+}
+
+FN float lane_max_f(float v) {
+    for (uint32_t m = 16; m > 0; m /= 2) {
+        float o = lane_xor_f(v, m);
+        v = o > v ? o : v;
+    }
+    return v;
+}
+
+#endif

@@ -1,0 +1,101 @@
+/** The instructions that CUDA C has no name for. */
+#ifndef PDVM_KERNELS_PTX_H
+#define PDVM_KERNELS_PTX_H
+
+#include <stdint.h>
+
+#define PTX_FN static __device__ __forceinline__
+
+PTX_FN uint32_t ptx_shared_address(const void *p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+PTX_FN void ptx_prefetch_l2(const uint8_t *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+PTX_FN uint4 ptx_load_stream_x4(const uint8_t *p) {
+    uint4 v;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(p));
+    return v;
+}
+
+PTX_FN uint2 ptx_load_stream_x2(const uint8_t *p) {
+    uint2 v;
+    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+
+PTX_FN uint32_t ptx_load_stream_x1(const uint8_t *p) {
+    uint32_t v;
+    asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
+PTX_FN void ptx_red_release(uint32_t *p, uint32_t v) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+PTX_FN uint32_t ptx_load_acquire(const uint32_t *p) {
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+PTX_FN uint32_t ptx_add_acq_rel(uint32_t *p, uint32_t v) {
+    uint32_t old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(old)
+                 : "l"(p), "r"(v)
+                 : "memory");
+    return old;
+}
+
+PTX_FN void ptx_trap(void) {
+    asm volatile("trap;");
+}
+
+#if __CUDA_ARCH__ >= 900
+
+PTX_FN void ptx_mbarrier_init(uint64_t *b) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(ptx_shared_address(b)) : "memory");
+}
+
+/** Makes initialised barriers known to the copy engine. */
+PTX_FN void ptx_mbarrier_fence(void) {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/** One arrival, and `bytes` of copies to come before the phase completes. */
+PTX_FN void ptx_mbarrier_expect(uint64_t *b, uint32_t bytes) {
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(ptx_shared_address(b)),
+        "r"(bytes)
+        : "memory");
+}
+
+PTX_FN void ptx_mbarrier_wait(uint64_t *b, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"(ptx_shared_address(b)),
+                 "r"(parity)
+                 : "memory");
+}
+
+/** Copies a multiple of 16 bytes from global to group memory; completes on the barrier. */
+PTX_FN void ptx_bulk_load(uint8_t *dst, const uint8_t *src, uint32_t bytes, uint64_t *b) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(ptx_shared_address(dst)),
+        "l"(src), "r"(bytes), "r"(ptx_shared_address(b))
+        : "memory");
+}
+
+#endif
+
+#endif

@@ -1,0 +1,119 @@
+/** CUDA's built-in names, as the emulator has them: what src/kernels/dialect_cuda.h needs. */
+#ifndef PDVM_TESTS_CUDA_SHIM_H
+#define PDVM_TESTS_CUDA_SHIM_H
+
+#include "base/half.h"
+#include "emulator/emulator.h"
+
+#include <math.h>
+
+#define __device__
+#define __forceinline__ inline
+#define __noinline__
+#define pdvm_shared emu_self()->shared
+
+typedef struct {
+    uint32_t x, y;
+} uint2;
+typedef struct {
+    uint32_t x, y, z, w;
+} uint4;
+static inline uint2 make_uint2(uint32_t x, uint32_t y) {
+    return (uint2){x, y};
+}
+static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+    return (uint4){x, y, z, w};
+}
+
+#define __ldg(p) (*(p))
+#define __syncthreads() emu_sync()
+#define __syncwarp(mask) ((void)(mask), (void)emu_lanes(EMU_LANE_SYNC, 0, 0))
+#define __ballot_sync(mask, p) ((void)(mask), emu_lanes(EMU_LANE_BALLOT, (p) != 0, 0))
+#define __shfl_sync(mask, v, lane) ((void)(mask), emu_lanes(EMU_LANE_GET, v, (uint32_t)(lane)))
+#define __shfl_xor_sync(mask, v, x)                                                                \
+    ((void)(mask), _Generic((v), float : shim_xor_f, default : shim_xor_u)(v, (uint32_t)(x)))
+static inline uint32_t shim_xor_u(uint32_t v, uint32_t x) {
+    return emu_lanes(EMU_LANE_XOR, v, x);
+}
+static inline float shim_xor_f(float v, uint32_t x) {
+    return pd_bits_float(emu_lanes(EMU_LANE_XOR, pd_float_bits(v), x));
+}
+
+#define __popc(v) __builtin_popcount(v)
+#define __float_as_uint(f) pd_float_bits(f)
+#define __uint_as_float(u) pd_bits_float(u)
+#define __ushort_as_half(h) (h)
+#define __half_as_ushort(h) (h)
+#define __half2float(h) pd_f16_to_float(h)
+#define __float2half_rn(f) pd_float_to_f16(f)
+#define __fmaf_rn(a, b, c) fmaf(a, b, c)
+#define __ll2float_rn(v) ((float)(v))
+#define __float2ll_rn(v) llrintf(v)
+
+static inline void sincospif(float x, float *s, float *c) {
+    *s = (float)sin(3.14159265358979323846 * (double)x);
+    *c = (float)cos(3.14159265358979323846 * (double)x);
+}
+
+static inline uint32_t __dp4a(uint32_t a, uint32_t b, uint32_t c) {
+    for (int i = 0; i < 32; i += 8) c += (a >> i & 255u) * (b >> i & 255u);
+    return c;
+}
+static inline int shim_dp2a(int a, int b, int c) {
+    int x0 = (int16_t)(a & 0xffff), x1 = (int16_t)((unsigned)a >> 16);
+    int w0 = (int8_t)(b & 0xff), w1 = (int8_t)((unsigned)b >> 8 & 0xff);
+    return c + x0 * w0 + x1 * w1;
+}
+#define __dp2a_lo(a, b, c) shim_dp2a(a, b, c)
+#define __dp2a_hi(a, b, c) shim_dp2a(a, (int)((unsigned)(b) >> 16), c)
+static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+    uint64_t all = (uint64_t)b << 32 | a;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t s = selector >> (4 * i) & 15u;
+        uint32_t byte = (uint32_t)(all >> (8 * (s & 7u))) & 255u;
+        if (s & 8u) byte = byte & 128u ? 255u : 0u; /* the instruction copies the sign */
+        out |= byte << (8 * i);
+    }
+    return out;
+}
+static inline uint32_t atomicAdd(uint32_t *p, uint32_t v) {
+    return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+
+/* ptx.h */
+#define ptx_prefetch_l2(p) ((void)(p))
+#define ptx_load_stream_x4(p) (*(const uint4 *)(const void *)(p))
+#define ptx_load_stream_x2(p) (*(const uint2 *)(const void *)(p))
+#define ptx_load_stream_x1(p) (*(const uint32_t *)(const void *)(p))
+#define ptx_red_release(p, v) ((void)(v), emu_arrive(p))
+static inline uint32_t ptx_load_acquire(const uint32_t *p) {
+    bool early;
+    uint32_t v = emu_poll(p, &early);
+    return early ? v + 0x40000000u : v;
+}
+#define ptx_add_acq_rel(p, v) __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL)
+#define ptx_trap() emu_give_up("trap")
+#define ptx_mbarrier_init(b) (*(b) = 0)
+#define ptx_mbarrier_fence() ((void)0)
+#define ptx_mbarrier_expect(b, bytes) emu_expect(b, bytes)
+#define ptx_mbarrier_wait(b, parity) emu_wait(b, parity)
+#define ptx_bulk_load(dst, src, n, b) emu_copy(dst, src, n, b)
+
+#define KERNEL(name)                                                                               \
+    void EMU_NAME(name)(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p)
+#define KERNEL_CTX                                                                                 \
+    const struct emu_self *self = emu_self();                                                      \
+    struct Ctx ctx = {w,                                                                           \
+                      g,                                                                           \
+                      k,                                                                           \
+                      self->shared,                                                                \
+                      self->block,                                                                 \
+                      self->n_blocks,                                                              \
+                      self->thread,                                                                \
+                      self->n_threads,                                                             \
+                      self->thread % 32,                                                           \
+                      self->thread / 32,                                                           \
+                      self->n_threads / 32}
+
+#endif

@@ -1,0 +1,3 @@
+/* The kernels as plain C. */
+#define EMU_NAME(name) name##_c
+#include "kernels/pdvm.k"

@@ -1,0 +1,47 @@
+/** What src/kernels/dialect_c.h asks for, by the emulator. */
+#ifndef PDVM_TESTS_NATIVE_H
+#define PDVM_TESTS_NATIVE_H
+
+#include "emulator/emulator.h"
+
+static inline void native_sync(void) {
+    emu_sync();
+}
+static inline void native_lane_sync(void) {
+    emu_lanes(EMU_LANE_SYNC, 0, 0);
+}
+static inline uint32_t native_lane_xor(uint32_t v, uint32_t mask) {
+    return emu_lanes(EMU_LANE_XOR, v, mask);
+}
+static inline uint32_t native_lane_get(uint32_t v, uint32_t lane) {
+    return emu_lanes(EMU_LANE_GET, v, lane);
+}
+static inline uint32_t native_lane_ballot(int p) {
+    return emu_lanes(EMU_LANE_BALLOT, p != 0, 0);
+}
+static inline void native_yield(void) {
+    bool early;
+    uint32_t none = 0;
+    (void)emu_poll(&none, &early);
+}
+static inline void native_give_up(void) {
+    emu_give_up("trap");
+}
+
+#define KERNEL(name)                                                                               \
+    void EMU_NAME(name)(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p)
+#define KERNEL_CTX                                                                                 \
+    const struct emu_self *self = emu_self();                                                      \
+    struct Ctx ctx = {w,                                                                           \
+                      g,                                                                           \
+                      k,                                                                           \
+                      self->shared,                                                                \
+                      self->block,                                                                 \
+                      self->n_blocks,                                                              \
+                      self->thread,                                                                \
+                      self->n_threads,                                                             \
+                      self->thread % 32,                                                           \
+                      self->thread / 32,                                                           \
+                      self->n_threads / 32}
+
+#endif
