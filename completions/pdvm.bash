@@ -114,7 +114,7 @@ _pdvm_value() {
     run:--mode | chat:--mode) _pdvm_words token layer phase unfused ;;
     *:--prompt-activations) _pdvm_words 16 8 ;;
     *:--backend) _pdvm_words auto cpu cuda ;;
-    *:--kernels) _pdvm_words auto scalar avx512 amx ;;
+    *:--kernels) _pdvm_words auto scalar neon avx2 avxvnni avx512 amx ;;
     *:-ctk | *:-ctv | *:--cache-type-k | *:--cache-type-v) _pdvm_words f32 f16 int8 ;;
     unpack:--dtype) _pdvm_words f32 bf16 f16 ;;
     unpack:-o | unpack:--output) _pdvm_directories ;;

@@ -35,7 +35,7 @@ complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctk -l 
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -o ctv -l cache-type-v -x -a 'f32 f16 int8' -d 'Type of cached values'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l prompt-activations -x -a '16 8' -d 'Bits of activations of several tokens'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l backend -x -a 'auto cpu cuda' -d 'Where to compute'
-complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l kernels -x -a 'auto scalar avx512 amx' -d 'Instruction set'
+complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l kernels -x -a 'auto scalar neon avx2 avxvnni avx512 amx' -d 'Instruction set'
 complete -c pdvm -n '__fish_seen_subcommand_from run chat eval bench' -l cache-packed -d 'Keep the packed weights in a file'
 
 complete -c pdvm -n '__fish_seen_subcommand_from run' -s e -l escape -d 'Understand \\n and the like in -p'

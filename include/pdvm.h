@@ -108,7 +108,8 @@ typedef struct pdvm_model_options {
     const char *backend; /**< "cpu", "cuda", or "auto" (also NULL): a GPU if there is one that the
                               model fits, and the CPU otherwise */
     const char
-        *kernels;       /**< "auto", "scalar", "avx512", "amx": CPU instruction set; NULL: "auto" */
+        *kernels; /**< CPU instruction set: "auto", "scalar", "neon", "avx2", "avxvnni", "avx512",
+                            "amx"; NULL: "auto" */
     const char *values; /**< for directories of float weights: "f32", "bf16", "f16", "int8", "lut8",
                               "lut4", or "source", the source's own precision; NULL: "int8". A
                               .pdvm file has its own. */

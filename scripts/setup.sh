@@ -13,7 +13,8 @@ pkg-config, git, jansson, PCRE2, utf8proc, libedit and cmocka, and OpenBLAS, whi
 when it calibrates. Only what is missing is installed.
 
   --dev   also what development needs: clang with its sanitizer runtimes and libFuzzer,
-          clang-format, clang-tidy, cppcheck, shellcheck
+          clang-format, clang-tidy, cppcheck, shellcheck; on x86-64 with apt a
+          cross compiler for AArch64 and qemu, which run the tests of its kernels
   --help  show this text
 EOF
 }
@@ -72,6 +73,11 @@ can_sanitize() {
         cc -x c -fsanitize=thread -o /dev/null - >/dev/null 2>&1
 }
 
+# Whether packages of a cross compiler with a C library are to be had here: on Fedora it has none.
+can_cross_build() {
+    [ "$(uname -m)" = x86_64 ] && have apt-get
+}
+
 can_fuzz() {
     have clang && printf 'int LLVMFuzzerTestOneInput(const char *p, long n) { return p == 0 && n; }\n' |
         clang -x c -fsanitize=fuzzer,address,undefined -o /dev/null - >/dev/null 2>&1
@@ -99,6 +105,10 @@ missing_things() {
         have clang-tidy || echo clang-tidy
         have cppcheck || echo cppcheck
         have shellcheck || echo shellcheck
+        if can_cross_build; then
+            have aarch64-linux-gnu-gcc || echo cross-compiler
+            have qemu-aarch64 || echo qemu
+        fi
     fi
 }
 
@@ -136,6 +146,8 @@ package_for() {
     apt-get:openblas) echo libopenblas0 ;;
     apt-get:clang-runtime) apt_clang_runtime ;;
     apt-get:sanitizers) echo build-essential ;;
+    apt-get:cross-compiler) echo gcc-aarch64-linux-gnu libc6-dev-arm64-cross ;;
+    apt-get:qemu) echo qemu-user ;;
 
     dnf:compiler) echo gcc glibc-devel ;;
     dnf:ninja) echo ninja-build ;;

@@ -409,9 +409,10 @@ int cmd_eval(int argc, char **argv) {
                       "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
                       "cuda. [auto]",
                       &o.backend),
-        OPTION_STRING("--kernels", "SET",
-                      "Instruction set of the kernels: auto, scalar, avx512, amx. [auto]",
-                      &o.kernels),
+        OPTION_STRING(
+            "--kernels", "SET",
+            "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, amx. [auto]",
+            &o.kernels),
         OPTION_FLAG("--cache-packed",
                     "Keep the weights as packed for this machine in a file beside the model, or in "
                     "the user's cache directory, and start from it the next time.",

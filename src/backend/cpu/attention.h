@@ -34,6 +34,9 @@ struct cpu_attention_kernels {
 };
 
 extern const struct cpu_attention_kernels cpu_attention_scalar;
+#ifdef PDVM_HAVE_AVX2
+extern const struct cpu_attention_kernels cpu_attention_avx2;
+#endif
 #ifdef PDVM_HAVE_AVX512
 extern const struct cpu_attention_kernels cpu_attention_avx512;
 #endif

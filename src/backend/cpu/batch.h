@@ -82,6 +82,9 @@ void cpu_batch_product(const struct cpu_kernels *k, const struct cpu_matrix *m, 
                        float *out, int64_t stride);
 
 extern const struct cpu_batch_kernels cpu_batch_scalar;
+#ifdef PDVM_HAVE_AVX2
+extern const struct cpu_batch_kernels cpu_batch_avx2;
+#endif
 #ifdef PDVM_HAVE_AVX512
 extern const struct cpu_batch_kernels cpu_batch_avx512;
 #endif

@@ -18,6 +18,15 @@ static const struct cpu_kernels *const tables[] = {
 #ifdef PDVM_HAVE_AVX512
     &cpu_kernels_avx512,
 #endif
+#ifdef PDVM_HAVE_AVXVNNI
+    &cpu_kernels_avxvnni,
+#endif
+#ifdef PDVM_HAVE_AVX2
+    &cpu_kernels_avx2,
+#endif
+#ifdef PDVM_HAVE_NEON
+    &cpu_kernels_neon,
+#endif
     &cpu_kernels_scalar,
 };
 
@@ -36,9 +45,11 @@ pdvm_status cpu_kernels_find(const char *name, const struct cpu_kernels **out, p
             return pd_fail(err, PDVM_ERR_UNSUPPORTED, "this processor cannot run the %s kernels",
                            name);
     }
-    return pd_fail(err, PDVM_ERR_ARGUMENT,
-                   "unknown kernels \"%s\": this build has auto, amx and avx512 (x86-64), scalar",
-                   name);
+    return pd_fail(
+        err, PDVM_ERR_ARGUMENT,
+        "this build has no kernels \"%s\": there are auto, scalar, and amx, avx512, avxvnni, avx2 (x86-64), "
+        "neon (AArch64)",
+        name);
 }
 
 /* What cpu_prepare allocated. */
@@ -69,7 +80,8 @@ static pdvm_status cpu_load_matrix(struct backend *base, const struct mdcsr *m, 
         (*out)->bytes = m->values_size + m->index_size;
         return PDVM_OK;
     }
-    pdvm_status status = cpu_matrix_pack_into(&b->arena, m, b->threads, &(*out)->packed, err);
+    pdvm_status status =
+        cpu_matrix_pack_into(&b->arena, m, b->kernels->fast_sell, b->threads, &(*out)->packed, err);
     if (status != PDVM_OK) {
         free(*out);
         *out = NULL;

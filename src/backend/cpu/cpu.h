@@ -130,9 +130,9 @@ static inline float *cpu_tile_scales(const struct cpu_matrix *m, int64_t tile) {
 
 /**
  * Packs a checked matrix. The arrays come from `arena` and live as long as it does; with NULL they
- * are the matrix's own.
+ * are the matrix's own. `sell`: SELL may be chosen, as by cpu_matrix_pack.
  */
-pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
+pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m, bool sell,
                                  struct pd_threads *threads, struct cpu_matrix **out,
                                  pdvm_error *err);
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
@@ -211,6 +211,7 @@ struct cpu_kernels {
     const char *name;
     bool (*supported)(void);
     cpu_product_fn product[CPU_N_KINDS][2]; /* [kind][dense] */
+    bool fast_sell;                         /* SELL may be packed: its product is a fast one */
     cpu_expand_fn expand;
     /** The values of a tile of any other kind, all columns, scales multiplied in: row r at
      * out[r * stride]. */
@@ -229,6 +230,20 @@ struct cpu_kernels {
 };
 
 extern const struct cpu_kernels cpu_kernels_scalar;
+
+/** The product of integer kinds in plain C, for tables that have none of their own for SELL. */
+void cpu_product_integer(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
+                         const struct cpu_act *act, uint32_t n, float *out, int64_t stride);
+
+#ifdef PDVM_HAVE_NEON
+extern const struct cpu_kernels cpu_kernels_neon;
+#endif
+#ifdef PDVM_HAVE_AVX2
+extern const struct cpu_kernels cpu_kernels_avx2;
+#endif
+#ifdef PDVM_HAVE_AVXVNNI
+extern const struct cpu_kernels cpu_kernels_avxvnni; /* avx2 but for integer products */
+#endif
 #ifdef PDVM_HAVE_AVX512
 extern const struct cpu_kernels cpu_kernels_avx512;
 #endif

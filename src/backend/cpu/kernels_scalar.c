@@ -110,8 +110,8 @@ static void product_of_tile(const struct cpu_matrix *m, int64_t tile, const stru
     for (int r = 0; r < TILE_ROWS && m->group; r++) result[r] = lanes_sum(lanes[r]) * act->scale;
 }
 
-static void product_integer(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
-                            const struct cpu_act *act, uint32_t n, float *out, int64_t stride) {
+void cpu_product_integer(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
+                         const struct cpu_act *act, uint32_t n, float *out, int64_t stride) {
     for (uint32_t t = 0; t < n; t++) {
         for (int64_t tile = tile0; tile < tile1; tile++) {
             float result[TILE_ROWS];
@@ -263,13 +263,14 @@ static void add_i8(float *acc, float p, const void *row, uint32_t n) {
 const struct cpu_kernels cpu_kernels_scalar = {
     .name = "scalar",
     .supported = always,
-    .product = {[CPU_INT8] = {product_integer, product_integer},
-                [CPU_LUT4] = {product_integer, product_integer},
-                [CPU_SELL] = {product_integer, NULL},
+    .product = {[CPU_INT8] = {cpu_product_integer, cpu_product_integer},
+                [CPU_LUT4] = {cpu_product_integer, cpu_product_integer},
+                [CPU_SELL] = {cpu_product_integer, NULL},
                 [CPU_F32] = {product_float, product_float},
                 [CPU_BF16] = {product_float, product_float},
                 [CPU_F16] = {product_float, product_float},
                 [CPU_LUT8] = {product_float, product_float}},
+    .fast_sell = true,
     .expand = expand,
     .expand_float = expand_float,
     .batch = &cpu_batch_scalar,

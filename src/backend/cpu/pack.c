@@ -18,6 +18,7 @@ struct pack {
     struct cpu_matrix *p;
     struct pd_arena *arena; /* NULL: none */
     const struct cpu_packer *packer;
+    bool sell;         /* it may be chosen */
     size_t entry_size; /* bytes of one unpacked entry */
     uint8_t zero_code; /* what a dense layout stores at a position without an entry */
     uint8_t flip;      /* what the codes are XORed with: makes a signed byte code + 128 */
@@ -232,7 +233,7 @@ static pdvm_status choose_sell(struct pack *pk, struct pd_threads *threads, pdvm
     const double positions = (double)p->n_tiles * (double)p->n_blocks * TILE_ROWS * BLOCK_COLS;
     const double entries = (double)pk->m->n_entries;
     const bool lut4 = p->kind == CPU_LUT4;
-    if (!cpu_kind_is_integer(p->kind) || p->dense || p->cols > SELL_MAX_COLS ||
+    if (!pk->sell || !cpu_kind_is_integer(p->kind) || p->dense || p->cols > SELL_MAX_COLS ||
         p->group % BLOCK_COLS != 0 || entries > 0.25 * positions)
         return PDVM_OK;
     size_t n = (size_t)p->n_tiles;
@@ -521,10 +522,10 @@ void cpu_matrix_set_table(struct cpu_matrix *m, const float *codebook) {
 
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
                             struct cpu_matrix **out, pdvm_error *err) {
-    return cpu_matrix_pack_into(NULL, m, threads, out, err);
+    return cpu_matrix_pack_into(NULL, m, true, threads, out, err);
 }
 
-pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
+pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m, bool sell,
                                  struct pd_threads *threads, struct cpu_matrix **out,
                                  pdvm_error *err) {
     struct cpu_matrix *p;
@@ -542,6 +543,7 @@ pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m,
     struct pack pk = {.m = m,
                       .p = p,
                       .arena = arena,
+                      .sell = sell,
                       .packer = best_packer(),
                       .entry_size = entry_size,
                       .zero_code = (uint8_t)(zero < 0 ? 0 : zero),
