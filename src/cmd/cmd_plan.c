@@ -298,7 +298,7 @@ int cmd_plan(int argc, char **argv) {
     options[3].given = &a.max_loss_given;
     const struct options_page page = {
         .command = "plan",
-        .usage = "SOURCE --budget SIZE|--speed TOKENS|--max-loss KL --calib FILE [OPTIONS]",
+        .usage = "SOURCE --budget SIZE|--speed T|--max-loss KL --calib FILE [...]",
         .description = description,
         .operands = operands,
         .options = options,

@@ -76,8 +76,10 @@ static bool map_product(pdvm_model *m, const struct tensor_info *t) {
     int64_t n_entries;
     pdvm_error why;
     if (!m->packed || m->packed_stale) return false;
-    if (m->backend->ops->map_matrix(m->backend, m->packed, t->name, t->rows, t->cols, &matrix,
-                                    &n_entries, &why) != PDVM_OK) {
+    pdvm_status status = m->backend->ops->map_matrix(m->backend, m->packed, t->name, t->rows,
+                                                     t->cols, &matrix, &n_entries, &why);
+    if (status == PDVM_ERR_UNSUPPORTED) return false; /* packed anew by choice */
+    if (status != PDVM_OK) {
         pd_log(&m->notify, PDVM_LOG_WARN, "%s; made again", why.message);
         m->packed_stale = true;
         return false;

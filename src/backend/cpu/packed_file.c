@@ -23,6 +23,8 @@
 
 #define ALIGNMENT 128
 #define TABLE_ENTRIES 256
+/* Stands for a matrix that is packed from its entries each time. */
+#define NOT_KEPT "not kept"
 /* Each such piece of the tensor has a hash, and the checksum is that of the hashes. */
 #define PIECE ((size_t)1 << 20)
 
@@ -84,6 +86,8 @@ static pdvm_status checksum(const uint8_t *data, size_t size, struct pd_threads 
 
 pdvm_status cpu_matrix_save(const struct cpu_matrix *m, struct pd_threads *threads,
                             const char *name, struct safetensors_writer *file, pdvm_error *err) {
+    /* Few entries are packed faster than a file's steps could be proved to stay inside. */
+    if (m->kind == CPU_SELL) return safetensors_writer_metadata(file, name, NOT_KEPT, err);
     struct places at = find_places(m, m->bytes[m->n_tiles]);
     uint64_t sum;
     uint8_t *image;
@@ -223,6 +227,9 @@ pdvm_status cpu_matrix_map(const struct safetensors *file, const char *name, int
     *out = NULL;
     const char *text = safetensors_metadata(file, name);
     const struct safetensors_tensor *t = safetensors_find(file, name);
+    if (text && strcmp(text, NOT_KEPT) == 0)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: matrix \"%.200s\" is not kept",
+                       safetensors_path(file), name);
     if (!text || !t) return fail(file, name, "missing", err);
     PD_TRY(pd_alloc_aligned(&m, sizeof *m, "a packed matrix", err));
     memset(m, 0, sizeof *m);
