@@ -378,7 +378,9 @@ static pdvm_status sample(struct bench *b, struct open_model *m, struct bench_ro
     double seconds, bandwidth = 0;
     PD_TRY(session_at(b, m, t->depth, &s, err));
     s->options.mode = row->mode;
-    if (!t->n_prompt) bandwidth = measure_bandwidth(b, m, row->threads);
+    /* The host's memory says nothing about a device's. */
+    bool on_host = strcmp(m->model->backend->ops->name, "cpu") == 0;
+    if (!t->n_prompt && on_host) bandwidth = measure_bandwidth(b, m, row->threads);
     uint64_t dispatches = s->stats.n_dispatches;
     PD_TRY(t->n_prompt ? time_prompt(b, s, t, &seconds, err)
                        : time_generation(b, s, t, &seconds, err));

@@ -80,8 +80,8 @@ static pdvm_status cpu_load_matrix(struct backend *base, const struct mdcsr *m, 
         (*out)->bytes = m->values_size + m->index_size;
         return PDVM_OK;
     }
-    pdvm_status status =
-        cpu_matrix_pack_into(&b->arena, m, b->kernels->fast_sell, b->threads, &(*out)->packed, err);
+    pdvm_status status = cpu_matrix_pack_into(&b->arena, m, b->kernels->fast_sparse, b->threads,
+                                              &(*out)->packed, err);
     if (status != PDVM_OK) {
         free(*out);
         *out = NULL;

@@ -130,9 +130,9 @@ static inline float *cpu_tile_scales(const struct cpu_matrix *m, int64_t tile) {
 
 /**
  * Packs a checked matrix. The arrays come from `arena` and live as long as it does; with NULL they
- * are the matrix's own. `sell`: SELL may be chosen, as by cpu_matrix_pack.
+ * are the matrix's own. `fast_sparse`: as in struct cpu_kernels; cpu_matrix_pack takes it to be so.
  */
-pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m, bool sell,
+pdvm_status cpu_matrix_pack_into(struct pd_arena *arena, const struct mdcsr *m, bool fast_sparse,
                                  struct pd_threads *threads, struct cpu_matrix **out,
                                  pdvm_error *err);
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
@@ -211,7 +211,7 @@ struct cpu_kernels {
     const char *name;
     bool (*supported)(void);
     cpu_product_fn product[CPU_N_KINDS][2]; /* [kind][dense] */
-    bool fast_sell;                         /* SELL may be packed: its product is a fast one */
+    bool fast_sparse; /* products with bitmaps and SELL keep up with memory: else packed dense */
     cpu_expand_fn expand;
     /** The values of a tile of any other kind, all columns, scales multiplied in: row r at
      * out[r * stride]. */

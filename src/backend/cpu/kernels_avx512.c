@@ -19,7 +19,7 @@ static bool supported(void) {
                 [CPU_BF16] = {avx512_bf16_bitmap, avx512_bf16_dense},                              \
                 [CPU_F16] = {avx512_f16_bitmap, avx512_f16_dense},                                 \
                 [CPU_LUT8] = {avx512_lut8_bitmap, avx512_lut8_dense}},                             \
-    .fast_sell = true, .expand = avx512_expand, .expand_float = avx512_expand_float,               \
+    .fast_sparse = true, .expand = avx512_expand, .expand_float = avx512_expand_float,             \
     .attention = &cpu_attention_avx512, .rms_norm = avx512_rms_norm, .quantise = avx512_quantise,  \
     .dot = {[PDVM_KV_F32] = avx512_dot_f32,                                                        \
             [PDVM_KV_F16] = avx512_dot_f16,                                                        \
