@@ -91,7 +91,10 @@ static void group_quota(const char *root, const char *mount, const char *group, 
     double quota = -1, period = 0;
     snprintf(path, sizeof path, "%s%s/cpu.max", mount, group);
     if (read_text(root, path, text, sizeof text)) {
-        if (sscanf(text, "%lf %lf", &quota, &period) != 2) return; /* "max" */
+        char *end;
+        quota = strtod(text, &end);
+        if (end == text) return; /* "max" */
+        period = strtod(end, NULL);
     } else {
         snprintf(path, sizeof path, "%s%s/cpu.cfs_quota_us", mount, group);
         if (!read_text(root, path, text, sizeof text)) return;

@@ -107,15 +107,16 @@ pdvm_status settings_add_rule(struct settings_plan *plan, const char *text, pdvm
     struct settings_rule *grown = realloc(plan->rules, (plan->n_rules + 1) * sizeof *plan->rules);
     if (!grown) return pd_fail_memory(err, sizeof *grown, "rules");
     plan->rules = grown;
-    struct settings_rule rule = {.text = text, .pattern = strdup(text), .set = settings_none()};
-    if (!rule.pattern) return pd_fail_memory(err, strlen(text) + 1, "a rule");
-    char *settings = rule.pattern + (equals - text);
+    struct settings_rule *rule = &plan->rules[plan->n_rules];
+    *rule = (struct settings_rule){.text = text, .pattern = strdup(text), .set = settings_none()};
+    if (!rule->pattern) return pd_fail_memory(err, strlen(text) + 1, "a rule");
+    char *settings = rule->pattern + (equals - text);
     *settings++ = 0;
-    pdvm_status status = parse_settings(&rule, settings, err);
+    pdvm_status status = parse_settings(rule, settings, err);
     if (status == PDVM_OK)
-        plan->rules[plan->n_rules++] = rule;
+        plan->n_rules++;
     else
-        free(rule.pattern);
+        free(rule->pattern);
     return status;
 }
 

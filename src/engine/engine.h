@@ -49,14 +49,14 @@ pdvm_status model_open_source(struct model_source *source, const pdvm_model_opti
  * Goes over to n worker threads, 0: one per available core, without loading anything again. Not
  * while a pass runs. On failure the model can only be closed.
  */
-pdvm_status model_set_threads(pdvm_model *model, int n, pdvm_error *err);
+pdvm_status model_set_threads(pdvm_model *m, int n, pdvm_error *err);
 
 /**
  * Exchanges a matrix of a layer (q, k, v, o, gate, up or down) for *matrix, which the model's backend
  * has loaded and which then is the one that was there: for measuring what a single matrix is worth.
  * Not while a pass runs. The model's info stays as it is. PDVM_ERR_UNSUPPORTED if the backend can't.
  */
-pdvm_status model_exchange_matrix(pdvm_model *model, enum tensor_role role, uint32_t layer,
+pdvm_status model_exchange_matrix(pdvm_model *m, enum tensor_role role, uint32_t layer,
                                   struct backend_matrix **matrix, pdvm_error *err);
 
 /** A sequence of tokens with its cache. */

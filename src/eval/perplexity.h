@@ -99,7 +99,7 @@ struct perplexity_extent perplexity_extent(size_t n, const struct perplexity_opt
  * PDVM_ERR_ARGUMENT for a bad n_ctx or stride, and for a text of n tokens that is too short: two
  * tokens, or for the protocols with whole windows one window.
  */
-pdvm_status perplexity_check(size_t n, const struct perplexity_options *options, pdvm_error *err);
+pdvm_status perplexity_check(size_t n, const struct perplexity_options *o, pdvm_error *err);
 
 /**
  * Measures tokens[0..n) with `session`, whose contents are replaced. `fn` may be NULL. Errors are

@@ -131,6 +131,7 @@ static pdvm_status fail(const struct safetensors *file, const char *name, const 
 
 static bool parse_facts(const char *text, struct facts *f) {
     int end = -1;
+    /* NOLINTNEXTLINE(cert-err34-c): the widths keep every number in its type's range */
     int n = sscanf(text,
                    "%15[a-z0-9] %15[a-z] %9" SCNd64 " %9" SCNd64 " %9" SCNu32 " %18" SCNd64
                    " %18" SCNu64 " %16" SCNx64 "%n",

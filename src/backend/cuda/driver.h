@@ -104,7 +104,9 @@ enum {
 
 /** The entry points of the driver. */
 struct cuda_driver {
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): a declarator and its parameters */
 #define CU_DECLARE(name, symbol, arguments) cu_result(*name) arguments;
+    /* NOLINTNEXTLINE(bugprone-macro-parentheses) */
     CU_ENTRY_POINTS(CU_DECLARE)
 #undef CU_DECLARE
 };

@@ -116,7 +116,7 @@ static void write_gapped(const struct lane *o, const struct row_buffer *row, con
         row_put_value(o->m, c, row->raw, src, 1, chunk, o->index, i % GPU_CHUNK);
         put_gap(o, chunk + gaps, i % GPU_CHUNK, code);
     }
-    for (uint32_t k = 0; c->group && k < o->length; k++) {
+    for (uint32_t k = 0; c->group && w->end && k < o->length; k++) {
         bool any = k < (w->n + GPU_CHUNK - 1) / GPU_CHUNK && w->end[k] < 4;
         /* The last chunk has to end something. */
         uint32_t end = any ? w->end[k] : k + 1 == o->length ? 3 : 4;
