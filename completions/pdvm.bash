@@ -88,8 +88,7 @@ _pdvm_value() {
     plan:--calib | plan:--apply | plan:--settings | plan:--svg | sweep:--calib | sweep:--results)
         _pdvm_files
         ;;
-    plan:--budget | plan:--speed | plan:--max-loss | plan:--windows | *:--calib-tokens | \
-        *:--calib-seq | plan:--layers-per-group | plan:--front | *:--speed-tokens) ;;
+    plan:--budget | plan:--speed | plan:--max-loss | plan:--windows | plan:--layers-per-group | plan:--front | *:--speed-tokens) ;;
     bench:--shape) _pdvm_words "$_pdvm_shapes" ;;
     bench:--values) _pdvm_words int8 lut4 lut8 f16 bf16 f32 ;;
     bench:--group) _pdvm_words 0 32 64 128 256 ;;

@@ -94,8 +94,8 @@ static void small_problems_are_solved_exactly(void **state) {
 /* No choice is better than the best of the relaxed problem in which groups may mix two items. */
 static double lower_bound(const struct problem *p, double limit) {
     double best = 0;
-    for (double log_lambda = -16; log_lambda < 2; log_lambda += 0.01) {
-        double lambda = exp(log_lambda), bound = -lambda * limit;
+    for (int step = -1600; step < 200; step++) {
+        double lambda = exp(0.01 * step), bound = -lambda * limit;
         for (size_t g = 0; g < p->n; g++) {
             double least = INFINITY;
             for (size_t i = 0; i < p->n_items; i++)

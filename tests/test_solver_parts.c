@@ -57,7 +57,8 @@ static void random_values(double *x, int64_t n, int kinds, uint64_t *seed) {
     for (int64_t i = 0; i < n; i++) {
         double v = (pd_random_unit(seed) - 0.5) * exp2((double)(pd_random(seed) % 40));
         uint64_t pick = pd_random(seed);
-        x[i] = kinds ? (double)((int)(pick % (uint64_t)kinds) - kinds / 2) : v;
+        int middle = kinds / 2;
+        x[i] = kinds ? (double)((int)(pick % (uint64_t)kinds) - middle) : v;
         if (pick % 17 == 0) x[i] = special[pick / 17 % 6];
     }
 }

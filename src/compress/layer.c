@@ -165,13 +165,13 @@ static void rotate_heads(const struct layer_pass *p, const float *norm, int64_t 
 
 /* The largest of x[n], n > 0: as whole numbers that are in the same order. */
 static float largest(const float *x, int64_t n) {
-    int32_t most = INT32_MIN;
+    uint32_t most = 0;
     for (int64_t i = 0; i < n; i++) {
-        int32_t bits = (int32_t)pd_float_bits(x[i]);
-        bits ^= (bits >> 31) & INT32_MAX;
+        uint32_t bits = pd_float_bits(x[i]);
+        bits ^= bits >> 31 ? UINT32_MAX : UINT32_C(1) << 31;
         most = bits > most ? bits : most;
     }
-    return pd_bits_float((uint32_t)(most ^ ((most >> 31) & INT32_MAX)));
+    return pd_bits_float(most >> 31 ? most ^ UINT32_C(1) << 31 : ~most);
 }
 
 /*

@@ -37,6 +37,7 @@ pdvm_status divergence_add(struct divergence *d, const double *x, const float *l
         sum_p += p;
         cross += p * (dx - ((double)logits[i] - y_top));
     }
+    if (!(sum_p > 0)) return pd_fail(err, PDVM_ERR_RANGE, "a prediction is not finite");
     double log_sum_q = nll + ((double)logits[token] - y_top);
     double kl = cross / sum_p - log(sum_p) + log_sum_q;
     double nll_p = log(sum_p) - (x[token] - top_p);

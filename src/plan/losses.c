@@ -86,7 +86,7 @@ static size_t nearest_item(const struct plan_result *r, double kl, bool measured
     double least = INFINITY;
     for (size_t i = 0; i < r->n_items; i++) {
         double distance = fabs(log(r->items[i].kl + 1e-9) - log(kl + 1e-9));
-        if (measured_only && !group->measured[i]) continue;
+        if (measured_only && group && !group->measured[i]) continue;
         if (distance >= least) continue;
         least = distance;
         best = i;

@@ -9,7 +9,7 @@ model=$SOURCE_DIR/tests/golden/tiny-gqa
 for i in $(seq 40); do echo "Once upon a time there were $i cats, and they saw a bird."; done >text
 mkdir scratch
 export TMPDIR=$PWD/scratch
-plan=("$PDVM" plan "$model" --calib text -c 32 --windows 2 --speed-tokens 4 --sparsity 0,0.5
+plan=("$PDVM" plan "$model" --calib text -c 32 --windows 2 --speed-tokens 4 --sparsity "0,0.5"
     --front 3)
 
 # The sizes of the menu's items, all matrices alike, are those of files.

@@ -8,7 +8,7 @@ model=$SOURCE_DIR/tests/golden/tiny-gqa
 for i in $(seq 12); do echo "Once upon a time there were $i cats, and they saw a bird."; done >text
 mkdir scratch
 export TMPDIR=$PWD/scratch
-sweep=("$PDVM" sweep "$model" --text text -c 64 --sparsity 0,0.5 --values int8,lut4
+sweep=("$PDVM" sweep "$model" --text text -c 64 --sparsity "0,0.5" --values "int8,lut4"
     --speed-tokens 4)
 
 # A row per cell, and one for the uncompressed model.

@@ -61,7 +61,8 @@ static inline uint32_t __dp4a(uint32_t a, uint32_t b, uint32_t c) {
 }
 static inline int shim_dp2a(int a, int b, int c) {
     int x0 = (int16_t)(a & 0xffff), x1 = (int16_t)((unsigned)a >> 16);
-    int w0 = (int8_t)(b & 0xff), w1 = (int8_t)((unsigned)b >> 8 & 0xff);
+    /* Sign extension of bytes without a signed char. */
+    int w0 = ((b & 0xff) ^ 0x80) - 0x80, w1 = ((int)((unsigned)b >> 8 & 0xff) ^ 0x80) - 0x80;
     return c + x0 * w0 + x1 * w1;
 }
 #define __dp2a_lo(a, b, c) shim_dp2a(a, b, c)

@@ -62,7 +62,7 @@ uint32_t emu_poll(const uint32_t *p, bool *early);
 void emu_arrive(uint32_t *p);
 /** Copies that happen later, and the barriers that they complete. */
 void emu_copy(uint8_t *dst, const uint8_t *src, uint32_t bytes, uint64_t *barrier);
-void emu_expect(uint64_t *barrier, uint32_t bytes);
+void emu_expect(uint64_t *b, uint32_t bytes);
 void emu_wait(uint64_t *barrier, uint32_t parity);
 /** Ends the launch with a message. Does not return. */
 _Noreturn void emu_give_up(const char *message);

@@ -45,7 +45,7 @@ struct gpu_model {
 };
 
 /** Makes the weights and the CPU's side. Fails the test if it cannot. */
-struct gpu_model *gpu_model_create(const struct gpu_model_shape *shape, pdvm_kv_type type_k,
+struct gpu_model *gpu_model_create(const struct gpu_model_shape *s, pdvm_kv_type type_k,
                                    pdvm_kv_type type_v, uint64_t seed);
 void gpu_model_free(struct gpu_model *m);
 
@@ -64,11 +64,11 @@ void gpu_model_cpu(struct gpu_model *m, const struct batch *batch, float *logits
  * Runs it on the emulator in a mode; logits[vocab] of the last token. Returns NULL, or what the
  * emulator found wrong. Moves on by batch->n_tokens positions.
  */
-const char *gpu_model_run(struct gpu_model *m, const struct batch *batch, pdvm_mode mode,
+const char *gpu_model_run(struct gpu_model *m, const struct batch *b, pdvm_mode mode,
                           float *logits);
 
 /** The launch that runs the batch as a whole. */
-struct gpu_launch gpu_model_launch(const struct gpu_model *m, const struct batch *batch);
+struct gpu_launch gpu_model_launch(const struct gpu_model *m, const struct batch *b);
 
 /** One launch. */
 const char *gpu_model_launch_run(struct gpu_model *m, const struct gpu_launch *launch, bool single);
