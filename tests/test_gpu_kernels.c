@@ -505,7 +505,9 @@ static bool fault_shows(struct gpu_model *m, enum emu_fault fault, uint32_t at,
             alarm(20);
             if (freopen("/dev/null", "w", stderr) == NULL) _exit(1);
             const char *wrong = third_token(m, (enum emu_order)order, fault, at, &out);
-            _exit(wrong || memcmp(out.logits, right->logits, sizeof out.logits) != 0 ||
+            _exit(wrong ||
+                  memcmp((const void *)out.logits, (const void *)right->logits,
+                         sizeof out.logits) != 0 ||
                   out.result.candidate[0].token != right->result.candidate[0].token);
         }
         int status;
