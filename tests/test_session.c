@@ -1,6 +1,6 @@
 // Sessions against a float64 reference and against themselves: modes, threads, batches, prefixes,
 // long and rolling caches, raw activations, saved files, several sessions at once.
-// ctest: labels=threads
+// ctest: timeout=300
 
 #include "base/random.h"
 #include "io/json.h"
