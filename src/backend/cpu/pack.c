@@ -524,7 +524,10 @@ void cpu_matrix_init(struct cpu_matrix *m, int64_t rows, int64_t cols, enum mdcs
 void cpu_matrix_set_table(struct cpu_matrix *m, const float *codebook) {
     memcpy(m->table, codebook, sizeof m->table);
     if (m->kind == CPU_LUT4)
-        for (int i = 0; i < 64; i++) m->table4[i] = (int8_t)codebook[i % 16];
+        for (int i = 0; i < 64; i++) {
+            float c = codebook[i % 16]; /* of a file, perhaps, and not checked yet */
+            m->table4[i] = c >= -127 && c <= 127 ? (int8_t)c : 0;
+        }
 }
 
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
