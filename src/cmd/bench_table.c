@@ -90,8 +90,8 @@ static size_t row_cells(const struct bench_result *r, const struct bench_row *ro
     if (tg) snprintf(buf, sizeof buf, "%.1f", bench_row_rate(row) / 1e9);
     n = add(cells, right, n, true, row ? (tg ? buf : "") : "GB/s");
     double bandwidth_share = tg ? bench_row_share(row) : 0;
-    snprintf(buf, sizeof buf, bandwidth_share > 0 ? "%.0f %%" : "", 100 * bandwidth_share);
-    return add(cells, right, n, true, row ? (tg ? buf : "") : "of bandwidth");
+    if (bandwidth_share > 0) snprintf(buf, sizeof buf, "%.0f %%", 100 * bandwidth_share);
+    return add(cells, right, n, true, row ? (bandwidth_share > 0 ? buf : "") : "of bandwidth");
 }
 
 /* Columns that a text takes, not bytes: "±" is one. */
