@@ -192,6 +192,7 @@ struct gpu_plan {
     uint64_t epoch;       /**< G: uint32_t, zeroed once: barriers passed by the launches before */
     uint64_t fault;       /**< G: uint32_t[4]: 0, or where a kernel gave up */
     uint64_t x;           /**< G: float[hidden_size] */
+    uint64_t xn;          /**< G: float[hidden_size]: x times the weights of the norm that comes next */
     uint64_t x_part;      /**< G: struct gpu_part[n_blocks] of x */
     uint64_t qkv;         /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
     uint64_t attn;        /**< G: float[n_heads * head_dim] */
@@ -208,6 +209,7 @@ struct gpu_plan {
     uint64_t head_top;    /**< G: struct gpu_top[n_blocks]: each block's best candidates */
     uint64_t result;      /**< G: struct gpu_result */
     uint64_t stops;       /**< G: int32_t[GPU_MAX_STOPS] */
+    uint64_t times;       /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
 };
 
 /** What a block knows of the vector that it wrote a part of; parts are joined in their order. */
@@ -272,6 +274,12 @@ struct gpu_kv {
 #define GPU_X_IN 1u     /**< EMBED takes x_in instead of a token's row */
 #define GPU_PREPARED 2u /**< unfused: QKV takes xq, ATTN takes rotated q and an appended row */
 #define GPU_SAMPLING 4u /**< SAMPLE chooses the next token */
+/**
+ * Each block writes its clock (low half, cycles) to plan.times: when a phase begins, when its vector
+ * is in group memory, when its weights are read, when it arrives at the barrier. The last step's stay.
+ */
+#define GPU_TIMED 16u
+#define GPU_TIMES_OF_PHASE 4u
 
 /**
  * One launch: phases [first_phase, end_phase) for each of n_steps tokens. Steps from n_given on

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #define PDVM_KERNEL_TYPES
+#define PDVM_LOCAL_ADDRESSES 0
 #define PDVM_GRID_SYNC 1
 #define PDVM_BULK 0
 
@@ -151,6 +152,9 @@ FN uint32_t grid_load_acquire(const uint32_t *p) {
 }
 FN uint32_t grid_add_both(uint32_t *p) {
     return __atomic_fetch_add(p, 1, __ATOMIC_ACQ_REL);
+}
+FN uint32_t device_clock(void) {
+    return native_clock();
 }
 FN void give_up(void) {
     native_give_up();

@@ -22,6 +22,11 @@ PDVM_SHARED;
 
 #define PDVM_KERNEL_TYPES
 #define PDVM_GRID_SYNC 1
+#ifdef PDVM_EMULATE_CUDA
+#define PDVM_LOCAL_ADDRESSES 0
+#else
+#define PDVM_LOCAL_ADDRESSES 1
+#endif
 #if defined(PDVM_EMULATE_CUDA) ? PDVM_EMULATE_BULK                                                 \
                                : (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
 #define PDVM_BULK 1 /* cp.async.bulk into a ring per warp */
@@ -159,6 +164,9 @@ FN uint32_t grid_load_acquire(const uint32_t *p) {
 }
 FN uint32_t grid_add_both(uint32_t *p) {
     return ptx_add_acq_rel(p, 1);
+}
+FN uint32_t device_clock(void) {
+    return ptx_clock();
 }
 FN void give_up(void) {
     ptx_trap();

@@ -20,6 +20,7 @@ typedef uint2 u32x2;
 typedef uint4 u32x4;
 
 #define PDVM_KERNEL_TYPES
+#define PDVM_LOCAL_ADDRESSES 0
 #define PDVM_GRID_SYNC 0
 #define PDVM_BULK 0
 
@@ -155,6 +156,11 @@ FN uint grid_add_both(__global uint *p) {
     uint old = atomic_inc(p);
     mem_fence(CLK_GLOBAL_MEM_FENCE);
     return old;
+}
+
+/* OpenCL has no clock; its events time launches. */
+FN uint device_clock(void) {
+    return 0;
 }
 
 #define KERNEL(name)                                                                               \

@@ -25,9 +25,7 @@ FN uint64_t phase_norm(const struct Ctx *c, uint32_t i) {
 
 FN void embed_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run *run,
                     LOCAL const struct gpu_phase *ph) {
-    struct gpu_part part;
-    part.squares = 0.0f;
-    part.largest = 0;
+    struct gpu_part part = part_start();
     uint32_t n = SH(plan).hidden_size;
     uint32_t begin = (uint32_t)((uint64_t)n * c->block / c->n_blocks);
     uint32_t end = (uint32_t)((uint64_t)n * (c->block + 1) / c->n_blocks);
@@ -40,8 +38,7 @@ FN void embed_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run 
     for (uint32_t i = begin + c->thread; i < end; i += c->n_threads) {
         float v = p->flags & GPU_X_IN ? G(float, SH(plan).x_in + 4 * (uint64_t)i)
                                       : embedding_at(c, token, i);
-        G(float, SH(plan).x + 4 * (uint64_t)i) = v;
-        part_add(&part, v, W(float, norm + 4 * (uint64_t)i));
+        put_x(c, &part, i, v, W(float, norm + 4 * (uint64_t)i));
     }
     write_part(c, SH(plan).x_part, part);
 }

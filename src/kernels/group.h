@@ -8,16 +8,34 @@
 #define STAGED 4u
 #define STAGE_END 0xffffffffu /* gpu_phase.kind behind the last */
 
+/**
+ * One warp's stream of a phase. Places are counted in bytes that went through the warp's ring (modulo
+ * 2^32), so a page's slot and parity follow from them; without a ring, in bytes from its beginning.
+ */
+struct Stream {
+    uint64_t from;  /* W: the next page to ask for; without a ring: the beginning */
+    uint32_t at;    /* read up to here */
+    uint32_t end;
+    uint32_t asked; /* pages are asked for up to here, */
+    uint32_t have;  /* and have come up to here */
+    uint32_t edge;  /* where the page ends that is being read */
+    uint32_t reserved;
+};
+
 /** The fixed part of group memory; behind it sums, x and the ring, see gpu_shared_size. */
 struct Sh {
     uint64_t full[GPU_MAX_WARPS * GPU_RING_PAGES]; /* mbarriers of the rings' pages */
     struct gpu_phase phase[STAGED]; /* 16-byte aligned: codebooks are read as one word */
+    struct Stream stream[GPU_MAX_WARPS]; /* of the current product phase, or the next one */
+    uint32_t rows[STAGED][2];            /* the block's first row, and its end, of staged phases */
     struct gpu_plan plan;
     float warp_f[GPU_MAX_WARPS];
     uint32_t warp_u[GPU_MAX_WARPS];
     uint32_t histogram[256];
     uint32_t found[8];
 };
+
+typedef char sh_has_room[sizeof(struct Sh) <= GPU_SHARED_FIXED ? 1 : -1];
 
 #define SH(field) (L(struct Sh, 0).field)
 
@@ -36,26 +54,16 @@ struct Place {
     uint32_t phase;
 };
 
-/** One warp's stream of a phase. */
-struct Stream {
-    uint64_t base;   /* W */
-    uint32_t size;   /* bytes */
-    uint32_t at;     /* bytes that have been read */
-    uint32_t first;  /* pages that went through the ring before */
-    uint32_t issued; /* pages asked for */
-    uint32_t ready;  /* pages that have come */
-};
-
 /** What a launch carries along. */
 struct Run {
     struct Step step;
     struct Place staging; /* the next record to stage */
+    uint32_t phase;       /* the current one's place in the plan */
     uint32_t walked;      /* phases so far: record walked % STAGED is the current one */
     uint32_t target;  /* arrivals at the grid's barrier when it is passed next, less one round */
     uint32_t sums_hi; /* L offsets */
     uint32_t x;
     uint32_t ring;
-    struct Stream stream; /* of the current product phase, or the next one */
     uint32_t opened;      /* the stream belongs to the phase of this number in the walk */
     uint32_t next_begin;  /* of the next stream to open, units of 16 bytes */
     uint32_t next_end;
@@ -90,27 +98,62 @@ FN struct Place place_settle(const struct Ctx *c, const struct gpu_launch *p, st
     return at;
 }
 
-/** Threads of the group copy the record at run->staging to its place. Needs a sync before its use. */
-FN void stage(const struct Ctx *c, const struct gpu_launch *p, struct Run *run, uint32_t number) {
-    const uint32_t words = (uint32_t)sizeof(struct gpu_phase) / 4;
-    uint32_t to = (uint32_t)(number % STAGED) * words;
+#define RECORD_WORDS ((uint32_t)sizeof(struct gpu_phase) / 4)
+#define STAGE_WORDS ((RECORD_WORDS + 2 + GPU_LANES - 1) / GPU_LANES) /* of a thread, at most */
+
+/** What is on its way into group memory; loaded early and stored late, so that nobody waits. */
+struct Staging {
+    uint32_t word[STAGE_WORDS];
+    uint32_t n; /* 0: only the end is marked */
+};
+
+FN LOCAL const struct gpu_phase *record(const struct Ctx *c, uint32_t number) {
+    return (LOCAL const struct gpu_phase *)&SH(phase)[number % STAGED];
+}
+
+/**
+ * Threads of the group load the record at run->staging, and the rows of the block in the phase of
+ * number `rows_of`, which has been staged.
+ */
+FN struct Staging stage_load(const struct Ctx *c, const struct gpu_launch *p, struct Run *run,
+                             uint32_t rows_of) {
+    struct Staging s;
     run->staging = place_settle(c, p, run->staging);
-    LOCAL uint32_t *records = (LOCAL uint32_t *)&SH(phase);
-    if (run->staging.step >= p->n_steps) {
-        if (c->thread == 0) records[to] = STAGE_END;
-        return;
-    }
+    s.n = run->staging.step < p->n_steps;
     uint64_t from =
         SH(plan).phases + (uint64_t)run->staging.phase * (uint32_t)sizeof(struct gpu_phase);
-    for (uint32_t i = c->thread; i < words; i += c->n_threads)
-        records[to + i] = W(uint32_t, from + 4 * i);
-    run->staging.phase++;
+    uint64_t rows = record(c, rows_of)->block_rows + 4 * (uint64_t)c->block;
+    int product = is_product(record(c, rows_of)->kind);
+    UNROLL
+    for (uint32_t k = 0; k < STAGE_WORDS; k++) {
+        uint32_t i = c->thread + k * c->n_threads;
+        s.word[k] = 0;
+        if (i < RECORD_WORDS && s.n) s.word[k] = W(uint32_t, from + 4 * i);
+        if (i >= RECORD_WORDS && i < RECORD_WORDS + 2 && product)
+            s.word[k] = W(uint32_t, rows + 4 * (i - RECORD_WORDS));
+    }
+    if (s.n) run->staging.phase++;
+    return s;
+}
+
+/** Stores them; `number` is the record's. Needs a sync before they are used. */
+FN void stage_store(const struct Ctx *c, struct Staging s, uint32_t number, uint32_t rows_of) {
+    LOCAL uint32_t *records = (LOCAL uint32_t *)&SH(phase);
+    uint32_t to = number % STAGED * RECORD_WORDS;
+    UNROLL
+    for (uint32_t k = 0; k < STAGE_WORDS; k++) {
+        uint32_t i = c->thread + k * c->n_threads;
+        if (i < RECORD_WORDS && s.n) records[to + i] = s.word[k];
+        if (i == 0 && !s.n) records[to] = STAGE_END;
+        if (i >= RECORD_WORDS && i < RECORD_WORDS + 2)
+            SH(rows)[rows_of % STAGED][i - RECORD_WORDS] = s.word[k];
+    }
 }
 
 /** The record `ahead` phases from here. */
 FN LOCAL const struct gpu_phase *staged(const struct Ctx *c, const struct Run *run,
                                         uint32_t ahead) {
-    return (LOCAL const struct gpu_phase *)&SH(phase)[(run->walked + ahead) % STAGED];
+    return record(c, run->walked + ahead);
 }
 
 /**
@@ -131,6 +174,14 @@ FN void group_reduce(const struct Ctx *c, float *sum, uint32_t *largest) {
         *sum = lane_sum(f);
         *largest = lane_max_u(u);
     }
+}
+
+/** Point `i` of the current phase in the block's times. */
+FN void take_time(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
+                  uint32_t i) {
+    if (!(p->flags & GPU_TIMED) || c->thread != 0) return;
+    uint64_t n = (uint64_t)c->block * SH(plan).n_phases + run->phase;
+    G(uint32_t, SH(plan).times + 4 * (n * GPU_TIMES_OF_PHASE + i)) = device_clock();
 }
 
 #if PDVM_GRID_SYNC

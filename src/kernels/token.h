@@ -7,23 +7,16 @@
 #include "matrix_phases.h"
 #include "sample.h"
 
-/** L2 prefetch of what the next phase reads before its streams. */
-FN void prefetch_phase(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
-    if (ph->kind == STAGE_END) return;
-    if (is_product(ph->kind) && c->thread == 0)
-        prefetch(c->w + ph->block_rows + 4 * (uint64_t)c->block);
-    if (is_product(ph->kind) && ph->norm != GPU_NONE)
-        for (uint32_t i = c->thread * (GPU_LINE / 4); i < ph->n_in;
-             i += c->n_threads * (GPU_LINE / 4))
-            prefetch(c->w + ph->norm + 4 * (uint64_t)i);
-}
-
 FN void run_init(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
     const uint32_t words = (uint32_t)sizeof(struct gpu_plan) / 4;
     LOCAL uint32_t *plan = (LOCAL uint32_t *)&SH(plan);
     for (uint32_t i = c->thread; i < words; i += c->n_threads)
         plan[i] = W(uint32_t, p->plan + 4 * (uint64_t)i);
     stream_init(c);
+    LOCAL uint32_t *streams = (LOCAL uint32_t *)&SH(stream);
+    for (uint32_t i = c->thread; i < (uint32_t)sizeof(struct Stream) / 4 * GPU_MAX_WARPS;
+         i += c->n_threads)
+        streams[i] = 0;
     sync();
     run->step.index = 0;
     run->step.position = p->position;
@@ -37,24 +30,20 @@ FN void run_init(const struct Ctx *c, const struct gpu_launch *p, struct Run *ru
     run->sums_hi = SUMS_LO + 4 * SH(plan).max_rows;
     run->x = SUMS_LO + round_up_u(8 * SH(plan).max_rows, GPU_LINE);
     run->ring = run->x + round_up_u(SH(plan).x_bytes, GPU_LINE);
-    run->stream.base = 0;
-    run->stream.size = 0;
-    run->stream.at = 0;
-    run->stream.first = 0;
-    run->stream.issued = 0;
-    run->stream.ready = 0;
     run->opened = 0xffffffffu;
-    run->next_begin = 0;
-    run->next_end = 0;
     run->scale = 0.0f;
     run->amax = 0.0f;
     if (c->block == 0 && c->thread == 0 && p->flags & GPU_SAMPLING)
         G(uint32_t, SH(plan).result) = 0;
-    for (uint32_t i = 0; i + 1 < STAGED; i++) stage(c, p, run, i);
+    run->phase = p->first_phase;
+    if (c->thread < STAGED) SH(phase)[c->thread].kind = STAGE_END;
     sync();
-    if (!is_product(staged(c, run, 0)->kind)) return;
-    stream_look_ahead(c, run, 0);
-    stream_open(c, run, 0);
+    for (uint32_t i = 0; i + 1 < STAGED; i++) {
+        struct Staging s = stage_load(c, p, run, 0);
+        stage_store(c, s, i, 0);
+        sync();
+    }
+    if (is_product(staged(c, run, 0)->kind)) stream_open(c, run, 0, stream_look_ahead(c, run, 0));
 }
 
 FN void step_forward(const struct gpu_launch *p, struct Step *s) {
@@ -73,25 +62,26 @@ FN void step_forward(const struct gpu_launch *p, struct Step *s) {
 FN void run_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
     LOCAL const struct gpu_phase *ph = staged(c, run, 0);
     uint32_t next = next_product(c, run), kind = ph->kind;
-    stage(c, p, run, run->walked + STAGED - 1);
-    prefetch_phase(c, staged(c, run, 1));
+    take_time(c, p, run, 0);
+    struct Staging staging = stage_load(c, p, run, run->walked + 1);
     if (is_product(kind)) {
         matrix_phase(c, p, run, ph, next);
-        return;
+    } else {
+        int open = next != 0 && run->opened != run->walked + next;
+        struct Extent extent = {0, 0};
+        if (open) extent = stream_look_ahead(c, run, next);
+        if (!open && next) stream_fill_up(c, run);
+        if (kind == GPU_EMBED) embed_phase(c, p, run, ph);
+        if (kind == GPU_ATTN) attn_apart(*c, p, *run, ph);
+        if (kind == GPU_SAMPLE) sample_apart(*c, p, *run);
+        if (open) stream_open(c, run, next, extent);
     }
-    int open = next != 0 && run->opened != run->walked + next;
-    if (open) stream_look_ahead(c, run, next);
-    if (!open && next) stream_fill(c, run, &run->stream, GPU_RING_PAGES);
-    if (kind == GPU_EMBED) embed_phase(c, p, run, ph);
-    if (kind == GPU_ATTN) attn_apart(*c, p, *run, ph);
-    if (kind == GPU_SAMPLE) sample_apart(*c, p, *run);
-    if (!open) return;
-    stream_open(c, run, next);
-    stream_fill(c, run, &run->stream, BARRIER_PAGES);
+    stage_store(c, staging, run->walked + STAGED - 1, run->walked + 1);
+    take_time(c, p, run, 3);
 }
 
 FN void run_end(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
-    stream_drain(c, &run->stream);
+    stream_drain(c);
     if (c->block != 0 || c->thread != 0) return;
     G(uint32_t, SH(plan).epoch) = run->target;
     if (p->end_phase == SH(plan).n_phases && !(p->flags & GPU_SAMPLING))
@@ -109,6 +99,7 @@ FN void run_launch(const struct Ctx *c, const struct gpu_launch *p) {
     at = place_settle(c, p, at);
     while (at.step < p->n_steps) {
         uint32_t step = at.step;
+        run.phase = at.phase;
         run_phase(c, p, &run);
         at.phase++;
         at = place_settle(c, p, at);
