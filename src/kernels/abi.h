@@ -209,6 +209,8 @@ struct gpu_plan {
     uint64_t head_top;    /**< G: struct gpu_top[n_blocks]: each block's best candidates */
     uint64_t result;      /**< G: struct gpu_result */
     uint64_t stops;       /**< G: int32_t[GPU_MAX_STOPS] */
+    uint64_t rope; /**< G: float[head_dim][2]: cos and sin of each pair at the step's position, then
+                        those that turn a query back by the positions that were dropped */
     uint64_t times;       /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
 };
 

@@ -105,10 +105,10 @@ FN struct Source source_of(const struct Ctx *c, uint32_t kind) {
  * Fills group memory with the phase's vector, in the form(s) that its matrices multiply. All loads
  * are under way before the first is used: each takes a good part of a microsecond behind the weights.
  */
-FN void load_activations(const struct Ctx *c, struct Run *run, LOCAL const struct gpu_phase *ph) {
+FN struct Scale load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
     struct Source s = source_of(c, ph->kind);
     uint32_t n = round_up_u(ph->n_in, 4), act = ph->act, cols = ph->x_cols;
-    uint32_t floats = run->x + (act & GPU_ACT_INT ? 2 * cols : 0);
+    uint32_t floats = SH(at_x) + (act & GPU_ACT_INT ? 2 * cols : 0);
     struct Quantiser q;
     NO_UNROLL
     for (uint32_t base = 0; base < cols; base += 4 * ACT_AT_ONCE * c->n_threads) {
@@ -120,19 +120,21 @@ FN void load_activations(const struct Ctx *c, struct Run *run, LOCAL const struc
             if (i < n) v[k] = G(u32x4, s.in + 4 * (uint64_t)i);
         }
         if (base == 0) {
-            stream_fill_up(c, run);
+            stream_fill_up(c);
             q = quantiser(c, join_parts(c, s.parts, s.n_parts), ph->n_in, ph->norm != GPU_NONE);
         }
         UNROLL
         for (uint32_t k = 0; k < ACT_AT_ONCE; k++) {
             uint32_t i = base + 4 * (k * c->n_threads + c->thread);
             if (i >= cols) continue;
-            if (act & GPU_ACT_INT) L(u32x2, run->x + 2 * i) = quantise4(v[k], q.inverse);
+            if (act & GPU_ACT_INT) L(u32x2, SH(at_x) + 2 * i) = quantise4(v[k], q.inverse);
             if (act & GPU_ACT_FLOAT) L(u32x4, floats + 4 * i) = times4(v[k], q.norm);
         }
     }
-    run->scale = q.scale;
-    run->amax = q.amax;
+    struct Scale x;
+    x.scale = q.scale;
+    x.amax = q.amax;
+    return x;
 }
 
 /** GPU_NORM, unfused: each group prepares a piece of the vector for all. */
@@ -153,21 +155,23 @@ FN void norm_part(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
 }
 
 /** load_activations after norm_part. */
-FN void load_prepared(const struct Ctx *c, struct Run *run, LOCAL const struct gpu_phase *ph) {
+FN struct Scale load_prepared(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
     uint64_t from = SH(plan).xq + (uint32_t)sizeof(struct gpu_quantised);
     uint32_t n = round_up_u(ph->n_in, 4), act = ph->act;
-    uint32_t floats = run->x + (act & GPU_ACT_INT ? 2 * ph->x_cols : 0);
-    stream_fill_up(c, run);
+    uint32_t floats = SH(at_x) + (act & GPU_ACT_INT ? 2 * ph->x_cols : 0);
+    stream_fill_up(c);
     for (uint32_t i = 4 * c->thread; i < ph->x_cols; i += 4 * c->n_threads) {
         u32x2 q = MAKE_X2(0, 0);
         u32x4 v = MAKE_X4(0, 0, 0, 0);
         if (i < n) q = G(u32x2, from + 2 * (uint64_t)i);
         if (i < n) v = G(u32x4, SH(plan).xf + 4 * (uint64_t)i);
-        if (act & GPU_ACT_INT) L(u32x2, run->x + 2 * i) = q;
+        if (act & GPU_ACT_INT) L(u32x2, SH(at_x) + 2 * i) = q;
         if (act & GPU_ACT_FLOAT) L(u32x4, floats + 4 * i) = v;
     }
-    run->scale = G(float, SH(plan).xq);
-    run->amax = G(float, SH(plan).xq + 4);
+    struct Scale x;
+    x.scale = G(float, SH(plan).xq);
+    x.amax = G(float, SH(plan).xq + 4);
+    return x;
 }
 
 FN struct gpu_part part_start(void) {

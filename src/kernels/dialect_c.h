@@ -59,6 +59,10 @@ FN uint32_t lane_max_u(uint32_t v) {
     }
     return v;
 }
+FN uint32_t lane_sum_u(uint32_t v) {
+    for (uint32_t m = 16; m > 0; m /= 2) v += lane_xor_u(v, m);
+    return v;
+}
 FN uint32_t count_bits(uint32_t v) {
     uint32_t n = 0;
     for (; v; v &= v - 1) n++;

@@ -77,6 +77,14 @@ FN uint32_t lane_max_u(uint32_t v) {
     return v;
 #endif
 }
+FN uint32_t lane_sum_u(uint32_t v) {
+#if !defined(PDVM_EMULATE_CUDA) && __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(ALL_LANES, v);
+#else
+    for (uint32_t m = 16; m > 0; m /= 2) v += __shfl_xor_sync(ALL_LANES, v, (int)m);
+    return v;
+#endif
+}
 FN uint32_t count_bits(uint32_t v) {
     return (uint32_t)__popc(v);
 }

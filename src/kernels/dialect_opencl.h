@@ -63,6 +63,10 @@ FN uint lane_max_u(uint v) {
     for (uint m = 16; m > 0; m /= 2) v = max(v, lane_xor_u(v, m));
     return v;
 }
+FN uint lane_sum_u(uint v) {
+    for (uint m = 16; m > 0; m /= 2) v += lane_xor_u(v, m);
+    return v;
+}
 FN uint count_bits(uint v) {
     return popcount(v);
 }

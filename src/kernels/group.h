@@ -8,6 +8,15 @@
 #define STAGED 4u
 #define STAGE_END 0xffffffffu /* gpu_phase.kind behind the last */
 
+/** The token of a step, as struct batch has it. */
+struct Step {
+    uint32_t index;
+    uint32_t position;
+    uint32_t slot;
+    uint32_t n_visible;
+    uint32_t n_dropped;
+};
+
 /**
  * One warp's stream of a phase. Places are counted in bytes that went through the warp's ring (modulo
  * 2^32), so a page's slot and parity follow from them; without a ring, in bytes from its beginning.
@@ -29,6 +38,9 @@ struct Sh {
     struct Stream stream[GPU_MAX_WARPS]; /* of the current product phase, or the next one */
     uint32_t rows[STAGED][2];            /* the block's first row, and its end, of staged phases */
     struct gpu_plan plan;
+    struct gpu_launch launch;
+    struct Step step;                   /* the current one */
+    uint32_t at_sums_hi, at_x, at_ring; /* L offsets */
     float warp_f[GPU_MAX_WARPS];
     uint32_t warp_u[GPU_MAX_WARPS];
     uint32_t histogram[256];
@@ -39,39 +51,36 @@ typedef char sh_has_room[sizeof(struct Sh) <= GPU_SHARED_FIXED ? 1 : -1];
 
 #define SH(field) (L(struct Sh, 0).field)
 
-/** The token of a step, as struct batch has it. */
-struct Step {
-    uint32_t index;
-    uint32_t position;
-    uint32_t slot;
-    uint32_t n_visible;
-    uint32_t n_dropped;
-};
-
 /** A place in the walk: phases [first, end) for each step, HEAD and SAMPLE only where wanted. */
 struct Place {
     uint32_t step;
     uint32_t phase;
 };
 
-/** What a launch carries along. */
+/**
+ * What a thread carries along a launch. As little as possible, since it takes registers from every
+ * loop: what all threads know is in group memory, for spilled registers would travel to the second
+ * level cache and back (group memory leaves the first level no room).
+ */
 struct Run {
-    struct Step step;
     struct Place staging; /* the next record to stage */
     uint32_t phase;       /* the current one's place in the plan */
     uint32_t walked;      /* phases so far: record walked % STAGED is the current one */
-    uint32_t target;  /* arrivals at the grid's barrier when it is passed next, less one round */
-    uint32_t sums_hi; /* L offsets */
-    uint32_t x;
-    uint32_t ring;
-    uint32_t opened;      /* the stream belongs to the phase of this number in the walk */
-    uint32_t next_begin;  /* of the next stream to open, units of 16 bytes */
-    uint32_t next_end;
-    float scale; /* of x in group memory */
-    float amax;  /* its largest magnitude */
+    uint32_t target;      /* arrivals at the grid's barrier when it is passed next, less one round */
+    uint32_t opened;      /* the warp's stream belongs to the phase of this number in the walk */
 };
 
 #define SUMS_LO GPU_SHARED_FIXED
+
+/** Copies the launch into group memory, where all functions read it. Needs a sync. */
+FN LOCAL const struct gpu_launch *share_launch(const struct Ctx *c, const struct gpu_launch *p) {
+    const uint32_t *from = (const uint32_t *)p;
+    LOCAL uint32_t *to = (LOCAL uint32_t *)&SH(launch);
+    for (uint32_t i = c->thread; i < (uint32_t)sizeof(struct gpu_launch) / 4; i += c->n_threads)
+        to[i] = from[i];
+    sync();
+    return &SH(launch);
+}
 
 FN int is_product(uint32_t kind) {
     return kind == GPU_QKV || kind == GPU_OUT || kind == GPU_GATE_UP || kind == GPU_DOWN ||
@@ -79,12 +88,12 @@ FN int is_product(uint32_t kind) {
 }
 
 /** Whether a step runs a phase: HEAD and SAMPLE only from first_logits on. */
-FN int place_runs(const struct Ctx *c, const struct gpu_launch *p, struct Place at) {
+FN int place_runs(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Place at) {
     return at.step >= p->first_logits || at.phase + 2 < SH(plan).n_phases;
 }
 
 /** The first place at or behind `at` that is run; step n_steps is the end. */
-FN struct Place place_settle(const struct Ctx *c, const struct gpu_launch *p, struct Place at) {
+FN struct Place place_settle(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Place at) {
     while (at.step < p->n_steps) {
         if (at.phase >= p->end_phase) {
             at.step++;
@@ -115,7 +124,7 @@ FN LOCAL const struct gpu_phase *record(const struct Ctx *c, uint32_t number) {
  * Threads of the group load the record at run->staging, and the rows of the block in the phase of
  * number `rows_of`, which has been staged.
  */
-FN struct Staging stage_load(const struct Ctx *c, const struct gpu_launch *p, struct Run *run,
+FN struct Staging stage_load(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run,
                              uint32_t rows_of) {
     struct Staging s;
     run->staging = place_settle(c, p, run->staging);
@@ -177,7 +186,7 @@ FN void group_reduce(const struct Ctx *c, float *sum, uint32_t *largest) {
 }
 
 /** Point `i` of the current phase in the block's times. */
-FN void take_time(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
+FN void take_time(const struct Ctx *c, LOCAL const struct gpu_launch *p, const struct Run *run,
                   uint32_t i) {
     if (!(p->flags & GPU_TIMED) || c->thread != 0) return;
     uint64_t n = (uint64_t)c->block * SH(plan).n_phases + run->phase;
@@ -189,7 +198,7 @@ FN void take_time(const struct Ctx *c, const struct gpu_launch *p, const struct 
  * All groups arrive before any goes on. Thread 0's writes need no sync before; those of other
  * threads do. Counts arrivals for ever (wrapping), so that it never has to be reset.
  */
-FN void grid_sync(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
+FN void grid_sync(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run) {
     run->target += c->n_blocks;
     if (c->thread == 0) {
         GLOBAL uint32_t *count = &G(uint32_t, SH(plan).barrier);

@@ -38,34 +38,34 @@ FN struct RowIn row_in(const struct Ctx *c, LOCAL const struct gpu_phase *ph, ui
          r += (step)*c->n_threads, in = r < rows ? row_in(c, ph, row0 + r) : in)
 
 /** q, k and v one behind the other; RoPE and the cache come in the next phase. */
-FN void finish_qkv(const struct Ctx *c, const struct Run *run, LOCAL const struct gpu_phase *ph,
+FN void finish_qkv(const struct Ctx *c, LOCAL const struct gpu_phase *ph, struct Scale x,
                    uint32_t row0, uint32_t rows, struct RowIn in) {
     FOR_ROWS(1) {
-        float v = row_result(c, run, ph, row0, r, in.unit) + in.bias;
+        float v = row_result(c, ph, x, row0, r, in.unit) + in.bias;
         G(float, SH(plan).qkv + 4 * (uint64_t)(row0 + r)) = v;
     }
     sync();
 }
 
 /** x += W * in (+ bias) */
-FN void finish_residual(const struct Ctx *c, const struct Run *run,
-                        LOCAL const struct gpu_phase *ph, uint32_t row0, uint32_t rows,
+FN void finish_residual(const struct Ctx *c, LOCAL const struct gpu_phase *ph, struct Scale x,
+                        uint32_t row0, uint32_t rows,
                         struct RowIn in) {
     struct gpu_part part = part_start();
     FOR_ROWS(1) {
-        float v = in.x + (row_result(c, run, ph, row0, r, in.unit) + in.bias);
+        float v = in.x + (row_result(c, ph, x, row0, r, in.unit) + in.bias);
         put_x(c, &part, row0 + r, v, in.norm);
     }
     write_part(c, SH(plan).x_part, part);
 }
 
 /** hidden = silu(gate) * up; the two alternate. */
-FN void finish_gate_up(const struct Ctx *c, const struct Run *run, LOCAL const struct gpu_phase *ph,
+FN void finish_gate_up(const struct Ctx *c, LOCAL const struct gpu_phase *ph, struct Scale x,
                        uint32_t row0, uint32_t rows, struct RowIn in) {
     struct gpu_part part = part_start();
     FOR_ROWS(2) {
-        float gate = row_result(c, run, ph, row0, r, in.unit);
-        float up = row_result(c, run, ph, row0, r + 1, in.unit2);
+        float gate = row_result(c, ph, x, row0, r, in.unit);
+        float up = row_result(c, ph, x, row0, r + 1, in.unit2);
         float v = gate / (1.0f + exp_f(-gate)) * up;
         G(float, SH(plan).hidden + 4 * (uint64_t)((row0 + r) / 2)) = v;
         part.largest = max_u(part.largest, float_bits(v) & 0x7fffffffu);
@@ -74,43 +74,43 @@ FN void finish_gate_up(const struct Ctx *c, const struct Run *run, LOCAL const s
 }
 
 /** Logits, and the block's best of them. */
-FN void finish_head(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
-                    LOCAL const struct gpu_phase *ph, uint32_t row0, uint32_t rows,
+FN void finish_head(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+                    LOCAL const struct gpu_phase *ph, struct Scale x, uint32_t row0, uint32_t rows,
                     struct RowIn in) {
-    uint64_t line = p->n_logit_rows == 1 ? 0 : run->step.index - p->first_logits;
+    uint64_t line = p->n_logit_rows == 1 ? 0 : SH(step).index - p->first_logits;
     uint64_t to = SH(plan).logits + 4 * line * SH(plan).n_vocab;
     FOR_ROWS(1) {
-        float v = row_result(c, run, ph, row0, r, in.unit);
+        float v = row_result(c, ph, x, row0, r, in.unit);
         G(float, to + 4 * (uint64_t)(row0 + r)) = v;
         L(uint32_t, SUMS_LO + 4 * r) = order_of(v); /* the sum is not needed any more */
     }
-    sync();
-    block_top(c, run, row0, rows);
+    block_top(c, row0, rows);
 }
 
-FN void matrix_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run *run,
+FN void matrix_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run,
                      LOCAL const struct gpu_phase *ph, uint32_t next) {
     uint32_t kind = ph->kind, at = run->walked % STAGED;
     uint32_t row0 = SH(rows)[at][0], rows = SH(rows)[at][1] - row0;
     uint32_t first = kind == GPU_GATE_UP ? 2 * c->thread : c->thread;
     struct RowIn in = row_in(c, ph, row0 + (first < rows ? first : 0));
     struct Extent extent = {0, 0};
-    clear_sums(c, run, rows);
+    struct Scale x;
+    clear_sums(c, rows);
     if (kind == GPU_QKV && p->flags & GPU_PREPARED)
-        load_prepared(c, run, ph);
+        x = load_prepared(c, ph);
     else
-        load_activations(c, run, ph);
+        x = load_activations(c, ph);
     if (next) extent = stream_look_ahead(c, run, next);
     sync();
     take_time(c, p, run, 1);
-    run_tasks_apart(*c, *run, ph);
+    run_tasks(c, ph, x.amax);
     if (next) stream_open(c, run, next, extent);
     sync();
     take_time(c, p, run, 2);
-    if (kind == GPU_QKV) finish_qkv(c, run, ph, row0, rows, in);
-    if (kind == GPU_OUT || kind == GPU_DOWN) finish_residual(c, run, ph, row0, rows, in);
-    if (kind == GPU_GATE_UP) finish_gate_up(c, run, ph, row0, rows, in);
-    if (kind == GPU_HEAD) finish_head(c, p, run, ph, row0, rows, in);
+    if (kind == GPU_QKV) finish_qkv(c, ph, x, row0, rows, in);
+    if (kind == GPU_OUT || kind == GPU_DOWN) finish_residual(c, ph, x, row0, rows, in);
+    if (kind == GPU_GATE_UP) finish_gate_up(c, ph, x, row0, rows, in);
+    if (kind == GPU_HEAD) finish_head(c, p, ph, x, row0, rows, in);
 }
 
 #endif

@@ -23,10 +23,10 @@ struct Reader {
 #endif
 };
 
-FN struct Reader stream_load(const struct Ctx *c, const struct Run *run) {
+FN struct Reader stream_load(const struct Ctx *c) {
     struct Reader r;
     r.s = SH(stream)[c->warp];
-    r.ring = run->ring + c->warp * RING;
+    r.ring = SH(at_ring) + c->warp * RING;
 #if PDVM_BULK
     r.base = local_address(c, r.ring);
 #endif
@@ -205,15 +205,15 @@ FN void stream_open(const struct Ctx *c, struct Run *run, uint32_t distance, str
     struct Stream s = SH(stream)[c->warp];
     stream_begin(&s, staged(c, run, distance)->weights + 16 * (uint64_t)e.begin,
                  16 * (e.end - e.begin));
-    stream_fill(c, run->ring + c->warp * RING, &s, BARRIER_PAGES);
+    stream_fill(c, SH(at_ring) + c->warp * RING, &s, BARRIER_PAGES);
     stream_store(c, &s);
     run->opened = run->walked + distance;
 }
 
 /** Asks for as much as the ring holds. */
-FN void stream_fill_up(const struct Ctx *c, const struct Run *run) {
+FN void stream_fill_up(const struct Ctx *c) {
     struct Stream s = SH(stream)[c->warp];
-    stream_fill(c, run->ring + c->warp * RING, &s, GPU_RING_PAGES);
+    stream_fill(c, SH(at_ring) + c->warp * RING, &s, GPU_RING_PAGES);
     stream_store(c, &s);
 }
 

@@ -7,7 +7,7 @@
 #include "matrix_phases.h"
 #include "sample.h"
 
-FN void run_init(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
+FN void run_init(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run) {
     const uint32_t words = (uint32_t)sizeof(struct gpu_plan) / 4;
     LOCAL uint32_t *plan = (LOCAL uint32_t *)&SH(plan);
     for (uint32_t i = c->thread; i < words; i += c->n_threads)
@@ -18,21 +18,23 @@ FN void run_init(const struct Ctx *c, const struct gpu_launch *p, struct Run *ru
          i += c->n_threads)
         streams[i] = 0;
     sync();
-    run->step.index = 0;
-    run->step.position = p->position;
-    run->step.slot = p->slot;
-    run->step.n_visible = p->n_visible;
-    run->step.n_dropped = p->n_dropped;
+    if (c->thread == 0) {
+        struct Step step;
+        step.index = 0;
+        step.position = p->position;
+        step.slot = p->slot;
+        step.n_visible = p->n_visible;
+        step.n_dropped = p->n_dropped;
+        SH(step) = step;
+        SH(at_sums_hi) = SUMS_LO + 4 * SH(plan).max_rows;
+        SH(at_x) = SUMS_LO + round_up_u(8 * SH(plan).max_rows, GPU_LINE);
+        SH(at_ring) = SH(at_x) + round_up_u(SH(plan).x_bytes, GPU_LINE);
+    }
     run->staging.step = 0;
     run->staging.phase = p->first_phase;
     run->walked = 0;
     run->target = G(uint32_t, SH(plan).epoch);
-    run->sums_hi = SUMS_LO + 4 * SH(plan).max_rows;
-    run->x = SUMS_LO + round_up_u(8 * SH(plan).max_rows, GPU_LINE);
-    run->ring = run->x + round_up_u(SH(plan).x_bytes, GPU_LINE);
     run->opened = 0xffffffffu;
-    run->scale = 0.0f;
-    run->amax = 0.0f;
     if (c->block == 0 && c->thread == 0 && p->flags & GPU_SAMPLING)
         G(uint32_t, SH(plan).result) = 0;
     run->phase = p->first_phase;
@@ -46,7 +48,7 @@ FN void run_init(const struct Ctx *c, const struct gpu_launch *p, struct Run *ru
     if (is_product(staged(c, run, 0)->kind)) stream_open(c, run, 0, stream_look_ahead(c, run, 0));
 }
 
-FN void step_forward(const struct gpu_launch *p, struct Step *s) {
+FN void step_forward(LOCAL const struct gpu_launch *p, LOCAL struct Step *s) {
     s->index++;
     s->position++;
     s->slot++;
@@ -59,7 +61,7 @@ FN void step_forward(const struct gpu_launch *p, struct Step *s) {
 }
 
 /** One phase, with all that goes on beside it. */
-FN void run_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
+FN void run_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run) {
     LOCAL const struct gpu_phase *ph = staged(c, run, 0);
     uint32_t next = next_product(c, run), kind = ph->kind;
     take_time(c, p, run, 0);
@@ -70,17 +72,17 @@ FN void run_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run *r
         int open = next != 0 && run->opened != run->walked + next;
         struct Extent extent = {0, 0};
         if (open) extent = stream_look_ahead(c, run, next);
-        if (!open && next) stream_fill_up(c, run);
-        if (kind == GPU_EMBED) embed_phase(c, p, run, ph);
-        if (kind == GPU_ATTN) attn_apart(*c, p, *run, ph);
-        if (kind == GPU_SAMPLE) sample_apart(*c, p, *run);
+        if (!open && next) stream_fill_up(c);
+        if (kind == GPU_EMBED) embed_phase(c, p, ph);
+        if (kind == GPU_ATTN) attn_phase(c, p, ph);
+        if (kind == GPU_SAMPLE) sample_phase(c, p);
         if (open) stream_open(c, run, next, extent);
     }
     stage_store(c, staging, run->walked + STAGED - 1, run->walked + 1);
     take_time(c, p, run, 3);
 }
 
-FN void run_end(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
+FN void run_end(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run) {
     stream_drain(c);
     if (c->block != 0 || c->thread != 0) return;
     G(uint32_t, SH(plan).epoch) = run->target;
@@ -90,7 +92,7 @@ FN void run_end(const struct Ctx *c, const struct gpu_launch *p, struct Run *run
 
 #if PDVM_GRID_SYNC
 /** Any range of phases, any number of steps, in one cooperative launch. */
-FN void run_launch(const struct Ctx *c, const struct gpu_launch *p) {
+FN void run_launch(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     struct Run run;
     run_init(c, p, &run);
     struct Place at;
@@ -107,7 +109,8 @@ FN void run_launch(const struct Ctx *c, const struct gpu_launch *p) {
         grid_sync(c, p, &run);
         run.walked++;
         if (at.step == step) continue;
-        step_forward(p, &run.step);
+        if (c->thread == 0) step_forward(p, &SH(step));
+        sync();
         if (p->flags & GPU_SAMPLING && G(uint32_t, SH(plan).result) != 0) break;
     }
     if (p->flags & GPU_SAMPLING && c->block == 0 && c->thread == 0 &&
@@ -118,14 +121,14 @@ FN void run_launch(const struct Ctx *c, const struct gpu_launch *p) {
 #endif
 
 /** One phase, or a part of one, of one step. */
-FN void run_single(const struct Ctx *c, const struct gpu_launch *p) {
+FN void run_single(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     struct Run run;
     run_init(c, p, &run);
     LOCAL const struct gpu_phase *ph = staged(c, &run, 0);
     if (p->part == GPU_NORM)
         norm_part(c, ph);
     else if (p->part == GPU_ROPE)
-        rope_part(c, p, &run, ph);
+        rope_part(c, p, ph);
     else
         run_phase(c, p, &run);
     run_end(c, p, &run);

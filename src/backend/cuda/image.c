@@ -243,6 +243,7 @@ static void place_state(struct gpu_image *image, const struct gpu_image_options 
     p->head_top = place(g, p->n_blocks * sizeof(struct gpu_top));
     p->result = place(g, sizeof(struct gpu_result));
     p->stops = place(g, 4 * GPU_MAX_STOPS);
+    p->rope = place_floats(g, 2 * (uint64_t)p->head_dim);
     p->times = place(g, sizeof(uint32_t) * GPU_TIMES_OF_PHASE * p->n_blocks * p->n_phases);
 }
 
