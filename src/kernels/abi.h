@@ -341,7 +341,7 @@ static inline uint32_t gpu_sample_bytes(const struct gpu_plan *p) {
 
 /** Dynamic group memory of a launch; `ring`: of kernels for compute capability 9.0 and above. */
 static inline uint32_t gpu_shared_size(const struct gpu_plan *p, int ring) {
-    uint32_t acc = (8 * p->max_rows + 127) / 128 * 128;
+    uint32_t acc = (8 * p->max_rows + 127) / 128 * 128 + (16 * p->max_rows + 127) / 128 * 128;
     uint32_t x = (p->x_bytes + 127) / 128 * 128;
     return GPU_SHARED_FIXED + acc + x + (ring ? p->n_warps * GPU_RING_PAGES * GPU_PAGE : 0);
 }

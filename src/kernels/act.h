@@ -105,7 +105,7 @@ FN struct Source source_of(const struct Ctx *c, uint32_t kind) {
  * Fills group memory with the phase's vector, in the form(s) that its matrices multiply. All loads
  * are under way before the first is used: each takes a good part of a microsecond behind the weights.
  */
-FN struct Scale load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
+FN void load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
     struct Source s = source_of(c, ph->kind);
     uint32_t n = round_up_u(ph->n_in, 4), act = ph->act, cols = ph->x_cols;
     uint32_t floats = SH(at_x) + (act & GPU_ACT_INT ? 2 * cols : 0);
@@ -131,10 +131,9 @@ FN struct Scale load_activations(const struct Ctx *c, LOCAL const struct gpu_pha
             if (act & GPU_ACT_FLOAT) L(u32x4, floats + 4 * i) = times4(v[k], q.norm);
         }
     }
-    struct Scale x;
-    x.scale = q.scale;
-    x.amax = q.amax;
-    return x;
+    if (c->thread != 0) return;
+    SH(vector).scale = q.scale;
+    SH(vector).amax = q.amax;
 }
 
 /** GPU_NORM, unfused: each group prepares a piece of the vector for all. */
@@ -155,7 +154,7 @@ FN void norm_part(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
 }
 
 /** load_activations after norm_part. */
-FN struct Scale load_prepared(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
+FN void load_prepared(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
     uint64_t from = SH(plan).xq + (uint32_t)sizeof(struct gpu_quantised);
     uint32_t n = round_up_u(ph->n_in, 4), act = ph->act;
     uint32_t floats = SH(at_x) + (act & GPU_ACT_INT ? 2 * ph->x_cols : 0);
@@ -168,10 +167,9 @@ FN struct Scale load_prepared(const struct Ctx *c, LOCAL const struct gpu_phase 
         if (act & GPU_ACT_INT) L(u32x2, SH(at_x) + 2 * i) = q;
         if (act & GPU_ACT_FLOAT) L(u32x4, floats + 4 * i) = v;
     }
-    struct Scale x;
-    x.scale = G(float, SH(plan).xq);
-    x.amax = G(float, SH(plan).xq + 4);
-    return x;
+    if (c->thread != 0) return;
+    SH(vector).scale = G(float, SH(plan).xq);
+    SH(vector).amax = G(float, SH(plan).xq + 4);
 }
 
 FN struct gpu_part part_start(void) {

@@ -39,6 +39,24 @@ struct Ctx {
 #define K(T, offset) (*(GLOBAL T *)(c->k + (offset)))
 #define L(T, offset) (*(LOCAL T *)(LOCAL_BASE(c) + (offset)))
 
+/**
+ * A word of an arena on its way to `to` in group memory, without a register to wait for it; see
+ * async_wait, which waits for those that the thread asked for. They may come at once.
+ */
+FN void async_word(const struct Ctx *c, uint32_t to, GLOBAL const uint8_t *from) {
+#if PDVM_ASYNC_WORDS
+    ptx_async_word(LOCAL_BASE(c) + to, from);
+#else
+    L(uint32_t, to) = *(GLOBAL const uint32_t *)from;
+#endif
+}
+
+FN void async_wait(void) {
+#if PDVM_ASYNC_WORDS
+    ptx_async_wait();
+#endif
+}
+
 /*
  * Group memory by address, for loops that gather from it: an address plus a constant is one load
  * where the hardware has 32-bit addresses, while an offset costs an addition to the base each time.

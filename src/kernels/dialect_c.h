@@ -5,6 +5,7 @@
 #ifndef PDVM_KERNELS_DIALECT_C_H
 #define PDVM_KERNELS_DIALECT_C_H
 
+#include <stddef.h>
 #include "base/half.h"
 #include "native.h"
 
@@ -13,6 +14,7 @@
 
 #define PDVM_KERNEL_TYPES
 #define PDVM_LOCAL_ADDRESSES 0
+#define PDVM_ASYNC_WORDS 0
 #define PDVM_GRID_SYNC 1
 #define PDVM_BULK 0
 

@@ -6,6 +6,7 @@
 #define PDVM_KERNELS_DIALECT_CUDA_H
 
 #ifdef PDVM_EMULATE_CUDA
+#include <stddef.h>
 #include "cuda_shim.h"
 #define UNROLL
 #define NO_UNROLL
@@ -26,6 +27,11 @@ PDVM_SHARED;
 #define PDVM_LOCAL_ADDRESSES 0
 #else
 #define PDVM_LOCAL_ADDRESSES 1
+#endif
+#if defined(PDVM_EMULATE_CUDA) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
+#define PDVM_ASYNC_WORDS 1 /* cp.async */
+#else
+#define PDVM_ASYNC_WORDS 0
 #endif
 #if defined(PDVM_EMULATE_CUDA) ? PDVM_EMULATE_BULK                                                 \
                                : (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)

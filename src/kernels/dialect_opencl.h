@@ -20,7 +20,9 @@ typedef uint2 u32x2;
 typedef uint4 u32x4;
 
 #define PDVM_KERNEL_TYPES
+#define offsetof(type, field) __builtin_offsetof(type, field)
 #define PDVM_LOCAL_ADDRESSES 0
+#define PDVM_ASYNC_WORDS 0
 #define PDVM_GRID_SYNC 0
 #define PDVM_BULK 0
 

@@ -17,6 +17,36 @@ struct Step {
     uint32_t n_dropped;
 };
 
+/** A place in the walk: phases [first, end) for each step, HEAD and SAMPLE only where wanted. */
+struct Place {
+    uint32_t step;
+    uint32_t phase;
+};
+
+/**
+ * Where the launch is. In group memory, like all that every thread knows, because registers that are
+ * held along a launch are taken from every loop in it. Thread 0 writes the next one while the others
+ * may still read this one.
+ */
+struct Walk {
+    struct Place at;
+    struct Place next;    /* after `at` */
+    struct Place staging; /* the next record to stage */
+    uint32_t target;      /* arrivals at the grid's barrier before this phase, over all launches */
+    uint32_t reserved;
+};
+
+/** Of the vector that a product takes. */
+struct Scale {
+    float scale; /* of its integers */
+    float amax;  /* its largest magnitude */
+};
+
+/** Where a stream lies, in units of 16 bytes. */
+struct Extent {
+    uint32_t begin, end;
+};
+
 /**
  * One warp's stream of a phase. Places are counted in bytes that went through the warp's ring (modulo
  * 2^32), so a page's slot and parity follow from them; without a ring, in bytes from its beginning.
@@ -28,7 +58,7 @@ struct Stream {
     uint32_t asked; /* pages are asked for up to here, */
     uint32_t have;  /* and have come up to here */
     uint32_t edge;  /* where the page ends that is being read */
-    uint32_t reserved;
+    uint32_t opened; /* it belongs to the phase of this number in the walk */
 };
 
 /** The fixed part of group memory; behind it sums, x and the ring, see gpu_shared_size. */
@@ -39,8 +69,11 @@ struct Sh {
     uint32_t rows[STAGED][2];            /* the block's first row, and its end, of staged phases */
     struct gpu_plan plan;
     struct gpu_launch launch;
-    struct Step step;                   /* the current one */
-    uint32_t at_sums_hi, at_x, at_ring; /* L offsets */
+    struct Walk walk[2]; /* of phase number n of the walk: [n % 2] */
+    struct Step step;
+    struct Scale vector; /* in group memory at at_x */
+    struct Extent next_stream[GPU_MAX_WARPS];
+    uint32_t at_sums_hi, at_rows, at_x, at_ring; /* L offsets */
     float warp_f[GPU_MAX_WARPS];
     uint32_t warp_u[GPU_MAX_WARPS];
     uint32_t histogram[256];
@@ -50,25 +83,9 @@ struct Sh {
 typedef char sh_has_room[sizeof(struct Sh) <= GPU_SHARED_FIXED ? 1 : -1];
 
 #define SH(field) (L(struct Sh, 0).field)
+#define SHARED_AT(field) ((uint32_t)offsetof(struct Sh, field))
 
-/** A place in the walk: phases [first, end) for each step, HEAD and SAMPLE only where wanted. */
-struct Place {
-    uint32_t step;
-    uint32_t phase;
-};
-
-/**
- * What a thread carries along a launch. As little as possible, since it takes registers from every
- * loop: what all threads know is in group memory, for spilled registers would travel to the second
- * level cache and back (group memory leaves the first level no room).
- */
-struct Run {
-    struct Place staging; /* the next record to stage */
-    uint32_t phase;       /* the current one's place in the plan */
-    uint32_t walked;      /* phases so far: record walked % STAGED is the current one */
-    uint32_t target;      /* arrivals at the grid's barrier when it is passed next, less one round */
-    uint32_t opened;      /* the warp's stream belongs to the phase of this number in the walk */
-};
+#define WALK(field) (SH(walk)[walked % 2].field)
 
 #define SUMS_LO GPU_SHARED_FIXED
 
@@ -108,61 +125,32 @@ FN struct Place place_settle(const struct Ctx *c, LOCAL const struct gpu_launch 
 }
 
 #define RECORD_WORDS ((uint32_t)sizeof(struct gpu_phase) / 4)
-#define STAGE_WORDS ((RECORD_WORDS + 2 + GPU_LANES - 1) / GPU_LANES) /* of a thread, at most */
-
-/** What is on its way into group memory; loaded early and stored late, so that nobody waits. */
-struct Staging {
-    uint32_t word[STAGE_WORDS];
-    uint32_t n; /* 0: only the end is marked */
-};
-
 FN LOCAL const struct gpu_phase *record(const struct Ctx *c, uint32_t number) {
     return (LOCAL const struct gpu_phase *)&SH(phase)[number % STAGED];
 }
 
 /**
- * Threads of the group load the record at run->staging, and the rows of the block in the phase of
- * number `rows_of`, which has been staged.
+ * Threads of the group ask for the record at `from`, which becomes number `number` of the walk, and
+ * for the rows of the block in the phase of number `rows_of`, which has been staged. An async_wait
+ * and a sync later they are there.
  */
-FN struct Staging stage_load(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run,
-                             uint32_t rows_of) {
-    struct Staging s;
-    run->staging = place_settle(c, p, run->staging);
-    s.n = run->staging.step < p->n_steps;
-    uint64_t from =
-        SH(plan).phases + (uint64_t)run->staging.phase * (uint32_t)sizeof(struct gpu_phase);
+FN void stage(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Place from,
+              uint32_t number, uint32_t rows_of) {
+    uint32_t to = SHARED_AT(phase) + number % STAGED * (uint32_t)sizeof(struct gpu_phase);
+    uint64_t at = SH(plan).phases + (uint64_t)from.phase * (uint32_t)sizeof(struct gpu_phase);
     uint64_t rows = record(c, rows_of)->block_rows + 4 * (uint64_t)c->block;
     int product = is_product(record(c, rows_of)->kind);
-    UNROLL
-    for (uint32_t k = 0; k < STAGE_WORDS; k++) {
-        uint32_t i = c->thread + k * c->n_threads;
-        s.word[k] = 0;
-        if (i < RECORD_WORDS && s.n) s.word[k] = W(uint32_t, from + 4 * i);
-        if (i >= RECORD_WORDS && i < RECORD_WORDS + 2 && product)
-            s.word[k] = W(uint32_t, rows + 4 * (i - RECORD_WORDS));
+    for (uint32_t i = c->thread; i < RECORD_WORDS + 2; i += c->n_threads) {
+        if (i >= RECORD_WORDS) {
+            uint32_t k = i - RECORD_WORDS;
+            if (product)
+                async_word(c, SHARED_AT(rows) + 8 * (rows_of % STAGED) + 4 * k, c->w + rows + 4 * k);
+        } else if (from.step < p->n_steps) {
+            async_word(c, to + 4 * i, c->w + at + 4 * i);
+        } else if (i == 0) {
+            SH(phase)[number % STAGED].kind = STAGE_END;
+        }
     }
-    if (s.n) run->staging.phase++;
-    return s;
-}
-
-/** Stores them; `number` is the record's. Needs a sync before they are used. */
-FN void stage_store(const struct Ctx *c, struct Staging s, uint32_t number, uint32_t rows_of) {
-    LOCAL uint32_t *records = (LOCAL uint32_t *)&SH(phase);
-    uint32_t to = number % STAGED * RECORD_WORDS;
-    UNROLL
-    for (uint32_t k = 0; k < STAGE_WORDS; k++) {
-        uint32_t i = c->thread + k * c->n_threads;
-        if (i < RECORD_WORDS && s.n) records[to + i] = s.word[k];
-        if (i == 0 && !s.n) records[to] = STAGE_END;
-        if (i >= RECORD_WORDS && i < RECORD_WORDS + 2)
-            SH(rows)[rows_of % STAGED][i - RECORD_WORDS] = s.word[k];
-    }
-}
-
-/** The record `ahead` phases from here. */
-FN LOCAL const struct gpu_phase *staged(const struct Ctx *c, const struct Run *run,
-                                        uint32_t ahead) {
-    return record(c, run->walked + ahead);
 }
 
 /**
@@ -186,10 +174,10 @@ FN void group_reduce(const struct Ctx *c, float *sum, uint32_t *largest) {
 }
 
 /** Point `i` of the current phase in the block's times. */
-FN void take_time(const struct Ctx *c, LOCAL const struct gpu_launch *p, const struct Run *run,
+FN void take_time(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                   uint32_t i) {
     if (!(p->flags & GPU_TIMED) || c->thread != 0) return;
-    uint64_t n = (uint64_t)c->block * SH(plan).n_phases + run->phase;
+    uint64_t n = (uint64_t)c->block * SH(plan).n_phases + WALK(at).phase;
     G(uint32_t, SH(plan).times + 4 * (n * GPU_TIMES_OF_PHASE + i)) = device_clock();
 }
 
@@ -198,18 +186,18 @@ FN void take_time(const struct Ctx *c, LOCAL const struct gpu_launch *p, const s
  * All groups arrive before any goes on. Thread 0's writes need no sync before; those of other
  * threads do. Counts arrivals for ever (wrapping), so that it never has to be reset.
  */
-FN void grid_sync(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run) {
-    run->target += c->n_blocks;
+FN void grid_sync(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
     if (c->thread == 0) {
+        uint32_t target = WALK(target) + c->n_blocks;
         GLOBAL uint32_t *count = &G(uint32_t, SH(plan).barrier);
         uint32_t polls = 0;
         grid_add_release(count);
-        while ((int32_t)(grid_load_acquire(count) - run->target) < 0) {
+        while ((int32_t)(grid_load_acquire(count) - target) < 0) {
             if (++polls != p->spin_limit || p->spin_limit == 0) continue;
             GLOBAL uint32_t *fault = &G(uint32_t, SH(plan).fault);
-            fault[1] = run->walked;
+            fault[1] = walked;
             fault[2] = c->block;
-            fault[3] = run->target;
+            fault[3] = target;
             fault[0] = 1;
             give_up();
         }

@@ -8,64 +8,59 @@
 #include "act.h"
 #include "top.h"
 
-/** What the end of a phase needs of a row, loaded before the weights are read. */
-struct RowIn {
-    float unit;
-    float unit2; /* GATE_UP: of the row of up */
-    float bias;
-    float norm; /* OUT, DOWN: the weight of the norm that comes next */
-    float x;    /* and the residual */
-};
+/** What the end of a phase needs of its rows: arrays of max_rows floats at at_rows. */
+enum { ROW_UNIT, ROW_BIAS, ROW_NORM, ROW_X };
 
-FN struct RowIn row_in(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row) {
-    struct RowIn in;
-    uint32_t kind = ph->kind;
-    in.unit = W(float, ph->units + 4 * (uint64_t)row);
-    in.unit2 = kind == GPU_GATE_UP ? W(float, ph->units + 4 * (uint64_t)row + 4) : 0.0f;
-    in.bias = ph->bias == GPU_NONE ? 0.0f : W(float, ph->bias + 4 * (uint64_t)row);
-    in.norm = 0.0f;
-    in.x = 0.0f;
-    if (kind == GPU_OUT || kind == GPU_DOWN) {
-        in.norm = W(float, ph->next_norm + 4 * (uint64_t)row);
-        in.x = G(float, SH(plan).x + 4 * (uint64_t)row);
-    }
-    return in;
+FN uint32_t row_at(const struct Ctx *c, uint32_t what, uint32_t r) {
+    return SH(at_rows) + 4 * (what * SH(plan).max_rows + r);
 }
 
-/** The rows of a block from a thread's first on: most often there is no other. */
-#define FOR_ROWS(step)                                                                             \
-    for (uint32_t r = (step)*c->thread; r < rows;                                                  \
-         r += (step)*c->n_threads, in = r < rows ? row_in(c, ph, row0 + r) : in)
+/** Asks for them before the weights are read. */
+FN void rows_look_ahead(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
+                        uint32_t rows) {
+    int residual = ph->kind == GPU_OUT || ph->kind == GPU_DOWN;
+    for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
+        uint64_t row = 4 * (uint64_t)(row0 + r);
+        async_word(c, row_at(c, ROW_UNIT, r), c->w + ph->units + row);
+        if (ph->bias != GPU_NONE) async_word(c, row_at(c, ROW_BIAS, r), c->w + ph->bias + row);
+        if (!residual) continue;
+        async_word(c, row_at(c, ROW_NORM, r), c->w + ph->next_norm + row);
+        async_word(c, row_at(c, ROW_X, r), c->g + SH(plan).x + row);
+    }
+}
+
+FN float row_bias(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t r) {
+    return ph->bias == GPU_NONE ? 0.0f : L(float, row_at(c, ROW_BIAS, r));
+}
 
 /** q, k and v one behind the other; RoPE and the cache come in the next phase. */
-FN void finish_qkv(const struct Ctx *c, LOCAL const struct gpu_phase *ph, struct Scale x,
-                   uint32_t row0, uint32_t rows, struct RowIn in) {
-    FOR_ROWS(1) {
-        float v = row_result(c, ph, x, row0, r, in.unit) + in.bias;
+FN void finish_qkv(const struct Ctx *c, LOCAL const struct gpu_phase *ph,
+                   uint32_t row0, uint32_t rows) {
+    for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
+        float v = row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r))) + row_bias(c, ph, r);
         G(float, SH(plan).qkv + 4 * (uint64_t)(row0 + r)) = v;
     }
     sync();
 }
 
 /** x += W * in (+ bias) */
-FN void finish_residual(const struct Ctx *c, LOCAL const struct gpu_phase *ph, struct Scale x,
-                        uint32_t row0, uint32_t rows,
-                        struct RowIn in) {
+FN void finish_residual(const struct Ctx *c, LOCAL const struct gpu_phase *ph,
+                        uint32_t row0, uint32_t rows) {
     struct gpu_part part = part_start();
-    FOR_ROWS(1) {
-        float v = in.x + (row_result(c, ph, x, row0, r, in.unit) + in.bias);
-        put_x(c, &part, row0 + r, v, in.norm);
+    for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
+        float v = L(float, row_at(c, ROW_X, r)) + (row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r))) + row_bias(c, ph, r));
+        put_x(c, &part, row0 + r, v, L(float, row_at(c, ROW_NORM, r)));
     }
     write_part(c, SH(plan).x_part, part);
 }
 
 /** hidden = silu(gate) * up; the two alternate. */
-FN void finish_gate_up(const struct Ctx *c, LOCAL const struct gpu_phase *ph, struct Scale x,
-                       uint32_t row0, uint32_t rows, struct RowIn in) {
+FN void finish_gate_up(const struct Ctx *c, LOCAL const struct gpu_phase *ph,
+                       uint32_t row0, uint32_t rows) {
     struct gpu_part part = part_start();
-    FOR_ROWS(2) {
-        float gate = row_result(c, ph, x, row0, r, in.unit);
-        float up = row_result(c, ph, x, row0, r + 1, in.unit2);
+    for (uint32_t r = 2 * c->thread; r < rows; r += 2 * c->n_threads) {
+        float gate = row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r)));
+        float up = row_result(c, ph, row0, r + 1, L(float, row_at(c, ROW_UNIT, r + 1)));
         float v = gate / (1.0f + exp_f(-gate)) * up;
         G(float, SH(plan).hidden + 4 * (uint64_t)((row0 + r) / 2)) = v;
         part.largest = max_u(part.largest, float_bits(v) & 0x7fffffffu);
@@ -75,42 +70,42 @@ FN void finish_gate_up(const struct Ctx *c, LOCAL const struct gpu_phase *ph, st
 
 /** Logits, and the block's best of them. */
 FN void finish_head(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-                    LOCAL const struct gpu_phase *ph, struct Scale x, uint32_t row0, uint32_t rows,
-                    struct RowIn in) {
+                    LOCAL const struct gpu_phase *ph, uint32_t row0, uint32_t rows) {
     uint64_t line = p->n_logit_rows == 1 ? 0 : SH(step).index - p->first_logits;
     uint64_t to = SH(plan).logits + 4 * line * SH(plan).n_vocab;
-    FOR_ROWS(1) {
-        float v = row_result(c, ph, x, row0, r, in.unit);
+    for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
+        float v = row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r)));
         G(float, to + 4 * (uint64_t)(row0 + r)) = v;
         L(uint32_t, SUMS_LO + 4 * r) = order_of(v); /* the sum is not needed any more */
     }
     block_top(c, row0, rows);
 }
 
-FN void matrix_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run,
+FN void matrix_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                      LOCAL const struct gpu_phase *ph, uint32_t next) {
-    uint32_t kind = ph->kind, at = run->walked % STAGED;
-    uint32_t row0 = SH(rows)[at][0], rows = SH(rows)[at][1] - row0;
-    uint32_t first = kind == GPU_GATE_UP ? 2 * c->thread : c->thread;
-    struct RowIn in = row_in(c, ph, row0 + (first < rows ? first : 0));
-    struct Extent extent = {0, 0};
-    struct Scale x;
-    clear_sums(c, rows);
+    uint32_t row0 = SH(rows)[walked % STAGED][0], rows = SH(rows)[walked % STAGED][1] - row0;
+    uint32_t kind = ph->kind;
     if (kind == GPU_QKV && p->flags & GPU_PREPARED)
-        x = load_prepared(c, ph);
+        load_prepared(c, ph);
     else
-        x = load_activations(c, ph);
-    if (next) extent = stream_look_ahead(c, run, next);
+        load_activations(c, ph);
+    clear_sums(c, rows);
+    rows_look_ahead(c, ph, row0, rows);
+    if (next) stream_look_ahead(c, walked + next);
     sync();
-    take_time(c, p, run, 1);
-    run_tasks(c, ph, x.amax);
-    if (next) stream_open(c, run, next, extent);
+    take_time(c, p, walked, 1);
+    run_tasks(c, ph);
+    async_wait();
+    if (next) stream_open(c, walked + next);
     sync();
-    take_time(c, p, run, 2);
-    if (kind == GPU_QKV) finish_qkv(c, ph, x, row0, rows, in);
-    if (kind == GPU_OUT || kind == GPU_DOWN) finish_residual(c, ph, x, row0, rows, in);
-    if (kind == GPU_GATE_UP) finish_gate_up(c, ph, x, row0, rows, in);
-    if (kind == GPU_HEAD) finish_head(c, p, ph, x, row0, rows, in);
+    take_time(c, p, walked, 2);
+    row0 = SH(rows)[walked % STAGED][0];
+    rows = SH(rows)[walked % STAGED][1] - row0;
+    kind = ph->kind;
+    if (kind == GPU_QKV) finish_qkv(c, ph, row0, rows);
+    if (kind == GPU_OUT || kind == GPU_DOWN) finish_residual(c, ph, row0, rows);
+    if (kind == GPU_GATE_UP) finish_gate_up(c, ph, row0, rows);
+    if (kind == GPU_HEAD) finish_head(c, p, ph, row0, rows);
 }
 
 #endif

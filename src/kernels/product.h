@@ -328,13 +328,13 @@ FN void float_gaps_task(const struct Ctx *c, struct Tasks *t, uint32_t row, uint
     case (values)*16: float_task(c, &t, row, col, length, bound, values); break;
 
 /** Reads the warp's stream to its end. */
-FN void run_tasks(const struct Ctx *c, LOCAL const struct gpu_phase *ph, float amax) {
+FN void run_tasks(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
     struct Tasks t;
     t.s = stream_load(c);
     t.x = local_address(c, SH(at_x));
     t.xf = SH(at_x) + (ph->act & GPU_ACT_INT ? 2 * ph->x_cols : 0);
     t.sums_hi = SH(at_sums_hi);
-    t.amax = amax;
+    t.amax = SH(vector).amax;
     while (t.s.s.at != t.s.s.end) {
         stream_need(c, &t.s, TASK_BYTES);
         uint32_t row = stream_u16(c, &t.s, 0);
@@ -389,22 +389,15 @@ FN LOCAL const struct gpu_matrix *matrix_of(LOCAL const struct gpu_phase *ph, ui
     return &ph->matrix[i];
 }
 
-/** Of the vector in group memory. */
-struct Scale {
-    float scale; /* of its integers */
-    float amax;  /* its largest magnitude */
-};
-
 /** The product with the phase's row row0 + r, once all warps have added to it; `unit`: see abi.h. */
-FN float row_result(const struct Ctx *c, LOCAL const struct gpu_phase *ph, struct Scale x,
-                    uint32_t row0, uint32_t r, float unit) {
+FN float row_result(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0, uint32_t r, float unit) {
     LOCAL const struct gpu_matrix *m = matrix_of(ph, row0 + r);
     uint64_t high = L(uint32_t, SH(at_sums_hi) + 4 * r);
     float sum = long_to_float((int64_t)(high << 32 | L(uint32_t, SUMS_LO + 4 * r)));
-    if (!m->is_float) return sum * (unit * x.scale);
+    if (!m->is_float) return sum * (unit * SH(vector).scale);
     /* Not a number, if the scale isn't. */
-    uint32_t e = 254 - fixed_exponent(m->bound * x.amax);
-    return sum * bits_float(e << 23) + 0.0f * x.scale;
+    uint32_t e = 254 - fixed_exponent(m->bound * SH(vector).amax);
+    return sum * bits_float(e << 23) + 0.0f * SH(vector).scale;
 }
 
 #endif

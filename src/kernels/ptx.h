@@ -59,6 +59,17 @@ PTX_FN uint4 ptx_load_shared_x4(uint32_t address) {
     return v;
 }
 
+#if __CUDA_ARCH__ >= 800
+PTX_FN void ptx_async_word(uint8_t *dst, const uint8_t *src) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(ptx_shared_address(dst)), "l"(src)
+                 : "memory");
+}
+
+PTX_FN void ptx_async_wait(void) {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+#endif
+
 /** Cycles of the multiprocessor, low half. */
 PTX_FN uint32_t ptx_clock(void) {
     uint32_t v;

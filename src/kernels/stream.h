@@ -177,37 +177,32 @@ FN void stream_drain(const struct Ctx *c) {
 #endif
 
 /** The next product phase in the walk, as a distance from the current one; 0: none is staged. */
-FN uint32_t next_product(const struct Ctx *c, const struct Run *run) {
+FN uint32_t next_product(const struct Ctx *c, uint32_t walked) {
     for (uint32_t i = 1; i + 1 < STAGED; i++) { /* the last is just being staged */
-        uint32_t kind = staged(c, run, i)->kind;
+        uint32_t kind = record(c, walked + i)->kind;
         if (kind == STAGE_END) return 0;
         if (is_product(kind)) return i;
     }
     return 0;
 }
 
-/** Where a warp's stream lies, read long before it is opened. */
-struct Extent {
-    uint32_t begin, end; /* units of 16 bytes */
-};
-
-FN struct Extent stream_look_ahead(const struct Ctx *c, const struct Run *run, uint32_t distance) {
-    struct Extent e;
-    uint64_t table = staged(c, run, distance)->streams;
-    uint64_t i = (uint64_t)c->block * c->n_warps + c->warp;
-    e.begin = W(uint32_t, table + 4 * i);
-    e.end = W(uint32_t, table + 4 * i + 4);
-    return e;
+/** Asks where the warp's stream of phase `number` lies, long before it is opened: async_wait. */
+FN void stream_look_ahead(const struct Ctx *c, uint32_t number) {
+    uint64_t table = record(c, number)->streams;
+    uint64_t i = (uint64_t)c->block * c->n_warps + c->warp + c->lane;
+    if (c->lane < 2)
+        async_word(c, SHARED_AT(next_stream) + 8 * c->warp + 4 * c->lane, c->w + table + 4 * i);
 }
 
 /** Makes it the warp's stream and asks for its first pages; the one before was read to its end. */
-FN void stream_open(const struct Ctx *c, struct Run *run, uint32_t distance, struct Extent e) {
+FN void stream_open(const struct Ctx *c, uint32_t number) {
+    lane_sync(); /* the lanes that looked ahead have waited */
     struct Stream s = SH(stream)[c->warp];
-    stream_begin(&s, staged(c, run, distance)->weights + 16 * (uint64_t)e.begin,
-                 16 * (e.end - e.begin));
+    struct Extent e = SH(next_stream)[c->warp];
+    stream_begin(&s, record(c, number)->weights + 16 * (uint64_t)e.begin, 16 * (e.end - e.begin));
+    s.opened = number;
     stream_fill(c, SH(at_ring) + c->warp * RING, &s, BARRIER_PAGES);
     stream_store(c, &s);
-    run->opened = run->walked + distance;
 }
 
 /** Asks for as much as the ring holds. */

@@ -7,7 +7,26 @@
 #include "matrix_phases.h"
 #include "sample.h"
 
-FN void run_init(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run) {
+FN struct Place place_after(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+                            struct Place at) {
+    at.phase++;
+    return place_settle(c, p, at);
+}
+
+/** Sets the walk's entry for phase number `walked`, which is at `at`. Thread 0 only. */
+FN void walk_to(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
+                struct Place at, struct Place staging, uint32_t target) {
+    struct Walk w;
+    w.at = at;
+    w.next = place_after(c, p, at);
+    w.staging = staging;
+    w.target = target;
+    w.reserved = 0;
+    SH(walk)[walked % 2] = w;
+}
+
+/** Group memory, and the first phase's stream under way. */
+FN void run_init(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     const uint32_t words = (uint32_t)sizeof(struct gpu_plan) / 4;
     LOCAL uint32_t *plan = (LOCAL uint32_t *)&SH(plan);
     for (uint32_t i = c->thread; i < words; i += c->n_threads)
@@ -17,7 +36,20 @@ FN void run_init(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct R
     for (uint32_t i = c->thread; i < (uint32_t)sizeof(struct Stream) / 4 * GPU_MAX_WARPS;
          i += c->n_threads)
         streams[i] = 0;
+    if (c->thread < STAGED) SH(phase)[c->thread].kind = STAGE_END;
     sync();
+    struct Place at;
+    at.step = 0;
+    at.phase = p->first_phase;
+    at = place_settle(c, p, at);
+    struct Place staging = at;
+    for (uint32_t i = 0; i + 1 < STAGED; i++) {
+        stage(c, p, staging, i, 0);
+        staging = place_after(c, p, staging);
+        async_wait();
+        sync();
+    }
+    if (c->lane == 0) SH(stream)[c->warp].opened = 0xffffffffu;
     if (c->thread == 0) {
         struct Step step;
         step.index = 0;
@@ -27,25 +59,18 @@ FN void run_init(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct R
         step.n_dropped = p->n_dropped;
         SH(step) = step;
         SH(at_sums_hi) = SUMS_LO + 4 * SH(plan).max_rows;
-        SH(at_x) = SUMS_LO + round_up_u(8 * SH(plan).max_rows, GPU_LINE);
+        SH(at_rows) = SUMS_LO + round_up_u(8 * SH(plan).max_rows, GPU_LINE);
+        SH(at_x) = SH(at_rows) + round_up_u(16 * SH(plan).max_rows, GPU_LINE);
         SH(at_ring) = SH(at_x) + round_up_u(SH(plan).x_bytes, GPU_LINE);
+        walk_to(c, p, 0, at, staging, G(uint32_t, SH(plan).epoch));
+        if (c->block == 0 && p->flags & GPU_SAMPLING) G(uint32_t, SH(plan).result) = 0;
     }
-    run->staging.step = 0;
-    run->staging.phase = p->first_phase;
-    run->walked = 0;
-    run->target = G(uint32_t, SH(plan).epoch);
-    run->opened = 0xffffffffu;
-    if (c->block == 0 && c->thread == 0 && p->flags & GPU_SAMPLING)
-        G(uint32_t, SH(plan).result) = 0;
-    run->phase = p->first_phase;
-    if (c->thread < STAGED) SH(phase)[c->thread].kind = STAGE_END;
     sync();
-    for (uint32_t i = 0; i + 1 < STAGED; i++) {
-        struct Staging s = stage_load(c, p, run, 0);
-        stage_store(c, s, i, 0);
-        sync();
-    }
-    if (is_product(staged(c, run, 0)->kind)) stream_open(c, run, 0, stream_look_ahead(c, run, 0));
+    if (!is_product(record(c, 0)->kind)) return;
+    stream_look_ahead(c, 0);
+    async_wait();
+    stream_open(c, 0);
+    sync();
 }
 
 FN void step_forward(LOCAL const struct gpu_launch *p, LOCAL struct Step *s) {
@@ -61,31 +86,30 @@ FN void step_forward(LOCAL const struct gpu_launch *p, LOCAL struct Step *s) {
 }
 
 /** One phase, with all that goes on beside it. */
-FN void run_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run) {
-    LOCAL const struct gpu_phase *ph = staged(c, run, 0);
-    uint32_t next = next_product(c, run), kind = ph->kind;
-    take_time(c, p, run, 0);
-    struct Staging staging = stage_load(c, p, run, run->walked + 1);
+FN void run_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
+    LOCAL const struct gpu_phase *ph = record(c, walked);
+    uint32_t next = next_product(c, walked), kind = ph->kind;
+    take_time(c, p, walked, 0);
+    stage(c, p, WALK(staging), walked + STAGED - 1, walked + 1);
     if (is_product(kind)) {
-        matrix_phase(c, p, run, ph, next);
+        matrix_phase(c, p, walked, ph, next);
     } else {
-        int open = next != 0 && run->opened != run->walked + next;
-        struct Extent extent = {0, 0};
-        if (open) extent = stream_look_ahead(c, run, next);
+        int open = next != 0 && SH(stream)[c->warp].opened != walked + next;
+        if (open) stream_look_ahead(c, walked + next);
         if (!open && next) stream_fill_up(c);
         if (kind == GPU_EMBED) embed_phase(c, p, ph);
         if (kind == GPU_ATTN) attn_phase(c, p, ph);
         if (kind == GPU_SAMPLE) sample_phase(c, p);
-        if (open) stream_open(c, run, next, extent);
+        async_wait();
+        if (open) stream_open(c, walked + next);
     }
-    stage_store(c, staging, run->walked + STAGED - 1, run->walked + 1);
-    take_time(c, p, run, 3);
+    take_time(c, p, walked, 3);
 }
 
-FN void run_end(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Run *run) {
+FN void run_end(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
     stream_drain(c);
     if (c->block != 0 || c->thread != 0) return;
-    G(uint32_t, SH(plan).epoch) = run->target;
+    G(uint32_t, SH(plan).epoch) = WALK(target);
     if (p->end_phase == SH(plan).n_phases && !(p->flags & GPU_SAMPLING))
         G(uint32_t, SH(plan).result) = p->n_steps;
 }
@@ -93,22 +117,19 @@ FN void run_end(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Ru
 #if PDVM_GRID_SYNC
 /** Any range of phases, any number of steps, in one cooperative launch. */
 FN void run_launch(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
-    struct Run run;
-    run_init(c, p, &run);
-    struct Place at;
-    at.step = 0;
-    at.phase = p->first_phase;
-    at = place_settle(c, p, at);
-    while (at.step < p->n_steps) {
-        uint32_t step = at.step;
-        run.phase = at.phase;
-        run_phase(c, p, &run);
-        at.phase++;
-        at = place_settle(c, p, at);
-        if (at.step >= p->n_steps) break;
-        grid_sync(c, p, &run);
-        run.walked++;
-        if (at.step == step) continue;
+    uint32_t walked = 0;
+    run_init(c, p);
+    if (WALK(at).step >= p->n_steps) return;
+    while (1) {
+        run_phase(c, p, walked);
+        if (WALK(next).step >= p->n_steps) break;
+        if (c->thread == 0)
+            walk_to(c, p, walked + 1, WALK(next), place_after(c, p, WALK(staging)),
+                    WALK(target) + c->n_blocks);
+        grid_sync(c, p, walked);
+        uint32_t step = WALK(at).step;
+        walked++;
+        if (WALK(at).step == step) continue;
         if (c->thread == 0) step_forward(p, &SH(step));
         sync();
         if (p->flags & GPU_SAMPLING && G(uint32_t, SH(plan).result) != 0) break;
@@ -116,22 +137,21 @@ FN void run_launch(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     if (p->flags & GPU_SAMPLING && c->block == 0 && c->thread == 0 &&
         G(uint32_t, SH(plan).result) == 0)
         G(uint32_t, SH(plan).result) = p->n_steps;
-    run_end(c, p, &run);
+    run_end(c, p, walked);
 }
 #endif
 
 /** One phase, or a part of one, of one step. */
 FN void run_single(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
-    struct Run run;
-    run_init(c, p, &run);
-    LOCAL const struct gpu_phase *ph = staged(c, &run, 0);
+    run_init(c, p);
+    LOCAL const struct gpu_phase *ph = record(c, 0);
     if (p->part == GPU_NORM)
         norm_part(c, ph);
     else if (p->part == GPU_ROPE)
         rope_part(c, p, ph);
     else
-        run_phase(c, p, &run);
-    run_end(c, p, &run);
+        run_phase(c, p, 0);
+    run_end(c, p, 0);
 }
 
 #endif
