@@ -3,6 +3,7 @@
 
 #include "base/alloc.h"
 #include "base/checked.h"
+#include "base/file.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 
 /* Steps of one launch: enough that a prompt's launches don't count. */
 #define MAX_STEPS 256u
+#define MAX_KERNELS ((size_t)256 << 20) /* bytes of a file of kernels */
 
 pdvm_status cuda_try(const struct cuda_backend *b, cu_result result, const char *what,
                      pdvm_error *err) {
@@ -193,9 +195,29 @@ static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
     return PDVM_OK;
 }
 
+/* PDVM_CUDA_KERNELS names a file of compiled kernels that is taken instead of the program's own. */
+static pdvm_status load_kernels(struct cuda_backend *b, pdvm_error *err) {
+    const char *path = getenv("PDVM_CUDA_KERNELS");
+    const void *image = cuda_kernels_image();
+    char *data = NULL;
+    size_t size;
+    if (path && *path) {
+        PD_TRY(pd_read_file(path, MAX_KERNELS, &data, &size, err));
+        image = data;
+    }
+    pdvm_status status =
+        cuda_try(b, b->cu->module_load(&b->module, image), "loading the kernels", err);
+    free(data);
+    return status;
+}
+
+static bool have_kernels(void) {
+    const char *path = getenv("PDVM_CUDA_KERNELS");
+    return cuda_kernels_image() || (path && *path);
+}
+
 static pdvm_status open_device(struct cuda_backend *b, pdvm_error *err) {
-    const void *kernels = cuda_kernels_image();
-    if (!kernels)
+    if (!have_kernels())
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,
                        "this build has no GPU kernels: nvcc was not found when it was configured");
     PD_TRY(cuda_driver_load(&b->cu, err));
@@ -203,7 +225,7 @@ static pdvm_status open_device(struct cuda_backend *b, pdvm_error *err) {
     PD_TRY(cuda_try(b, b->cu->context_retain(&b->context, b->device), "opening the device", err));
     b->retained = true;
     PD_TRY(cuda_enter(b, err));
-    PD_TRY(cuda_try(b, b->cu->module_load(&b->module, kernels), "loading the kernels", err));
+    PD_TRY(load_kernels(b, err));
     PD_TRY(cuda_try(b, b->cu->module_function(&b->token, b->module, "pdvm_token"),
                     "finding a kernel", err));
     PD_TRY(cuda_try(b, b->cu->module_function(&b->phase, b->module, "pdvm_phase"),
