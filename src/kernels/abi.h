@@ -208,6 +208,15 @@ struct gpu_plan {
     uint64_t head_top;    /**< G: struct gpu_top[n_blocks]: each block's best candidates */
     uint64_t result;      /**< G: struct gpu_result */
     uint64_t stops;       /**< G: int32_t[GPU_MAX_STOPS] */
+    uint64_t step;        /**< G: struct gpu_step, for GPU_STEP_STORED */
+};
+
+/** Where the first step's token goes, as in struct gpu_launch. */
+struct gpu_step {
+    uint32_t position;
+    uint32_t slot;
+    uint32_t n_visible;
+    uint32_t n_dropped;
 };
 
 /** What a block knows of the vector that it wrote a part of; parts are joined in their order. */
@@ -269,9 +278,10 @@ struct gpu_kv {
 };
 
 /** gpu_launch.flags */
-#define GPU_X_IN 1u     /**< EMBED takes x_in instead of a token's row */
-#define GPU_PREPARED 2u /**< unfused: QKV takes xq, ATTN takes rotated q and an appended row */
-#define GPU_SAMPLING 4u /**< SAMPLE chooses the next token */
+#define GPU_X_IN 1u        /**< EMBED takes x_in instead of a token's row */
+#define GPU_PREPARED 2u    /**< unfused: QKV takes xq, ATTN takes rotated q and an appended row */
+#define GPU_SAMPLING 4u    /**< SAMPLE chooses the next token */
+#define GPU_STEP_STORED 8u /**< plan.step holds the first step's place: launches can be replayed */
 
 /**
  * One launch: phases [first_phase, end_phase) for each of n_steps tokens. Steps from n_given on
@@ -300,6 +310,9 @@ struct gpu_launch {
     uint32_t top_k;      /**< 1..GPU_CANDIDATES */
     uint32_t x_phase;    /**< GPU_X_IN: the phase that reads x next: its norm is prepared for */
     uint64_t seed;       /**< state of SplitMix64: step s takes the number after s + 1 advances */
+    uint64_t read_bytes; /**< pdvm_read: bytes of W */
+    float min_p;         /**< SAMPLE: keep p >= min_p * p(likeliest); 0: all */
+    uint32_t reserved;
 };
 
 #define GPU_RING_PAGES 4u

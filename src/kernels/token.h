@@ -30,6 +30,13 @@ FN void run_init(const struct Ctx *c, const struct gpu_launch *p, struct Run *ru
     run->step.slot = p->slot;
     run->step.n_visible = p->n_visible;
     run->step.n_dropped = p->n_dropped;
+    if (p->flags & GPU_STEP_STORED) {
+        u32x4 stored = G(u32x4, SH(plan).step);
+        run->step.position = stored.x;
+        run->step.slot = stored.y;
+        run->step.n_visible = stored.z;
+        run->step.n_dropped = stored.w;
+    }
     run->staging.step = 0;
     run->staging.phase = p->first_phase;
     run->walked = 0;

@@ -477,12 +477,11 @@ cu_result standin_event_elapsed(float *milliseconds, cu_event begin, cu_event en
 
 static cu_result launch(cu_function function, unsigned n_blocks, unsigned n_threads,
                         unsigned shared_bytes, cu_stream stream, void **arguments) {
-    struct work w = {.kind = KERNEL,
-                     .function = function,
-                     .grid = {.n_blocks = n_blocks,
-                              .n_threads = n_threads,
-                              .shared_bytes = shared_bytes,
-                              .seed = 1}};
+    struct work w = {
+        .kind = KERNEL,
+        .function = function,
+        .grid = {
+            .n_blocks = n_blocks, .n_threads = n_threads, .shared_bytes = shared_bytes, .seed = 1}};
     if (n_blocks == 0 || n_threads % 32 || n_threads > 512 || shared_bytes > function->max_shared)
         return INVALID_VALUE;
     for (int i = 0; i < 3; i++) memcpy(&w.arenas[i], arguments[i], sizeof w.arenas[i]);

@@ -56,8 +56,7 @@ pdvm_session *cuda_session(pdvm_model *model, pdvm_mode mode, pdvm_kv_type type,
 }
 
 void cuda_tokens(const pdvm_model *model, int32_t *tokens, size_t n, uint64_t seed) {
-    for (size_t i = 0; i < n; i++)
-        tokens[i] = (int32_t)(pd_random(&seed) % model->config.n_vocab);
+    for (size_t i = 0; i < n; i++) tokens[i] = (int32_t)(pd_random(&seed) % model->config.n_vocab);
 }
 
 double cuda_difference(const pdvm_session *a, const pdvm_session *b) {

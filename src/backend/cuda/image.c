@@ -242,6 +242,7 @@ static void place_state(struct gpu_image *image, const struct gpu_image_options 
     p->head_top = place(g, p->n_blocks * sizeof(struct gpu_top));
     p->result = place(g, sizeof(struct gpu_result));
     p->stops = place(g, 4 * GPU_MAX_STOPS);
+    p->step = place(g, sizeof(struct gpu_step));
 }
 
 static uint32_t default_splits(const struct plan *plan, uint32_t n_blocks) {
