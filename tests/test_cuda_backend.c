@@ -18,7 +18,7 @@
  * Integer products are exact, but a float that is rounded on its way into a product or the cache may
  * go the other way when it differs in its last bit, which shows in models as small as these.
  */
-#define FLOAT_CACHE 2e-4
+#define FLOAT_CACHE 5e-4
 #define SHORT_CACHE 2e-3
 
 static void every_mode_equals_the_cpu(void **state) {
@@ -26,9 +26,9 @@ static void every_mode_equals_the_cpu(void **state) {
     struct cuda_pair p;
     cuda_pair_open(&p, TINY, "int8", 0, 0);
     for (int mode = PDVM_MODE_TOKEN; mode <= PDVM_MODE_UNFUSED; mode++)
-        cuda_check_equals_cpu(&p, (pdvm_mode)mode, PDVM_KV_F32, 3, 3, FLOAT_CACHE);
-    cuda_check_equals_cpu(&p, PDVM_MODE_TOKEN, PDVM_KV_F16, 5, 2, SHORT_CACHE);
-    cuda_check_equals_cpu(&p, PDVM_MODE_TOKEN, PDVM_KV_INT8, 5, 2, SHORT_CACHE);
+        cuda_check_equals_cpu(&p, (pdvm_mode)mode, PDVM_KV_F32, 3, 1, FLOAT_CACHE);
+    cuda_check_equals_cpu(&p, PDVM_MODE_TOKEN, PDVM_KV_F16, 5, 1, SHORT_CACHE);
+    cuda_check_equals_cpu(&p, PDVM_MODE_TOKEN, PDVM_KV_INT8, 5, 1, SHORT_CACHE);
     cuda_pair_close(&p);
 }
 
@@ -42,14 +42,14 @@ static void every_mode_gives_the_same_bits(void **state) {
     for (size_t i = 0; i < sizeof codings / sizeof *codings; i++) {
         struct cuda_pair p;
         cuda_pair_open(&p, SHAPE, codings[i].values, codings[i].sparsity, codings[i].group);
-        cuda_check_modes(&p, PDVM_KV_F16, 3);
+        cuda_check_modes(&p, PDVM_KV_F16, 2);
         cuda_pair_close(&p);
     }
 }
 
 static void greedy_tokens_equal_the_cpus(void **state) {
     (void)state;
-    enum { N = 12 };
+    enum { N = 6 };
     struct cuda_pair p;
     int32_t prompt[4], cpu[N], cuda[N];
     cuda_pair_open(&p, TINY, "int8", 0, 0);
@@ -91,13 +91,13 @@ static void launches_per_token_are_those_of_the_mode(void **state) {
 static void a_prompt_is_one_launch(void **state) {
     (void)state;
     struct cuda_pair p;
-    int32_t tokens[40];
+    int32_t tokens[9];
     pdvm_error err;
     cuda_pair_open(&p, TINY, "int8", 0, 0);
-    cuda_tokens(p.cuda, tokens, 40, 2);
-    pdvm_session *s = cuda_session(p.cuda, PDVM_MODE_TOKEN, PDVM_KV_F16, 40);
+    cuda_tokens(p.cuda, tokens, 9, 2);
+    pdvm_session *s = cuda_session(p.cuda, PDVM_MODE_TOKEN, PDVM_KV_F16, 9);
     struct standin_counters before = cuda_device_counters();
-    assert_ok(pdvm_session_sync(s, tokens, 40, &err), &err);
+    assert_ok(pdvm_session_sync(s, tokens, 9, &err), &err);
     assert_int_equal(cuda_device_counters().launches - before.launches, 1);
     pdvm_session_free(s);
     cuda_pair_close(&p);
@@ -119,7 +119,7 @@ static void steps_allocate_nothing(void **state) {
 
 static void sessions_that_take_turns_do_not_disturb_each_other(void **state) {
     (void)state;
-    enum { N = 5 };
+    enum { N = 3 };
     struct cuda_pair p;
     int32_t tokens[2][N];
     pdvm_session *alone[2], *turns[2];
@@ -191,7 +191,12 @@ static void raw_activations_equal_the_cpus(void **state) {
             assert_ok(pdvm_execute_layer(s[i], 1, x[i], &err), &err);
             assert_ok(pdvm_execute_model(s[i], x[i], &err), &err);
         }
-        for (uint32_t k = 0; k < n; k++) assert_float_equal(x[1][k], x[0][k], 2e-3);
+        double error = 0, norm = 0;
+        for (uint32_t k = 0; k < n; k++) {
+            error += ((double)x[1][k] - x[0][k]) * ((double)x[1][k] - x[0][k]);
+            norm += (double)x[0][k] * x[0][k];
+        }
+        assert_true(error <= FLOAT_CACHE * FLOAT_CACHE * norm);
         for (int i = 0; i < 2; i++) {
             free(x[i]);
             pdvm_session_free(s[i]);
@@ -211,22 +216,30 @@ static pdvm_status open_tiny(const char *backend, pdvm_model_options *o, pdvm_mo
     return status;
 }
 
+static void set_memory(uint64_t bytes) {
+    char text[32];
+    snprintf(text, sizeof text, "%llu", (unsigned long long)bytes);
+    cuda_device_set("PDVM_STANDIN_MEMORY", text);
+}
+
 static void too_little_memory_is_an_error_that_says_what_would_help(void **state) {
     (void)state;
     pdvm_model_options o = pdvm_model_options_default();
     pdvm_model *model;
     pdvm_session *session;
     pdvm_error err;
-    cuda_device_set("PDVM_STANDIN_MEMORY", "10000");
+    set_memory(10000);
     assert_error(open_tiny("cuda", &o, &model, &err), PDVM_ERR_MEMORY, &err, "do not fit stand-in");
-    cuda_device_set("PDVM_STANDIN_MEMORY", "150000"); /* the file's size fits, all of it doesn't */
-    assert_error(open_tiny("cuda", &o, &model, &err), PDVM_ERR_MEMORY, &err, "--values lut4");
-    assert_int_equal(cuda_device_counters().bytes, 0);
     cuda_device_set("PDVM_STANDIN_MEMORY", NULL);
     assert_ok(open_tiny("cuda", &o, &model, &err), &err);
-    char text[32];
-    snprintf(text, sizeof text, "%llu", (unsigned long long)cuda_device_counters().bytes + 1000);
-    cuda_device_set("PDVM_STANDIN_MEMORY", text);
+    uint64_t needed = cuda_device_counters().bytes;
+    pdvm_model_close(model);
+    assert_int_equal(cuda_device_counters().bytes, 0);
+    set_memory(needed - 1000); /* weights fit, state doesn't */
+    assert_error(open_tiny("cuda", &o, &model, &err), PDVM_ERR_MEMORY, &err, "--values lut4");
+    assert_int_equal(cuda_device_counters().bytes, 0);
+    set_memory(needed + 1000); /* the model fits, a cache doesn't */
+    assert_ok(open_tiny("cuda", &o, &model, &err), &err);
     session = cuda_session(model, PDVM_MODE_TOKEN, PDVM_KV_F16, 64);
     assert_error(pdvm_session_step(session, 1, &err), PDVM_ERR_MEMORY, &err, "KV cache");
     cuda_device_set("PDVM_STANDIN_MEMORY", NULL);
@@ -329,5 +342,6 @@ int main(void) {
         cmocka_unit_test(a_launch_that_fails_is_an_error_and_the_model_can_be_closed),
     };
     cuda_device_standin();
+    cmocka_set_test_filter(getenv("PDVM_TEST_FILTER"));
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

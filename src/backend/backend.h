@@ -159,7 +159,7 @@ struct backend_ops {
                               pdvm_error *err);
     /**
      * Copies the keys or values (`value`) of one layer's slots [0, n_slots) to or from
-     * data[n_slots, n_kv_heads, kv_head_row_bytes].
+     * data[n_slots, n_kv_heads, kv_head_row_bytes]. Writing makes sure of memory, too.
      */
     pdvm_status (*kv_read)(struct backend *b, const struct backend_kv *kv, uint32_t layer,
                            bool value, uint32_t n_slots, uint8_t *data, pdvm_error *err);

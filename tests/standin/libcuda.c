@@ -30,13 +30,14 @@ enum {
 struct CUctx_st {
     int retained;
 };
-struct CUmod_st {
-    int loaded;
-};
 struct CUfunc_st {
     const char *name;
     emu_kernel cuda, bulk; /* before and from compute capability 9.0 on */
     unsigned max_shared;
+};
+#define N_FUNCTIONS 3
+struct CUmod_st {
+    struct CUfunc_st functions[N_FUNCTIONS];
 };
 
 /* Work that a stream does, or that a graph keeps. */
@@ -75,9 +76,10 @@ struct block {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct CUctx_st the_context;
-static struct CUmod_st the_module;
-static struct CUfunc_st functions[] = {{"pdvm_token", pdvm_token_cuda, pdvm_token_bulk, 48 << 10},
-                                       {"pdvm_phase", pdvm_phase_cuda, pdvm_phase_bulk, 48 << 10}};
+static const struct CUfunc_st kernels[N_FUNCTIONS] = {
+    {"pdvm_token", pdvm_token_cuda, pdvm_token_bulk, 48 << 10},
+    {"pdvm_phase", pdvm_phase_cuda, pdvm_phase_bulk, 48 << 10},
+    {"pdvm_read", pdvm_read_cuda, pdvm_read_bulk, 48 << 10}};
 static struct block *blocks;
 static struct standin_counters counters;
 static char last_error[256];
@@ -134,6 +136,9 @@ cu_result standin_device_attribute(int *value, int attribute, cu_device device) 
     case CU_ATTRIBUTE_MULTIPROCESSOR_COUNT:
         *value = (int)setting("PDVM_STANDIN_PROCESSORS", 2);
         break;
+    case CU_ATTRIBUTE_MAX_THREADS_PER_BLOCK:
+        *value = (int)setting("PDVM_STANDIN_THREADS", 96);
+        break;
     case CU_ATTRIBUTE_COOPERATIVE_LAUNCH:
         *value = (int)setting("PDVM_STANDIN_COOPERATIVE", 1);
         break;
@@ -182,21 +187,22 @@ cu_result standin_module_load(cu_module *module, const void *image) {
     static const char begin[] = "The stand-in";
     if (!current) return INVALID_CONTEXT;
     if (memcmp(image, begin, sizeof begin - 1) != 0) return INVALID_VALUE;
-    the_module.loaded++;
-    *module = &the_module;
+    cu_module m = malloc(sizeof *m);
+    if (!m) return CU_ERROR_OUT_OF_MEMORY;
+    memcpy(m->functions, kernels, sizeof kernels);
+    *module = m;
     return CU_SUCCESS;
 }
 
 cu_result standin_module_unload(cu_module module) {
-    module->loaded--;
+    free(module);
     return CU_SUCCESS;
 }
 
 cu_result standin_module_function(cu_function *function, cu_module module, const char *name) {
-    (void)module;
-    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++) {
-        if (strcmp(functions[i].name, name) != 0) continue;
-        *function = &functions[i];
+    for (size_t i = 0; i < N_FUNCTIONS; i++) {
+        if (strcmp(kernels[i].name, name) != 0) continue;
+        *function = &module->functions[i];
         return CU_SUCCESS;
     }
     return NOT_FOUND;

@@ -101,9 +101,8 @@ static pdvm_status configure(struct cuda_backend *b, cu_function function, pdvm_
 static pdvm_status check_cooperative(struct cuda_backend *b, pdvm_error *err) {
     int blocks = 0;
     if (!b->cooperative) return PDVM_OK;
-    PD_TRY(cuda_try(
-        b, b->cu->occupancy(&blocks, b->token, (int)(CUDA_WARPS * GPU_LANES), b->shared_bytes),
-        "asking for the occupancy", err));
+    PD_TRY(cuda_try(b, b->cu->occupancy(&blocks, b->token, (int)b->n_threads, b->shared_bytes),
+                    "asking for the occupancy", err));
     if (blocks < 1) b->cooperative = false;
     return PDVM_OK;
 }
@@ -113,7 +112,7 @@ static pdvm_status cuda_prepare(struct backend *base, const struct plan *plan, p
     b->plan = plan;
     b->max_steps = plan->max_batch > MAX_STEPS ? plan->max_batch : MAX_STEPS;
     const struct gpu_image_options options = {.n_blocks = b->n_blocks,
-                                              .n_warps = CUDA_WARPS,
+                                              .n_warps = b->n_threads / GPU_LANES,
                                               .max_steps = b->max_steps,
                                               .max_logits = plan->max_batch};
     PD_TRY(cuda_enter(b, err));
@@ -175,7 +174,7 @@ static pdvm_status attribute(const struct cuda_backend *b, int which, int *out, 
 }
 
 static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
-    int major, minor, processors, cooperative;
+    int major, minor, processors, cooperative, threads;
     PD_TRY(cuda_try(b, b->cu->device_get(&b->device, 0), "finding the device", err));
     PD_TRY(cuda_try(b, b->cu->device_name(b->name, sizeof b->name, b->device),
                     "asking for the device's name", err));
@@ -183,6 +182,7 @@ static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
     PD_TRY(attribute(b, CU_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &minor, err));
     PD_TRY(attribute(b, CU_ATTRIBUTE_MULTIPROCESSOR_COUNT, &processors, err));
     PD_TRY(attribute(b, CU_ATTRIBUTE_COOPERATIVE_LAUNCH, &cooperative, err));
+    PD_TRY(attribute(b, CU_ATTRIBUTE_MAX_THREADS_PER_BLOCK, &threads, err));
     PD_TRY(attribute(b, CU_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, &b->max_shared, err));
     if (major * 10 + minor < 75)
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,
@@ -191,6 +191,8 @@ static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
     b->ring = major >= 9;
     b->cooperative = cooperative != 0;
     b->n_blocks = (uint32_t)processors;
+    b->n_threads = CUDA_WARPS * GPU_LANES;
+    if (threads < (int)b->n_threads) b->n_threads = (uint32_t)threads;
     snprintf(b->description, sizeof b->description, "cuda (%s)", b->name);
     return PDVM_OK;
 }

@@ -6,7 +6,7 @@
 #include "backend/cuda/driver.h"
 #include "backend/cuda/image.h"
 
-#define CUDA_WARPS 16u /**< of a block: what the kernels are built for */
+#define CUDA_WARPS 16u /**< most of a block: what the kernels are built for */
 
 /** A matrix in its canonical form: packed with the others of its phase, in cuda_prepare. */
 struct backend_matrix {
@@ -37,6 +37,7 @@ struct cuda_backend {
     struct gpu_image image;
     cu_address w, g;
     uint32_t n_blocks;
+    uint32_t n_threads; /* of a block */
     uint32_t shared_bytes;
     uint32_t max_steps;
     int max_shared; /* of a block */

@@ -22,7 +22,7 @@ static pdvm_status launch(struct pass *p, bool single) {
     struct cuda_backend *b = p->b;
     cu_address k = p->batch->kv ? p->batch->kv->memory : 0;
     void *arguments[] = {&b->w, &b->g, &k, &p->launch};
-    unsigned threads = CUDA_WARPS * GPU_LANES;
+    unsigned threads = b->n_threads;
     cu_result result = single ? b->cu->launch(b->phase, b->n_blocks, 1, 1, threads, 1, 1,
                                               b->shared_bytes, b->stream, arguments, NULL)
                               : b->cu->launch_cooperative(b->token, b->n_blocks, 1, 1, threads, 1,
