@@ -205,6 +205,131 @@ static void raw_activations_equal_the_cpus(void **state) {
     cuda_pair_close(&p);
 }
 
+/* ---- generating --------------------------------------------------------------------------- */
+
+#define TALES "models/tales"
+
+/* What a generation has left behind. */
+struct outcome {
+    int32_t tokens[64];
+    size_t n_tokens, n_generated;
+    pdvm_stop_reason reason;
+    char text[512];
+    size_t length, most; /* most: bytes after which the callback says no */
+    float *logits;
+    int32_t next; /* the sampler's next choice: its random numbers stand where they should */
+    uint64_t launches;
+};
+
+static bool keep_text(void *user, const char *text, size_t n) {
+    struct outcome *o = user;
+    if (n > sizeof o->text - 1 - o->length) n = sizeof o->text - 1 - o->length;
+    memcpy(o->text + o->length, text, n);
+    o->length += n;
+    return o->length < o->most;
+}
+
+/* Generates on the device, or step by step: in the mode of phases, where it cannot choose. */
+static void generate_in(pdvm_model *model, pdvm_mode mode, const pdvm_sampler_options *sampling,
+                        const pdvm_generate_options *options, uint32_t n_ctx, size_t most,
+                        struct outcome *out) {
+    const int32_t prompt[3] = {1, 40, 77};
+    pdvm_sampler *sampler;
+    pdvm_error err;
+    *out = (struct outcome){.most = most};
+    pdvm_session *s = cuda_session(model, mode, PDVM_KV_F16, n_ctx);
+    assert_ok(pdvm_sampler_create(sampling, &sampler, &err), &err);
+    assert_ok(pdvm_session_sync(s, prompt, 3, &err), &err);
+    uint64_t before = cuda_device_counters().launches;
+    assert_ok(pdvm_generate(s, sampler, options, model->tokenizer ? keep_text : NULL, out,
+                            &out->n_generated, &out->reason, &err),
+              &err);
+    out->launches = cuda_device_counters().launches - before;
+    const int32_t *tokens = pdvm_session_tokens(s, &out->n_tokens);
+    assert_true(out->n_tokens <= 64);
+    memcpy(out->tokens, tokens, out->n_tokens * sizeof *tokens);
+    size_t n_vocab;
+    const float *logits = pdvm_session_logits(s, &n_vocab);
+    assert_non_null(logits);
+    out->logits = malloc(n_vocab * sizeof *logits);
+    memcpy(out->logits, logits, n_vocab * sizeof *logits);
+    assert_ok(pdvm_sampler_sample(sampler, logits, n_vocab, &out->next, &err), &err);
+    pdvm_sampler_free(sampler);
+    pdvm_session_free(s);
+}
+
+/* The same either way; returns what came out. */
+static struct outcome check_generation(pdvm_model *model, const pdvm_sampler_options *sampling,
+                                       const pdvm_generate_options *options, uint32_t n_ctx,
+                                       size_t most) {
+    struct outcome device, steps;
+    generate_in(model, PDVM_MODE_TOKEN, sampling, options, n_ctx, most, &device);
+    generate_in(model, PDVM_MODE_LAYER, sampling, options, n_ctx, most, &steps);
+    assert_int_equal(device.n_generated, steps.n_generated);
+    assert_int_equal(device.n_tokens, steps.n_tokens);
+    assert_memory_equal(device.tokens, steps.tokens, steps.n_tokens * sizeof *steps.tokens);
+    assert_int_equal(device.reason, steps.reason);
+    assert_string_equal(device.text, steps.text);
+    assert_int_equal(device.next, steps.next);
+    assert_memory_equal(device.logits, steps.logits, model->config.n_vocab * sizeof(float));
+    free(device.logits);
+    free(steps.logits);
+    return device;
+}
+
+static const pdvm_sampler_options greedy = {.top_p = 1, .typical_p = 1, .repeat_penalty = 1};
+
+static void tokens_chosen_on_the_device_are_those_of_the_sampler(void **state) {
+    (void)state;
+    struct cuda_pair p;
+    pdvm_sampler_options sampling = pdvm_sampler_options_default();
+    pdvm_generate_options options = {.n_predict = 14, .ignore_end = true};
+    cuda_pair_open(&p, SHAPE, "int8", 0.5, 0);
+    struct outcome o = check_generation(p.cuda, &greedy, &options, 64, 0);
+    assert_int_equal(o.n_generated, 14);
+    assert_int_equal(o.reason, PDVM_STOP_LENGTH);
+    assert_true(o.launches <= 5);
+    sampling.temperature = 1.5f;
+    for (sampling.seed = 1; sampling.seed < 4; sampling.seed++) {
+        o = check_generation(p.cuda, &sampling, &options, 64, 0);
+        assert_true(o.launches <= 5);
+    }
+    sampling.top_k = 0; /* needs all logits, and gets them */
+    o = check_generation(p.cuda, &sampling, &options, 64, 0);
+    assert_int_equal(o.launches, 14);
+    sampling.top_k = 40;
+    sampling.repeat_penalty = 1.3f; /* the same */
+    o = check_generation(p.cuda, &sampling, &options, 64, 0);
+    assert_int_equal(o.launches, 14);
+    cuda_pair_close(&p);
+}
+
+static void a_generation_ends_where_it_should(void **state) {
+    (void)state;
+    struct cuda_pair p;
+    pdvm_generate_options options = {.n_predict = 12, .ignore_end = true};
+    cuda_pair_open(&p, TALES, "int8", 0, 0);
+    struct outcome o = check_generation(p.cuda, &greedy, &options, 64, SIZE_MAX);
+    /* By a token in the middle of a launch. */
+    options = (pdvm_generate_options){.n_predict = 12, .end = &o.tokens[3 + 7], .n_end = 1};
+    struct outcome e = check_generation(p.cuda, &greedy, &options, 64, SIZE_MAX);
+    assert_int_equal(e.reason, PDVM_STOP_END);
+    /* By a string: what was computed behind it is taken back. */
+    char stop[8] = "";
+    memcpy(stop, o.text + o.length / 2, 4);
+    const char *list[] = {stop};
+    options = (pdvm_generate_options){.n_predict = 12, .stop = list, .n_stop = 1};
+    e = check_generation(p.cuda, &greedy, &options, 64, SIZE_MAX);
+    assert_int_equal(e.reason, PDVM_STOP_STRING);
+    /* By the callback, and by a full context. */
+    options = (pdvm_generate_options){.n_predict = -1, .ignore_end = true};
+    e = check_generation(p.cuda, &greedy, &options, 64, o.length / 2);
+    assert_int_equal(e.reason, PDVM_STOP_CALLBACK);
+    e = check_generation(p.cuda, &greedy, &options, 3 + 9, SIZE_MAX);
+    assert_int_equal(e.reason, PDVM_STOP_CONTEXT);
+    cuda_pair_close(&p);
+}
+
 /* ---- what is missing ---------------------------------------------------------------------- */
 
 static pdvm_status open_tiny(const char *backend, pdvm_model_options *o, pdvm_model **model,
@@ -336,6 +461,8 @@ int main(void) {
         cmocka_unit_test(sessions_that_take_turns_do_not_disturb_each_other),
         cmocka_unit_test(caches_grow_and_are_saved_and_loaded),
         cmocka_unit_test(raw_activations_equal_the_cpus),
+        cmocka_unit_test(tokens_chosen_on_the_device_are_those_of_the_sampler),
+        cmocka_unit_test(a_generation_ends_where_it_should),
         cmocka_unit_test(too_little_memory_is_an_error_that_says_what_would_help),
         cmocka_unit_test(auto_takes_the_device_or_says_why_not),
         cmocka_unit_test(older_devices_give_the_same_bits),

@@ -61,8 +61,12 @@ pdvm_status cuda_try(const struct cuda_backend *b, cu_result result, const char 
 pdvm_status cuda_alloc(struct cuda_backend *b, uint64_t size, const char *what, cu_address *out,
                        pdvm_error *err);
 
-/** backend_ops.run and the cache's functions. */
+/** backend_ops: passes and the cache. */
 pdvm_status cuda_run(struct backend *base, const struct batch *batch, pdvm_error *err);
+bool cuda_can_generate(const struct backend *base, pdvm_mode mode);
+pdvm_status cuda_generate(struct backend *base, const struct batch *batch,
+                          const struct backend_sampling *sampling, int32_t *chosen, uint32_t *n,
+                          pdvm_error *err);
 pdvm_status cuda_kv_create(struct backend *base, const struct kv_shape *shape,
                            struct backend_kv **out, pdvm_error *err);
 void cuda_kv_free(struct backend *base, struct backend_kv *kv);
