@@ -1,6 +1,6 @@
 #include "support/cuda_device.h"
 
-#include "backend/cuda/driver.h"
+#include "backend/backend.h"
 #include "support/support.h"
 
 #include <dlfcn.h>
@@ -41,9 +41,18 @@ void cuda_device_set(const char *name, const char *value) {
 }
 
 bool cuda_device_present(void) {
-    const struct cuda_driver *cu;
+    struct pd_threads *threads;
+    struct backend *b;
     pdvm_error err;
-    if (cuda_driver_load(&cu, &err) == PDVM_OK) return true;
-    fprintf(stderr, "skipped: %s\n", err.message);
-    return false;
+    if (pd_threads_create(1, &threads, &err) != PDVM_OK) return false;
+    const struct backend_options options = {.threads = threads};
+    pdvm_status status = backend_create("cuda", &options, &b, &err);
+    if (status == PDVM_OK) {
+        fprintf(stderr, "%s\n", b->ops->describe(b));
+        b->ops->destroy(b);
+    } else {
+        fprintf(stderr, "skipped: %s\n", err.message);
+    }
+    pd_threads_free(threads);
+    return status == PDVM_OK;
 }

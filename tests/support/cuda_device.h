@@ -18,7 +18,7 @@ struct standin_counters cuda_device_counters(void);
 /** Sets one of the stand-in's environment variables; NULL: its default. */
 void cuda_device_set(const char *name, const char *value);
 
-/** Whether a CUDA device can be opened; if not, prints why. */
+/** Whether a CUDA device can be opened; prints its name, or why not. */
 bool cuda_device_present(void);
 
 #endif
