@@ -92,6 +92,17 @@ struct batch {
                                  behind it included; NULL: not measured */
 };
 
+/** How a device chooses tokens: the steps of pdvm_sampler_options that it knows. */
+struct backend_sampling {
+    float temperature;    /**< 0: the likeliest, and nothing else counts */
+    uint32_t top_k;       /**< 1..backend_ops.max_top_k */
+    float top_p;          /**< 1: off */
+    float min_p;          /**< 0: off */
+    uint64_t random;      /**< state of pd_random: each token takes one number */
+    const int32_t *stops; /**< [n_stops] tokens after which it chooses no more */
+    uint32_t n_stops;     /**< at most backend_ops.max_stops */
+};
+
 /** The shape of a KV cache. */
 struct kv_shape {
     uint32_t n_layers;
@@ -151,6 +162,18 @@ struct backend_ops {
     void (*phase_changed)(struct backend *b, size_t phase);
     /** Runs a pass. The caller makes sure that passes don't overlap. */
     pdvm_status (*run)(struct backend *b, const struct batch *batch, pdvm_error *err);
+    /** Whether `generate` can be called for a mode; NULL: never, and the next three are not used. */
+    bool (*can_generate)(const struct backend *b, pdvm_mode mode);
+    uint32_t max_top_k, max_stops;
+    /**
+     * Computes batch->tokens[0] and then the tokens that it chooses itself, batch->n_tokens in all
+     * or fewer after a stop token: chosen[i] is chosen after step i, and the last one is not computed.
+     * *n: steps. batch->logits gets those after the last step. Draws with 24 bits of the random numbers
+     * in float32, so about once in a million tokens another one than the host's sampler.
+     */
+    pdvm_status (*generate)(struct backend *b, const struct batch *batch,
+                            const struct backend_sampling *sampling, int32_t *chosen, uint32_t *n,
+                            pdvm_error *err);
     pdvm_status (*kv_create)(struct backend *b, const struct kv_shape *shape,
                              struct backend_kv **out, pdvm_error *err);
     void (*kv_free)(struct backend *b, struct backend_kv *kv);
@@ -159,7 +182,7 @@ struct backend_ops {
                               pdvm_error *err);
     /**
      * Copies the keys or values (`value`) of one layer's slots [0, n_slots) to or from
-     * data[n_slots, n_kv_heads, kv_head_row_bytes].
+     * data[n_slots, n_kv_heads, kv_head_row_bytes]. Writing makes sure of memory, too.
      */
     pdvm_status (*kv_read)(struct backend *b, const struct backend_kv *kv, uint32_t layer,
                            bool value, uint32_t n_slots, uint8_t *data, pdvm_error *err);

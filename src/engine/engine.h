@@ -88,6 +88,18 @@ typedef pdvm_status (*session_logits_fn)(void *user, size_t index, const float *
 pdvm_status session_forward(pdvm_session *s, const int32_t *tokens, size_t n, session_logits_fn fn,
                             void *user, pdvm_error *err);
 
+/**
+ * Appends `token` and up to n - 1 tokens that the backend chooses after it: chosen[i] is chosen after
+ * step i, the last one of the *done is not appended. Logits are those of the last step. Only where
+ * session_can_generate; PDVM_ERR_RANGE if the context is full, fewer steps if it gets full.
+ */
+pdvm_status session_generate(pdvm_session *s, int32_t token, uint32_t n,
+                             const struct backend_sampling *sampling, int32_t *chosen,
+                             uint32_t *done, pdvm_error *err);
+
+/** Whether the session's backend can choose tokens in the session's mode. */
+bool session_can_generate(const pdvm_session *s);
+
 struct safetensors;
 
 /** pdvm_session_load from an open file. */

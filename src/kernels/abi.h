@@ -212,6 +212,15 @@ struct gpu_plan {
     uint64_t rope; /**< G: float[head_dim][2]: cos and sin of each pair at the step's position, then
                         those that turn a query back by the positions that were dropped */
     uint64_t times;       /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
+    uint64_t step;        /**< G: struct gpu_step, for GPU_STEP_STORED */
+};
+
+/** Where the first step's token goes, as in struct gpu_launch. */
+struct gpu_step {
+    uint32_t position;
+    uint32_t slot;
+    uint32_t n_visible;
+    uint32_t n_dropped;
 };
 
 /** What a block knows of the vector that it wrote a part of; parts are joined in their order. */
@@ -273,9 +282,10 @@ struct gpu_kv {
 };
 
 /** gpu_launch.flags */
-#define GPU_X_IN 1u     /**< EMBED takes x_in instead of a token's row */
-#define GPU_PREPARED 2u /**< unfused: QKV takes xq, ATTN takes rotated q and an appended row */
-#define GPU_SAMPLING 4u /**< SAMPLE chooses the next token */
+#define GPU_X_IN 1u        /**< EMBED takes x_in instead of a token's row */
+#define GPU_PREPARED 2u    /**< unfused: QKV takes xq, ATTN takes rotated q and an appended row */
+#define GPU_SAMPLING 4u    /**< SAMPLE chooses the next token */
+#define GPU_STEP_STORED 8u /**< plan.step holds the first step's place: launches can be replayed */
 /**
  * Each block writes its clock (low half, cycles) to plan.times: when a phase begins, when its vector
  * is in group memory, when its weights are read, when it arrives at the barrier. The last step's stay.
@@ -310,6 +320,9 @@ struct gpu_launch {
     uint32_t top_k;      /**< 1..GPU_CANDIDATES */
     uint32_t x_phase;    /**< GPU_X_IN: the phase that reads x next: its norm is prepared for */
     uint64_t seed;       /**< state of SplitMix64: step s takes the number after s + 1 advances */
+    uint64_t read_bytes; /**< pdvm_read: bytes of W */
+    float min_p;         /**< SAMPLE: keep p >= min_p * p(likeliest); 0: all */
+    uint32_t reserved;
 };
 
 #define GPU_RING_PAGES 4u

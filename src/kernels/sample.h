@@ -1,6 +1,6 @@
 /**
  * Phase SAMPLE, by one group: joins the blocks' candidates, sorts them, and chooses the next token
- * if asked to: the likeliest, or by top-k, then top-p, then temperature, as the host's sampler does.
+ * if asked to: the likeliest, or by top-k, then top-p, min-p and temperature, as the host's sampler.
  */
 #ifndef PDVM_KERNELS_SAMPLE_H
 #define PDVM_KERNELS_SAMPLE_H
@@ -93,6 +93,8 @@ FN uint32_t draw(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t
         sum += bits_float(L(u32x2, weights + 8 * i).x);
         if (sum >= p->top_p * total) n = i + 1;
     }
+    /* Weights are relative to the likeliest's. */
+    while (n > 1 && bits_float(L(u32x2, weights + 8 * (n - 1)).x) < p->min_p) n--;
     total = 0.0f;
     for (uint32_t i = 0; i < n; i++) total += bits_float(L(u32x2, weights + 8 * i).y);
     sum = 0.0f;

@@ -57,6 +57,13 @@ FN void run_init(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
         step.slot = p->slot;
         step.n_visible = p->n_visible;
         step.n_dropped = p->n_dropped;
+        if (p->flags & GPU_STEP_STORED) {
+            u32x4 stored = G(u32x4, SH(plan).step);
+            step.position = stored.x;
+            step.slot = stored.y;
+            step.n_visible = stored.z;
+            step.n_dropped = stored.w;
+        }
         SH(step) = step;
         SH(at_sums_hi) = SUMS_LO + 4 * SH(plan).max_rows;
         SH(at_rows) = SUMS_LO + round_up_u(8 * SH(plan).max_rows, GPU_LINE);

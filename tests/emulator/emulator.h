@@ -73,7 +73,8 @@ uint32_t emu_clock(void);
 /* The kernels in the three forms of the dialect that the CPU can run. */
 #define EMU_KERNELS(suffix)                                                                        \
     void pdvm_token_##suffix(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p); \
-    void pdvm_phase_##suffix(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p);
+    void pdvm_phase_##suffix(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p); \
+    void pdvm_read_##suffix(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p);
 EMU_KERNELS(c)    /* plain C */
 EMU_KERNELS(cuda) /* CUDA C, loads of 16 bytes */
 EMU_KERNELS(bulk) /* CUDA C, rings filled by copies */

@@ -48,7 +48,9 @@ void support_tmpdir_remove(char *dir) {
 }
 
 char *support_source_path(const char *name) {
-    return support_path(PDVM_SOURCE_DIR, name);
+    const char *tree =
+        getenv("SOURCE_DIR"); /* tests may run on another machine than they were built */
+    return support_path(tree && *tree ? tree : PDVM_SOURCE_DIR, name);
 }
 
 char *support_shared_path(const char *name) {

@@ -3,6 +3,7 @@
 
 #include "base/alloc.h"
 #include "base/checked.h"
+#include "base/file.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 
 /* Steps of one launch: enough that a prompt's launches don't count. */
 #define MAX_STEPS 256u
+#define MAX_KERNELS ((size_t)256 << 20) /* bytes of a file of kernels */
 
 pdvm_status cuda_try(const struct cuda_backend *b, cu_result result, const char *what,
                      pdvm_error *err) {
@@ -99,9 +101,8 @@ static pdvm_status configure(struct cuda_backend *b, cu_function function, pdvm_
 static pdvm_status check_cooperative(struct cuda_backend *b, pdvm_error *err) {
     int blocks = 0;
     if (!b->cooperative) return PDVM_OK;
-    PD_TRY(cuda_try(
-        b, b->cu->occupancy(&blocks, b->token, (int)(CUDA_WARPS * GPU_LANES), b->shared_bytes),
-        "asking for the occupancy", err));
+    PD_TRY(cuda_try(b, b->cu->occupancy(&blocks, b->token, (int)b->n_threads, b->shared_bytes),
+                    "asking for the occupancy", err));
     if (blocks < 1) b->cooperative = false;
     return PDVM_OK;
 }
@@ -111,7 +112,7 @@ static pdvm_status cuda_prepare(struct backend *base, const struct plan *plan, p
     b->plan = plan;
     b->max_steps = plan->max_batch > MAX_STEPS ? plan->max_batch : MAX_STEPS;
     const struct gpu_image_options options = {.n_blocks = b->n_blocks,
-                                              .n_warps = CUDA_WARPS,
+                                              .n_warps = b->n_threads / GPU_LANES,
                                               .max_steps = b->max_steps,
                                               .max_logits = plan->max_batch};
     PD_TRY(cuda_enter(b, err));
@@ -159,6 +160,10 @@ static const struct backend_ops cuda_ops = {
     .prepare = cuda_prepare,
     .set_threads = cuda_set_threads,
     .run = cuda_run,
+    .can_generate = cuda_can_generate,
+    .max_top_k = GPU_BLOCK_TOP, /* every block hands on so many: the best of all are among them */
+    .max_stops = GPU_MAX_STOPS,
+    .generate = cuda_generate,
     .kv_create = cuda_kv_create,
     .kv_free = cuda_kv_free,
     .kv_reserve = cuda_kv_reserve,
@@ -173,7 +178,7 @@ static pdvm_status attribute(const struct cuda_backend *b, int which, int *out, 
 }
 
 static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
-    int major, minor, processors, cooperative;
+    int major, minor, processors, cooperative, threads;
     PD_TRY(cuda_try(b, b->cu->device_get(&b->device, 0), "finding the device", err));
     PD_TRY(cuda_try(b, b->cu->device_name(b->name, sizeof b->name, b->device),
                     "asking for the device's name", err));
@@ -181,6 +186,7 @@ static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
     PD_TRY(attribute(b, CU_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &minor, err));
     PD_TRY(attribute(b, CU_ATTRIBUTE_MULTIPROCESSOR_COUNT, &processors, err));
     PD_TRY(attribute(b, CU_ATTRIBUTE_COOPERATIVE_LAUNCH, &cooperative, err));
+    PD_TRY(attribute(b, CU_ATTRIBUTE_MAX_THREADS_PER_BLOCK, &threads, err));
     PD_TRY(attribute(b, CU_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, &b->max_shared, err));
     if (major * 10 + minor < 75)
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,
@@ -189,13 +195,35 @@ static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
     b->ring = major >= 9;
     b->cooperative = cooperative != 0;
     b->n_blocks = (uint32_t)processors;
+    b->n_threads = CUDA_WARPS * GPU_LANES;
+    if (threads < (int)b->n_threads) b->n_threads = (uint32_t)threads;
     snprintf(b->description, sizeof b->description, "cuda (%s)", b->name);
     return PDVM_OK;
 }
 
+/* PDVM_CUDA_KERNELS names a file of compiled kernels that is taken instead of the program's own. */
+static pdvm_status load_kernels(struct cuda_backend *b, pdvm_error *err) {
+    const char *path = getenv("PDVM_CUDA_KERNELS");
+    const void *image = cuda_kernels_image();
+    char *data = NULL;
+    size_t size;
+    if (path && *path) {
+        PD_TRY(pd_read_file(path, MAX_KERNELS, &data, &size, err));
+        image = data;
+    }
+    pdvm_status status =
+        cuda_try(b, b->cu->module_load(&b->module, image), "loading the kernels", err);
+    free(data);
+    return status;
+}
+
+static bool have_kernels(void) {
+    const char *path = getenv("PDVM_CUDA_KERNELS");
+    return cuda_kernels_image() || (path && *path);
+}
+
 static pdvm_status open_device(struct cuda_backend *b, pdvm_error *err) {
-    const void *kernels = cuda_kernels_image();
-    if (!kernels)
+    if (!have_kernels())
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,
                        "this build has no GPU kernels: nvcc was not found when it was configured");
     PD_TRY(cuda_driver_load(&b->cu, err));
@@ -203,7 +231,7 @@ static pdvm_status open_device(struct cuda_backend *b, pdvm_error *err) {
     PD_TRY(cuda_try(b, b->cu->context_retain(&b->context, b->device), "opening the device", err));
     b->retained = true;
     PD_TRY(cuda_enter(b, err));
-    PD_TRY(cuda_try(b, b->cu->module_load(&b->module, kernels), "loading the kernels", err));
+    PD_TRY(load_kernels(b, err));
     PD_TRY(cuda_try(b, b->cu->module_function(&b->token, b->module, "pdvm_token"),
                     "finding a kernel", err));
     PD_TRY(cuda_try(b, b->cu->module_function(&b->phase, b->module, "pdvm_phase"),

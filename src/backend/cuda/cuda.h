@@ -6,7 +6,7 @@
 #include "backend/cuda/driver.h"
 #include "backend/cuda/image.h"
 
-#define CUDA_WARPS 16u /**< of a block: what the kernels are built for */
+#define CUDA_WARPS 16u /**< most of a block: what the kernels are built for */
 
 /** A matrix in its canonical form: packed with the others of its phase, in cuda_prepare. */
 struct backend_matrix {
@@ -37,6 +37,7 @@ struct cuda_backend {
     struct gpu_image image;
     cu_address w, g;
     uint32_t n_blocks;
+    uint32_t n_threads; /* of a block */
     uint32_t shared_bytes;
     uint32_t max_steps;
     int max_shared; /* of a block */
@@ -60,8 +61,12 @@ pdvm_status cuda_try(const struct cuda_backend *b, cu_result result, const char 
 pdvm_status cuda_alloc(struct cuda_backend *b, uint64_t size, const char *what, cu_address *out,
                        pdvm_error *err);
 
-/** backend_ops.run and the cache's functions. */
+/** backend_ops: passes and the cache. */
 pdvm_status cuda_run(struct backend *base, const struct batch *batch, pdvm_error *err);
+bool cuda_can_generate(const struct backend *base, pdvm_mode mode);
+pdvm_status cuda_generate(struct backend *base, const struct batch *batch,
+                          const struct backend_sampling *sampling, int32_t *chosen, uint32_t *n,
+                          pdvm_error *err);
 pdvm_status cuda_kv_create(struct backend *base, const struct kv_shape *shape,
                            struct backend_kv **out, pdvm_error *err);
 void cuda_kv_free(struct backend *base, struct backend_kv *kv);

@@ -245,6 +245,7 @@ static void place_state(struct gpu_image *image, const struct gpu_image_options 
     p->stops = place(g, 4 * GPU_MAX_STOPS);
     p->rope = place_floats(g, 2 * (uint64_t)p->head_dim);
     p->times = place(g, sizeof(uint32_t) * GPU_TIMES_OF_PHASE * p->n_blocks * p->n_phases);
+    p->step = place(g, sizeof(struct gpu_step));
 }
 
 static uint32_t default_splits(const struct plan *plan, uint32_t n_blocks) {

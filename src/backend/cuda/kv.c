@@ -167,11 +167,14 @@ static pdvm_status transfer(struct backend *base, const struct backend_kv *kv, u
 
 pdvm_status cuda_kv_read(struct backend *base, const struct backend_kv *kv, uint32_t layer,
                          bool value, uint32_t n_slots, uint8_t *data, pdvm_error *err) {
+    if (n_slots > kv->layout.capacity)
+        return pd_fail(err, PDVM_ERR_RANGE, "KV cache: read of %u slots", n_slots);
     return transfer(base, kv, layer, value, n_slots, data, false, err);
 }
 
 pdvm_status cuda_kv_write(struct backend *base, struct backend_kv *kv, uint32_t layer, bool value,
                           uint32_t n_slots, const uint8_t *data, pdvm_error *err) {
+    PD_TRY(cuda_kv_reserve(base, kv, n_slots, err));
     return transfer(base, kv, layer, value, n_slots, (uint8_t *)(uintptr_t)data, true, err);
 }
 
