@@ -87,6 +87,7 @@ struct batch {
     pdvm_mode mode;
     bool short_activations; /**< passes of several tokens may take 8-bit activations */
     bool sync;              /**< wait for the device after every dispatch */
+    bool graph;             /**< phases as one graph, where the backend has such a thing */
     uint64_t *n_dispatches; /**< raised by the number of dispatches */
     double *phase_seconds;  /**< [plan.n_phases] each raised by the time its phase took, the barrier
                                  behind it included; NULL: not measured */
