@@ -2,6 +2,7 @@
 // prompts, raw activations, saved sessions, too little memory, devices that lack something.
 // ctest: timeout=180
 
+#include "eval/bench.h"
 #include "support/cuda_checks.h"
 #include "support/cuda_device.h"
 #include "support/support.h"
@@ -330,6 +331,48 @@ static void a_generation_ends_where_it_should(void **state) {
     cuda_pair_close(&p);
 }
 
+/* ---- measuring ---------------------------------------------------------------------------- */
+
+static void benchmarks_count_launches_and_read_the_devices_memory(void **state) {
+    (void)state;
+    const struct bench_model model = {
+        .synthetic = {.shape = SHAPE, .sparsity = 0.5, .values = MDCSR_INT8, .seed = 1}};
+    const struct bench_test test = {.n_gen = 4};
+    const int threads = 1;
+    const struct bench_options options = {.models = &model,
+                                          .n_models = 1,
+                                          .tests = &test,
+                                          .n_tests = 1,
+                                          .threads = &threads,
+                                          .n_threads = 1,
+                                          .all_modes = true,
+                                          .sync = true,
+                                          .graph = true,
+                                          .per_launch = 4,
+                                          .repetitions = 1,
+                                          .backend = "cuda",
+                                          .bandwidth_buffer = 1,
+                                          .seed = 1};
+    static const struct {
+        const char *name;
+        double dispatches;
+    } rows[] = {{"token", 0.25}, {"layer", 5},       {"phase", 13},
+                {"unfused", 15}, {"phase+graph", 1}, {"unfused+sync", 15}};
+    struct bench_result r;
+    pdvm_error err;
+    assert_ok(bench_run(&options, &r, &err), &err);
+    assert_int_equal(r.n_rows, 6);
+    assert_int_equal(r.device.n_samples, 6);
+    for (size_t i = 0; i < r.n_notes; i++) assert_null(strstr(r.notes[i], "not known"));
+    for (size_t i = 0; i < 6; i++) {
+        assert_string_equal(bench_way_name(&r.rows[i]), rows[i].name);
+        assert_true(r.rows[i].dispatches == rows[i].dispatches);
+        assert_true(r.rows[i].on_device && bench_row_share(&r.rows[i]) > 0);
+        assert_true(r.device.samples[i] > 1e6 && r.device.samples[i] < 1e14);
+    }
+    bench_free(&r);
+}
+
 /* ---- what is missing ---------------------------------------------------------------------- */
 
 static pdvm_status open_tiny(const char *backend, pdvm_model_options *o, pdvm_model **model,
@@ -495,6 +538,7 @@ int main(void) {
         cmocka_unit_test(raw_activations_equal_the_cpus),
         cmocka_unit_test(tokens_chosen_on_the_device_are_those_of_the_sampler),
         cmocka_unit_test(a_generation_ends_where_it_should),
+        cmocka_unit_test(benchmarks_count_launches_and_read_the_devices_memory),
         cmocka_unit_test(too_little_memory_is_an_error_that_says_what_would_help),
         cmocka_unit_test(auto_takes_the_device_or_says_why_not),
         cmocka_unit_test(without_cooperative_launches_a_token_is_a_graph),

@@ -43,8 +43,8 @@ struct arguments {
     const char *model;
     struct option_list models, shapes;
     const char *sparsity, *values, *prompt, *gen, *depth, *threads, *kernels, *backend, *compare;
-    int64_t group, repetitions, batch, seed;
-    bool group_given, all_modes, phases, json, quiet, verbose, cache_packed;
+    int64_t group, repetitions, batch, seed, per_launch;
+    bool group_given, all_modes, sync, graph, phases, json, quiet, verbose, cache_packed;
     int mode, type_k, type_v, activations, format;
 };
 
@@ -216,6 +216,9 @@ static pdvm_status measure(const struct arguments *a, const struct lists *l,
         .n_threads = l->n_threads,
         .all_modes = a->all_modes,
         .mode = (pdvm_mode)a->mode,
+        .sync = a->sync,
+        .graph = a->graph,
+        .per_launch = (uint32_t)a->per_launch,
         .phases = a->phases,
         .repetitions = (uint32_t)a->repetitions,
         .kernels = a->kernels,
@@ -286,7 +289,8 @@ int cmd_bench(int argc, char **argv) {
                           .backend = "auto",
                           .type_k = PDVM_KV_F16,
                           .type_v = PDVM_KV_F16,
-                          .seed = 1};
+                          .seed = 1,
+                          .per_launch = 16};
     const struct operand operands[] = {
         {"MODEL", "A .pdvm file, a GGUF file or a Hugging Face directory.", &a.model, false},
         OPERAND_END};
@@ -326,6 +330,16 @@ int cmd_bench(int argc, char **argv) {
                       "[token]",
                       &a.mode, modes),
         OPTION_FLAG("--modes", "Generation in all four modes side by side.", &a.all_modes),
+        OPTION_FLAG("--sync",
+                    "On a GPU: wait for it after every launch; with --modes, one more row of mode "
+                    "unfused.",
+                    &a.sync),
+        OPTION_FLAG("--graph", "On a GPU: the phases as a CUDA graph; with --modes, one more row.",
+                    &a.graph),
+        OPTION_INT("--per-launch", "N",
+                   "Tokens that a GPU computes in a launch of mode token; 1 is one launch per "
+                   "token. [16]",
+                   &a.per_launch, 1, 256),
         OPTION_FLAG("--phases", "Time, bytes and rate of each kind of phase.", &a.phases),
         OPTION_INT("-s, --seed", "N", "Seed of the weights and tokens. [1]", &a.seed, 0, INT32_MAX),
         OPTION_GROUP("Output"),

@@ -173,6 +173,7 @@ static const struct backend_ops cuda_ops = {
     .max_top_k = GPU_BLOCK_TOP, /* every block hands on so many: the best of all are among them */
     .max_stops = GPU_MAX_STOPS,
     .generate = cuda_generate,
+    .read_bandwidth = cuda_read_bandwidth,
     .kv_create = cuda_kv_create,
     .kv_free = cuda_kv_free,
     .kv_reserve = cuda_kv_reserve,

@@ -78,6 +78,7 @@ bool cuda_can_generate(const struct backend *base, pdvm_mode mode);
 pdvm_status cuda_generate(struct backend *base, const struct batch *batch,
                           const struct backend_sampling *sampling, int32_t *chosen, uint32_t *n,
                           pdvm_error *err);
+pdvm_status cuda_read_bandwidth(struct backend *base, double *out, pdvm_error *err);
 pdvm_status cuda_kv_create(struct backend *base, const struct kv_shape *shape,
                            struct backend_kv **out, pdvm_error *err);
 void cuda_kv_free(struct backend *base, struct backend_kv *kv);
