@@ -120,6 +120,7 @@ complete -c pdvm -n '__fish_seen_subcommand_from bench' -s r -l repetitions -x -
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l modes -d 'All four modes side by side'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l sync -d 'Wait for a GPU after every launch'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l graph -d 'Phases as a CUDA graph'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -l pdvm-table -d 'The comparison of the PDVM document'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l per-launch -x -d 'Tokens of a launch'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l phases -d 'Time of each kind of phase'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -s o -l output -x -a 'md csv json' -d 'How to print'

@@ -192,6 +192,37 @@ void print_bench_markdown(FILE *f, const struct bench_result *r, const struct be
     for (size_t i = 0; i < r->n_notes; i++) fprintf(f, "%snote: %s\n", i ? "" : "\n", r->notes[i]);
 }
 
+/* ---- the PDVM document's table -------------------------------------------------------------- */
+
+void print_pdvm_table(FILE *f, const struct pdvm_table *t, const struct bench_context *c) {
+    static const char *const names[PDVM_TABLE_N_WAYS] = {
+        "Python reference, one layer x layers",    "CPU, one thread", "CPU, all threads",
+        "GPU, unfused, a wait after every launch", "GPU, unfused",    "GPU, one launch per layer",
+        "GPU, one launch for many tokens"};
+    double base = t->rows[PDVM_TABLE_GPU_WAITS].seconds;
+    fprintf(f, "%s: %u layers of width %u, %u heads, MLP of %u, %.2f bits per weight\n\n",
+            t->model.name, t->model.info.n_layers, t->model.info.hidden_size, t->model.info.n_heads,
+            t->model.info.intermediate_size, t->model.bits_per_weight);
+    fprintf(f, "| %-40s | %-30s | %9s | %9s | %15s | %13s |\n", "", "backend", "ms/token", "t/s",
+            "dispatches/token", "x with waits");
+    fprintf(f, "| %.40s | %.30s | --------: | --------: | ---------------: | ------------: |\n",
+            "----------------------------------------", "------------------------------");
+    for (int i = 0; i < PDVM_TABLE_N_WAYS; i++) {
+        const struct pdvm_table_row *row = &t->rows[i];
+        char dispatches[24] = "", ratio[24] = "";
+        if (row->seconds <= 0) continue;
+        if (row->dispatches > 0) snprintf(dispatches, sizeof dispatches, "%.4g", row->dispatches);
+        if (base > 0) snprintf(ratio, sizeof ratio, "%.2f", base / row->seconds);
+        fprintf(f, "| %-40s | %-30s | %9.3f | %9.2f | %16s | %13s |\n", names[i], row->backend,
+                1e3 * row->seconds, 1 / row->seconds, dispatches, ratio);
+    }
+    fprintf(f, "\nmachine: %s, %d processor%s\nbuild: pdvm %s (%s)\n", t->machine.cpu,
+            t->machine.n_cpus, t->machine.n_cpus == 1 ? "" : "s", c->version, c->commit);
+    for (int i = 0; i < PDVM_TABLE_N_WAYS; i++)
+        if (t->rows[i].seconds <= 0)
+            fprintf(f, "note: %s: not measured: %s\n", names[i], t->rows[i].why);
+}
+
 /* ---- CSV ------------------------------------------------------------------------------- */
 
 /* RFC 4180: quoted, quotes doubled. */
