@@ -203,7 +203,7 @@ void print_pdvm_table(FILE *f, const struct pdvm_table *t, const struct bench_co
     fprintf(f, "%s: %u layers of width %u, %u heads, MLP of %u, %.2f bits per weight\n\n",
             t->model.name, t->model.info.n_layers, t->model.info.hidden_size, t->model.info.n_heads,
             t->model.info.intermediate_size, t->model.bits_per_weight);
-    fprintf(f, "| %-40s | %-30s | %9s | %9s | %15s | %13s |\n", "", "backend", "ms/token", "t/s",
+    fprintf(f, "| %-40s | %-30s | %9s | %9s | %16s | %13s |\n", "", "backend", "ms/token", "t/s",
             "dispatches/token", "x with waits");
     fprintf(f, "| %.40s | %.30s | --------: | --------: | ---------------: | ------------: |\n",
             "----------------------------------------", "------------------------------");
