@@ -63,7 +63,7 @@ _pdvm_flags() {
         ;;
     bench)
         flags+=" -m --model --shape --sparsity --values --group -p --n-prompt -n --n-gen -d --n-depth
-            -t --threads -r --repetitions --mode --modes --phases -s --seed -o --output --json
+            -t --threads -r --repetitions --mode --modes --sync --graph --per-launch --pdvm-table --phases -s --seed -o --output --json
             --compare -q --quiet -v --verbose -b --batch-size --prompt-activations -ctk --cache-type-k -ctv
             --cache-type-v --backend --kernels --cache-packed"
         ;;

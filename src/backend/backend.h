@@ -87,6 +87,7 @@ struct batch {
     pdvm_mode mode;
     bool short_activations; /**< passes of several tokens may take 8-bit activations */
     bool sync;              /**< wait for the device after every dispatch */
+    bool graph;             /**< phases as one graph, where the backend has such a thing */
     uint64_t *n_dispatches; /**< raised by the number of dispatches */
     double *phase_seconds;  /**< [plan.n_phases] each raised by the time its phase took, the barrier
                                  behind it included; NULL: not measured */
@@ -174,6 +175,11 @@ struct backend_ops {
     pdvm_status (*generate)(struct backend *b, const struct batch *batch,
                             const struct backend_sampling *sampling, int32_t *chosen, uint32_t *n,
                             pdvm_error *err);
+    /**
+     * Measures, now, how many bytes a second the device's memory gives to a kernel that only reads.
+     * NULL: it reads the host's memory.
+     */
+    pdvm_status (*read_bandwidth)(struct backend *b, double *bytes_per_second, pdvm_error *err);
     pdvm_status (*kv_create)(struct backend *b, const struct kv_shape *shape,
                              struct backend_kv **out, pdvm_error *err);
     void (*kv_free)(struct backend *b, struct backend_kv *kv);

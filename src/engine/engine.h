@@ -71,6 +71,7 @@ struct pdvm_session {
     uint32_t n_logit_rows;
     bool logits_valid;     /* of the last token, in the first row */
     double *phase_seconds; /* borrowed, NULL by default: see struct batch */
+    bool sync, graph;      /* for measurements: see struct batch */
     pdvm_session_stats stats;
 };
 

@@ -1,5 +1,5 @@
 /* The CUDA backend: set-up, weights in device memory. */
-#include "backend/cuda/cuda.h"
+#include "backend/cuda/pass.h"
 
 #include "base/alloc.h"
 #include "base/checked.h"
@@ -41,6 +41,8 @@ static void cuda_destroy(struct backend *base) {
     struct cuda_backend *b = (struct cuda_backend *)base;
     if (b->retained) {
         b->cu->context_set(b->context);
+        for (int i = 0; i < 2; i++)
+            if (b->graphs[i].executable) b->cu->graph_exec_destroy(b->graphs[i].executable);
         for (size_t i = 0; i < b->n_events; i++) b->cu->event_destroy(b->events[i]);
         if (b->stream) b->cu->stream_destroy(b->stream);
         if (b->w) b->cu->memory_free(b->w);
@@ -100,10 +102,15 @@ static pdvm_status configure(struct cuda_backend *b, cu_function function, pdvm_
 /* Whether all blocks run at once, as a launch that synchronises them needs. */
 static pdvm_status check_cooperative(struct cuda_backend *b, pdvm_error *err) {
     int blocks = 0;
-    if (!b->cooperative) return PDVM_OK;
-    PD_TRY(cuda_try(b, b->cu->occupancy(&blocks, b->token, (int)b->n_threads, b->shared_bytes),
-                    "asking for the occupancy", err));
-    if (blocks < 1) b->cooperative = false;
+    if (b->cooperative)
+        PD_TRY(cuda_try(b, b->cu->occupancy(&blocks, b->token, (int)b->n_threads, b->shared_bytes),
+                        "asking for the occupancy", err));
+    b->cooperative = blocks >= 1;
+    if (!b->cooperative && b->notify)
+        pd_log(b->notify, PDVM_LOG_WARN,
+               "%s has no cooperative launches for this model: a token is a graph of its phases "
+               "instead of one launch",
+               b->name);
     return PDVM_OK;
 }
 
@@ -137,7 +144,9 @@ static pdvm_status cuda_prepare(struct backend *base, const struct plan *plan, p
 
     size_t logits = (size_t)plan->max_batch * plan->n_vocab * sizeof(float);
     size_t x = plan->hidden_size * sizeof(float);
-    b->host_size = b->max_steps * sizeof(int32_t) + logits + x + sizeof(struct gpu_result);
+    b->staging_size = b->max_steps * sizeof(struct cuda_step);
+    if (b->staging_size < x) b->staging_size = pd_round_up(x, 16);
+    b->host_size = b->staging_size + logits + x + sizeof(struct gpu_result);
     PD_TRY(cuda_try(b, b->cu->host_alloc((void **)&b->host, b->host_size), "allocating host memory",
                     err));
     return cuda_try(b, b->cu->stream_synchronize(b->stream), "preparing", err);
@@ -165,6 +174,7 @@ static const struct backend_ops cuda_ops = {
     .max_top_k = GPU_BLOCK_TOP, /* every block hands on so many: the best of all are among them */
     .max_stops = GPU_MAX_STOPS,
     .generate = cuda_generate,
+    .read_bandwidth = cuda_read_bandwidth,
     .kv_create = cuda_kv_create,
     .kv_free = cuda_kv_free,
     .kv_reserve = cuda_kv_reserve,
@@ -247,6 +257,7 @@ pdvm_status cuda_backend_create(const struct backend_options *options, struct ba
     PD_TRY(pd_calloc(&b, 1, sizeof *b, "the CUDA backend", err));
     b->base.ops = &cuda_ops;
     b->threads = options->threads;
+    b->notify = options->notify;
     pdvm_status status = open_device(b, err);
     size_t available = 0, total = 0;
     if (status == PDVM_OK && options->model_bytes)

@@ -21,6 +21,15 @@ struct backend_kv {
     uint64_t size;
 };
 
+/** A recorded pass of one token, phase by phase. */
+struct cuda_graph {
+    cu_graph_exec executable; /* NULL: none yet */
+    uint32_t end;
+    cu_address kv_memory;
+    struct gpu_kv kv;
+    uint32_t n_sink;
+};
+
 struct cuda_backend {
     struct backend base;
     const struct cuda_driver *cu;
@@ -44,8 +53,10 @@ struct cuda_backend {
     bool ring;      /* kernels have rings of pages in group memory (compute capability 9.0 on) */
     bool cooperative;
     bool retained;
-    uint8_t *host; /* pinned: what goes up and comes back */
-    size_t host_size;
+    struct cuda_graph graphs[2]; /* without and with the head */
+    uint8_t *host;               /* pinned: what goes up, staging_size bytes, and comes back */
+    size_t host_size, staging_size;
+    const struct pd_notify *notify;
     char name[128];
     char description[256];
 };
@@ -67,6 +78,7 @@ bool cuda_can_generate(const struct backend *base, pdvm_mode mode);
 pdvm_status cuda_generate(struct backend *base, const struct batch *batch,
                           const struct backend_sampling *sampling, int32_t *chosen, uint32_t *n,
                           pdvm_error *err);
+pdvm_status cuda_read_bandwidth(struct backend *base, double *out, pdvm_error *err);
 pdvm_status cuda_kv_create(struct backend *base, const struct kv_shape *shape,
                            struct backend_kv **out, pdvm_error *err);
 void cuda_kv_free(struct backend *base, struct backend_kv *kv);

@@ -1,26 +1,15 @@
 /* Passes: tokens and activations up, launches in the chosen mode, logits back. */
-#include "backend/cuda/cuda.h"
+#include "backend/cuda/pass.h"
 
 #include "base/alloc.h"
 
-#include <math.h>
-#include <stddef.h>
 #include <string.h>
 
 /* A barrier between blocks that takes this many polls, some ten seconds, will not come any more:
  * an error is better than a GPU that hangs. */
 #define SPIN_LIMIT 400000000u
 
-struct pass {
-    struct cuda_backend *b;
-    const struct batch *batch;
-    struct gpu_launch launch;
-    size_t n_marks;       /* events recorded, when phases are timed */
-    size_t mark_phase[4]; /* unused slots stay 0 */
-    pdvm_error *err;
-};
-
-static pdvm_status launch(struct pass *p, bool single) {
+pdvm_status cuda_launch(struct pass *p, bool single) {
     struct cuda_backend *b = p->b;
     cu_address k = p->batch->kv ? p->batch->kv->memory : 0;
     void *arguments[] = {&b->w, &b->g, &k, &p->launch};
@@ -29,7 +18,7 @@ static pdvm_status launch(struct pass *p, bool single) {
                                               b->shared_bytes, b->stream, arguments, NULL)
                               : b->cu->launch_cooperative(b->token, b->n_blocks, 1, 1, threads, 1,
                                                           1, b->shared_bytes, b->stream, arguments);
-    if (p->batch->n_dispatches) ++*p->batch->n_dispatches;
+    if (p->batch->n_dispatches && !p->capturing) ++*p->batch->n_dispatches;
     PD_TRY(cuda_try(b, result, "launching a kernel", p->err));
     if (!p->batch->sync) return PDVM_OK;
     return cuda_try(b, b->cu->stream_synchronize(b->stream), "waiting for a kernel", p->err);
@@ -43,7 +32,7 @@ static pdvm_status run_range(struct pass *p, uint32_t begin, uint32_t end) {
     }
     p->launch.first_phase = begin;
     p->launch.end_phase = end;
-    return launch(p, end - begin == 1);
+    return cuda_launch(p, end - begin == 1);
 }
 
 static pdvm_status run_part(struct pass *p, uint32_t phase, uint32_t part, uint32_t flags) {
@@ -112,8 +101,8 @@ static pdvm_status run_timed(struct pass *p, uint32_t begin, uint32_t end) {
     return PDVM_OK;
 }
 
-static pdvm_status copy_up(struct cuda_backend *b, uint64_t offset, const void *data, size_t size,
-                           pdvm_error *err) {
+pdvm_status cuda_copy_up(struct cuda_backend *b, uint64_t offset, const void *data, size_t size,
+                         pdvm_error *err) {
     memcpy(b->host, data, size);
     return cuda_try(b, b->cu->copy_to_device_async(b->g + offset, b->host, size, b->stream),
                     "uploading", err);
@@ -122,7 +111,7 @@ static pdvm_status copy_up(struct cuda_backend *b, uint64_t offset, const void *
 /* Copies what a pass computed to out once everything is done. */
 static pdvm_status copy_back(struct cuda_backend *b, uint64_t offset, void *out, size_t size,
                              pdvm_error *err) {
-    uint8_t *host = b->host + b->max_steps * sizeof(int32_t);
+    uint8_t *host = b->host + b->staging_size;
     if (size)
         PD_TRY(cuda_try(b, b->cu->copy_to_host_async(host, b->g + offset, size, b->stream),
                         "reading results", err));
@@ -137,7 +126,7 @@ static pdvm_status run_activation(struct pass *p, uint32_t begin, uint32_t end) 
     size_t size = b->plan->hidden_size * sizeof(float);
     if (batch->n_tokens != 1)
         return pd_fail(p->err, PDVM_ERR_ARGUMENT, "activations of one token at a time");
-    PD_TRY(copy_up(b, b->image.plan.x_in, batch->x, size, p->err));
+    PD_TRY(cuda_copy_up(b, b->image.plan.x_in, batch->x, size, p->err));
     p->launch.flags |= GPU_X_IN;
     p->launch.x_phase = begin;
     PD_TRY(run_range(p, 0, 1));
@@ -149,25 +138,92 @@ static pdvm_status run_activation(struct pass *p, uint32_t begin, uint32_t end) 
     return copy_back(b, b->image.plan.x, batch->x, size, p->err);
 }
 
+/* The phases [0, end) of one token as a graph that can be launched for any step of a session. */
+static pdvm_status capture(struct pass *p, uint32_t end, cu_graph_exec *out) {
+    struct cuda_backend *b = p->b;
+    cu_graph graph = NULL;
+    PD_TRY(cuda_try(b, b->cu->stream_begin_capture(b->stream, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
+                    "recording a graph", p->err));
+    p->capturing = true;
+    pdvm_status status = run_pieces(p, 0, end, PDVM_MODE_PHASE);
+    p->capturing = false;
+    cu_result ended = b->cu->stream_end_capture(b->stream, &graph);
+    if (status == PDVM_OK) status = cuda_try(b, ended, "recording a graph", p->err);
+    if (status == PDVM_OK)
+        status = cuda_try(b, b->cu->graph_instantiate(out, graph, 0), "making a graph", p->err);
+    if (graph) b->cu->graph_destroy(graph);
+    return status;
+}
+
+/* The graph of a step with or without the head; made anew for another cache. */
+static pdvm_status graph_for(struct pass *p, uint32_t end, cu_graph_exec *out) {
+    struct cuda_backend *b = p->b;
+    struct cuda_graph *g = &b->graphs[end == b->image.plan.n_phases];
+    cu_address memory = p->batch->kv->memory;
+    bool same = g->executable && g->end == end && g->kv_memory == memory &&
+                memcmp(&g->kv, &p->launch.kv, sizeof g->kv) == 0 && g->n_sink == p->launch.n_sink;
+    if (!same) {
+        if (g->executable) b->cu->graph_exec_destroy(g->executable);
+        *g = (struct cuda_graph){
+            .end = end, .kv_memory = memory, .kv = p->launch.kv, .n_sink = p->launch.n_sink};
+        PD_TRY(capture(p, end, &g->executable));
+    }
+    *out = g->executable;
+    return PDVM_OK;
+}
+
+static pdvm_status run_graph(struct pass *p, uint32_t end) {
+    struct cuda_backend *b = p->b;
+    cu_graph_exec graph;
+    p->launch.flags |= GPU_STEP_STORED;
+    pdvm_status status = graph_for(p, end, &graph);
+    p->launch.flags &= ~GPU_STEP_STORED;
+    PD_TRY(status);
+    if (p->batch->n_dispatches) ++*p->batch->n_dispatches;
+    return cuda_try(b, b->cu->graph_launch(graph, b->stream), "launching a graph", p->err);
+}
+
+/* Uploads step t's token and place: from memory of its own, since nobody waits before the next one. */
+static pdvm_status stage_step(struct pass *p, uint32_t t, bool place) {
+    struct cuda_backend *b = p->b;
+    const struct gpu_launch *l = &p->launch;
+    const struct gpu_step step = {l->position, l->slot, l->n_visible, l->n_dropped};
+    struct cuda_step *host = &((struct cuda_step *)(void *)b->host)[t];
+    host->token = p->batch->tokens[t];
+    host->step = step;
+    PD_TRY(cuda_try(b,
+                    b->cu->copy_to_device_async(b->g + b->image.plan.tokens, &host->token,
+                                                sizeof host->token, b->stream),
+                    "uploading", p->err));
+    if (!place) return PDVM_OK;
+    return cuda_try(b,
+                    b->cu->copy_to_device_async(b->g + b->image.plan.step, &host->step,
+                                                sizeof host->step, b->stream),
+                    "uploading", p->err);
+}
+
 /* One step after the other, for modes that launch less than a whole token. */
 static pdvm_status run_steps(struct pass *p, uint32_t end) {
     const struct batch *batch = p->batch;
     const uint32_t n_phases = p->b->image.plan.n_phases;
-    uint64_t tokens = p->b->image.plan.tokens, logits = p->b->image.plan.logits;
-    (void)logits;
+    bool timed = batch->phase_seconds != NULL;
+    bool graph = !timed && !batch->sync &&
+                 (batch->graph || (batch->mode == PDVM_MODE_TOKEN && !p->b->cooperative));
     for (uint32_t t = 0; t < batch->n_tokens; t++) {
         uint32_t left = batch->n_tokens - t;
         bool head = end == n_phases && left <= batch->n_logits;
-        PD_TRY(copy_up(p->b, tokens, batch->tokens + t, sizeof *batch->tokens, p->err));
         p->launch.n_steps = p->launch.n_given = 1;
         p->launch.first_logits = 0;
         p->launch.n_logit_rows = 1;
         p->launch.position = batch->position + t;
         p->launch.slot = batch->slot + t;
         p->launch.n_visible = batch->n_visible + t;
+        PD_TRY(stage_step(p, t, graph));
         uint32_t last = head || end < n_phases ? end : n_phases - 2;
-        if (batch->phase_seconds)
+        if (timed)
             PD_TRY(run_timed(p, 0, last));
+        else if (graph)
+            PD_TRY(run_graph(p, last));
         else
             PD_TRY(run_pieces(p, 0, last, batch->mode));
         size_t row = p->b->plan->n_vocab;
@@ -175,29 +231,27 @@ static pdvm_status run_steps(struct pass *p, uint32_t end) {
             PD_TRY(copy_back(p->b, p->b->image.plan.logits,
                              batch->logits + (batch->n_logits - left) * row, row * sizeof(float),
                              p->err));
-        else
-            PD_TRY(copy_back(p->b, 0, NULL, 0, p->err)); /* the token's place is used again */
     }
-    return PDVM_OK;
+    return copy_back(p->b, 0, NULL, 0, p->err);
 }
 
 /* All steps in one launch. */
 static pdvm_status run_token(struct pass *p, uint32_t end) {
     struct cuda_backend *b = p->b;
     const struct batch *batch = p->batch;
-    PD_TRY(copy_up(b, b->image.plan.tokens, batch->tokens, batch->n_tokens * sizeof *batch->tokens,
-                   p->err));
+    PD_TRY(cuda_copy_up(b, b->image.plan.tokens, batch->tokens,
+                        batch->n_tokens * sizeof *batch->tokens, p->err));
     p->launch.first_phase = 0;
     p->launch.end_phase = end;
     p->launch.n_steps = p->launch.n_given = batch->n_tokens;
     p->launch.first_logits = batch->n_tokens - batch->n_logits;
     p->launch.n_logit_rows = batch->n_logits ? batch->n_logits : 1;
-    PD_TRY(launch(p, false));
+    PD_TRY(cuda_launch(p, false));
     return copy_back(b, b->image.plan.logits, batch->logits,
                      (size_t)batch->n_logits * b->plan->n_vocab * sizeof(float), p->err);
 }
 
-static struct gpu_launch launch_of(const struct cuda_backend *b, const struct batch *batch) {
+struct gpu_launch cuda_launch_of(const struct cuda_backend *b, const struct batch *batch) {
     return (struct gpu_launch){.plan = b->image.plan_offset,
                                .kv = batch->kv->layout,
                                .n_steps = 1,
@@ -216,76 +270,12 @@ static struct gpu_launch launch_of(const struct cuda_backend *b, const struct ba
 
 pdvm_status cuda_run(struct backend *base, const struct batch *batch, pdvm_error *err) {
     struct cuda_backend *b = (struct cuda_backend *)base;
-    struct pass p = {.b = b, .batch = batch, .launch = launch_of(b, batch), .err = err};
+    struct pass p = {.b = b, .batch = batch, .launch = cuda_launch_of(b, batch), .err = err};
     uint32_t end = (uint32_t)batch->end_phase;
     if (end == b->plan->n_phases) end = b->image.plan.n_phases; /* the candidates, too */
     PD_TRY(cuda_enter(b, err));
     if (batch->x) return run_activation(&p, (uint32_t)batch->first_phase, end);
-    if (batch->mode == PDVM_MODE_TOKEN && b->cooperative && !batch->phase_seconds)
+    if (batch->mode == PDVM_MODE_TOKEN && b->cooperative && !batch->phase_seconds && !batch->graph)
         return run_token(&p, end);
     return run_steps(&p, end);
-}
-
-bool cuda_can_generate(const struct backend *base, pdvm_mode mode) {
-    return mode == PDVM_MODE_TOKEN && ((const struct cuda_backend *)base)->cooperative;
-}
-
-/* Where generated tokens, the last logits and the head of the result come back to. */
-static pdvm_status copy_generated(struct cuda_backend *b, const struct batch *batch,
-                                  int32_t *chosen, uint32_t *n, pdvm_error *err) {
-    const struct gpu_plan *plan = &b->image.plan;
-    const size_t head = offsetof(struct gpu_result, candidate);
-    size_t row = batch->n_logits ? plan->n_vocab * sizeof(float) : 0;
-    uint8_t *logits = b->host + b->max_steps * sizeof(int32_t);
-    uint8_t *result = b->host + b->host_size - sizeof(struct gpu_result);
-    struct gpu_result r;
-    PD_TRY(cuda_try(b,
-                    b->cu->copy_to_host_async(b->host, b->g + plan->tokens + sizeof(int32_t),
-                                              batch->n_tokens * sizeof(int32_t), b->stream),
-                    "reading tokens", err));
-    PD_TRY(cuda_try(b, b->cu->copy_to_host_async(result, b->g + plan->result, head, b->stream),
-                    "reading results", err));
-    if (row)
-        PD_TRY(cuda_try(b, b->cu->copy_to_host_async(logits, b->g + plan->logits, row, b->stream),
-                        "reading logits", err));
-    PD_TRY(cuda_try(b, b->cu->stream_synchronize(b->stream), "computing", err));
-    memcpy(&r, result, head);
-    if (isnan(r.mass))
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "a logit is not a number: the weights may be bad");
-    *n = r.n_steps < batch->n_tokens ? r.n_steps : batch->n_tokens;
-    memcpy(chosen, b->host, *n * sizeof *chosen);
-    if (row) memcpy(batch->logits, logits, row);
-    return PDVM_OK;
-}
-
-pdvm_status cuda_generate(struct backend *base, const struct batch *batch,
-                          const struct backend_sampling *sampling, int32_t *chosen, uint32_t *n,
-                          pdvm_error *err) {
-    struct cuda_backend *b = (struct cuda_backend *)base;
-    struct pass p = {.b = b, .batch = batch, .launch = launch_of(b, batch), .err = err};
-    p.launch.flags = GPU_SAMPLING;
-    p.launch.end_phase = b->image.plan.n_phases;
-    p.launch.n_steps = batch->n_tokens;
-    p.launch.temperature = sampling->temperature;
-    p.launch.top_k = sampling->top_k;
-    p.launch.top_p = sampling->top_p;
-    p.launch.min_p = sampling->min_p;
-    p.launch.seed = sampling->random;
-    p.launch.n_stop = sampling->n_stops;
-    if (batch->n_tokens > b->max_steps || sampling->n_stops > GPU_MAX_STOPS ||
-        sampling->top_k > GPU_BLOCK_TOP)
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "more than a launch can generate");
-    PD_TRY(cuda_enter(b, err));
-    if (sampling->n_stops) {
-        /* The upload's source must stay as it is until it is done. */
-        uint8_t *stops = b->host + b->host_size - sizeof(struct gpu_result);
-        size_t size = sampling->n_stops * sizeof *sampling->stops;
-        memcpy(stops, sampling->stops, size);
-        PD_TRY(cuda_try(
-            b, b->cu->copy_to_device_async(b->g + b->image.plan.stops, stops, size, b->stream),
-            "uploading", err));
-    }
-    PD_TRY(copy_up(b, b->image.plan.tokens, batch->tokens, sizeof *batch->tokens, err));
-    PD_TRY(launch(&p, false));
-    return copy_generated(b, batch, chosen, n, err);
 }
