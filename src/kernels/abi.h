@@ -180,6 +180,8 @@ struct gpu_plan {
     uint32_t embed_group; /**< CODES: columns per scale; 0: one per row */
     uint32_t max_rows;    /**< most rows of a block in any phase */
     uint32_t x_bytes;     /**< group memory for activations: see gpu_shared_size */
+    uint32_t group;       /**< query heads of a kv head */
+    float inv_hidden;     /**< 1 / hidden_size */
     uint32_t max_splits;  /**< of a head's positions in attention: rows of attn_part per head */
     uint64_t embed_row_bytes;
     uint64_t phases;       /**< W: struct gpu_phase[n_phases] */
@@ -196,7 +198,7 @@ struct gpu_plan {
     uint64_t x_part;      /**< G: struct gpu_part[n_blocks] of x */
     uint64_t qkv;         /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
     uint64_t attn;        /**< G: float[n_heads * head_dim] */
-    uint64_t attn_max;    /**< G: struct gpu_part[n_kv_heads] of attn */
+    uint64_t attn_max;    /**< G: struct gpu_part[n_heads] of attn */
     uint64_t attn_part;   /**< G: float[n_heads][max_splits][head_dim + 2] */
     uint64_t attn_done;   /**< G: uint32_t[n_kv_heads], GPU_LINE apart, zeroed once */
     uint64_t hidden;      /**< G: float[intermediate_size] */
@@ -333,12 +335,13 @@ struct gpu_launch {
 
 #ifndef PDVM_KERNEL_TYPES
 
-/** Bytes of group memory that attention needs: queries, and each warp's part of the result. */
+/** Bytes of group memory that attention needs: queries, the new row, and parts of the result: each warp's
+ * and the new row's. */
 static inline uint32_t gpu_attn_bytes(const struct gpu_plan *p) {
     uint32_t group = p->n_heads / p->n_kv_heads;
     uint32_t at_once = group < GPU_HEADS_AT_ONCE ? group : GPU_HEADS_AT_ONCE;
-    uint32_t width = (p->head_dim + 7) / 8 * 8, parts = p->n_warps * at_once;
-    return 4 * (2 * group * width + (parts > group ? parts : group) * (width + 2));
+    uint32_t width = (p->head_dim + 7) / 8 * 8, parts = p->n_warps * at_once + group;
+    return 4 * ((2 * group + 2) * width + parts * (width + 2));
 }
 
 /** Bytes of group memory for x in a phase: 16-bit integers, then floats. */

@@ -130,17 +130,18 @@ FN LOCAL const struct gpu_phase *record(const struct Ctx *c, uint32_t number) {
 }
 
 /**
- * Threads of the group ask for the record at `from`, which becomes number `number` of the walk, and
+ * The last warp asks for the record at `from`, which becomes number `number` of the walk, and
  * for the rows of the block in the phase of number `rows_of`, which has been staged. An async_wait
  * and a sync later they are there.
  */
 FN void stage(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Place from,
               uint32_t number, uint32_t rows_of) {
+    if (c->warp + 1 != c->n_warps) return;
     uint32_t to = SHARED_AT(phase) + number % STAGED * (uint32_t)sizeof(struct gpu_phase);
     uint64_t at = SH(plan).phases + (uint64_t)from.phase * (uint32_t)sizeof(struct gpu_phase);
     uint64_t rows = record(c, rows_of)->block_rows + 4 * (uint64_t)c->block;
     int product = is_product(record(c, rows_of)->kind);
-    for (uint32_t i = c->thread; i < RECORD_WORDS + 2; i += c->n_threads) {
+    for (uint32_t i = c->lane; i < RECORD_WORDS + 2; i += GPU_LANES) {
         if (i >= RECORD_WORDS) {
             uint32_t k = i - RECORD_WORDS;
             if (product)
@@ -192,7 +193,7 @@ FN void grid_sync(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
         GLOBAL uint32_t *count = &G(uint32_t, SH(plan).barrier);
         uint32_t polls = 0;
         grid_add_release(count);
-        while ((int32_t)(grid_load_acquire(count) - target) < 0) {
+        while ((int32_t)(grid_poll(count) - target) < 0) {
             if (++polls != p->spin_limit || p->spin_limit == 0) continue;
             GLOBAL uint32_t *fault = &G(uint32_t, SH(plan).fault);
             fault[1] = walked;
@@ -201,6 +202,7 @@ FN void grid_sync(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
             fault[0] = 1;
             give_up();
         }
+        grid_acquire();
     }
     sync();
 }
