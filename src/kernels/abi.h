@@ -287,6 +287,7 @@ struct gpu_kv {
 #define GPU_X_IN 1u        /**< EMBED takes x_in instead of a token's row */
 #define GPU_PREPARED 2u    /**< unfused: QKV takes xq, ATTN takes rotated q and an appended row */
 #define GPU_SAMPLING 4u    /**< SAMPLE chooses the next token */
+#define GPU_LIST 32u       /**< SAMPLE lists the candidates of the last step; else the logits are all */
 #define GPU_STEP_STORED 8u /**< plan.step holds the first step's place: launches can be replayed */
 /**
  * Each block writes its clock (low half, cycles) to plan.times: when a phase begins, when its vector

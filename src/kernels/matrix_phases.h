@@ -78,7 +78,7 @@ FN void finish_head(const struct Ctx *c, LOCAL const struct gpu_launch *p,
         G(float, to + 4 * (uint64_t)(row0 + r)) = v;
         L(uint32_t, SUMS_LO + 4 * r) = order_of(v); /* the sum is not needed any more */
     }
-    block_top(c, row0, rows);
+    if (p->flags & (GPU_SAMPLING | GPU_LIST)) block_top(c, p, row0, rows);
 }
 
 FN void matrix_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
