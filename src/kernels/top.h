@@ -159,11 +159,12 @@ FN void put_candidate(const struct Ctx *c, uint64_t top, uint32_t i, uint32_t ro
 FN void block_top(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t row0,
                   uint32_t rows) {
     uint64_t to = SH(plan).head_top + (uint64_t)c->block * (uint32_t)sizeof(struct gpu_top);
-    uint32_t n = min_u(rows, takes_likeliest(p) ? 1 : GPU_BLOCK_TOP);
+    int list_them = !takes_likeliest(p);
+    uint32_t n = min_u(rows, list_them ? GPU_BLOCK_TOP : 1);
     if (c->thread < 4) L(uint32_t, SUMS_LO + 4 * (rows + c->thread)) = 0;
     if (c->thread == 0) SH(found)[5] = 0;
     sync();
-    if (n > 1 && rows <= RANKED) {
+    if (list_them && rows <= RANKED) {
         for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
             uint32_t rank = rank_of(c, rows, r), key = L(uint32_t, SUMS_LO + 4 * r);
             if (rank < n) put_candidate(c, to, rank, row0, r);
@@ -175,7 +176,7 @@ FN void block_top(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
     } else {
         find_best(c, rows);
     }
-    if (n > 1 && rows > RANKED) {
+    if (list_them && rows > RANKED) {
         struct Cut cut = find_cut(c, SUMS_LO, rows, GPU_BLOCK_TOP);
         n = list_best(c, SUMS_LO, rows, cut, SH(at_x));
         for (uint32_t i = c->thread; i < n; i += c->n_threads)
