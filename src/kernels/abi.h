@@ -7,7 +7,7 @@
  *     K   the keys and values of one session
  *
  * Offsets of arrays are multiples of 16. Arrays of floats that are as long as a vector (norms,
- * activations) have room for a multiple of 64, and zeros there. Compiled by nvcc, by OpenCL and Metal compilers (where
+ * activations) have room for a multiple of 64, and zeros there; vectors that products take, of GPU_VECTOR. Compiled by nvcc, by OpenCL and Metal compilers (where
  * dialect.h defines the integer types first) and as plain C11.
  *
  * ## Rows and blocks
@@ -75,12 +75,14 @@
 /** Raised with every change of this file that old plans don't survive. */
 #define GPU_ABI_VERSION 1
 
+#define GPU_BLOCK_THREADS 512u  /**< of compiled CUDA kernels */
 #define GPU_LANES 32            /**< lanes of a warp, rows of a task */
 #define GPU_CHUNK 16            /**< entries of a lane in a chunk */
 #define GPU_NO_ROW 0xffffu      /**< gpu_task.row of an idle lane */
 #define GPU_NONE (~(uint64_t)0) /**< an offset to nothing */
 #define GPU_MAX_COLS 65536u     /**< columns are 16-bit */
 #define GPU_PAGE 2048u /**< bytes that a ring takes at a time; streams begin anywhere (16) */
+#define GPU_VECTOR 2048u /**< floats that a block reads at a time */
 #define GPU_LINE 128u  /**< bytes between words that different blocks write */
 /**
  * Most chunks of an INT8 or LUT4 task without groups: 32 * 16 * 127 * 32767 < 2^31 bounds the 32-bit

@@ -107,28 +107,29 @@ FN struct Source source_of(const struct Ctx *c, uint32_t kind) {
  */
 FN void load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
     struct Source s = source_of(c, ph->kind);
-    uint32_t n = round_up_u(ph->n_in, 4), act = ph->act, cols = ph->x_cols;
+    uint32_t act = ph->act, cols = ph->x_cols, end = round_up_u(ph->n_in, GPU_VECTOR);
     uint32_t floats = SH(at_x) + (act & GPU_ACT_INT ? 2 * cols : 0);
     struct Quantiser q;
     NO_UNROLL
-    for (uint32_t base = 0; base < cols; base += 4 * ACT_AT_ONCE * c->n_threads) {
+    for (uint32_t base = 4 * c->thread; base < cols; base += 4 * ACT_AT_ONCE * c->n_threads) {
+        GLOBAL const uint8_t *from = c->g + s.in + 4 * (uint64_t)base;
         u32x4 v[ACT_AT_ONCE];
         UNROLL
-        for (uint32_t k = 0; k < ACT_AT_ONCE; k++) {
-            uint32_t i = base + 4 * (k * c->n_threads + c->thread);
+        for (uint32_t k = 0; k < ACT_AT_ONCE; k++) { /* zeros from n_in to `end` */
             v[k] = MAKE_X4(0, 0, 0, 0);
-            if (i < n) v[k] = G(u32x4, s.in + 4 * (uint64_t)i);
+            if (base + 4 * k * c->n_threads < end)
+                v[k] = *(GLOBAL const u32x4 *)(from + 16 * k * c->n_threads);
         }
-        if (base == 0) {
+        if (base == 4 * c->thread) {
             stream_fill_up(c);
             q = quantiser(c, join_parts(c, s.parts, s.n_parts), ph->norm != GPU_NONE);
         }
         UNROLL
         for (uint32_t k = 0; k < ACT_AT_ONCE; k++) {
-            uint32_t i = base + 4 * (k * c->n_threads + c->thread);
-            if (i >= cols) continue;
-            if (act & GPU_ACT_INT) L(u32x2, SH(at_x) + 2 * i) = quantise4(v[k], q.inverse);
-            if (act & GPU_ACT_FLOAT) L(u32x4, floats + 4 * i) = times4(v[k], q.norm);
+            uint32_t i = base + 4 * k * c->n_threads;
+            if (i < cols && act & GPU_ACT_INT)
+                L(u32x2, SH(at_x) + 2 * i) = quantise4(v[k], q.inverse);
+            if (i < cols && act & GPU_ACT_FLOAT) L(u32x4, floats + 4 * i) = times4(v[k], q.norm);
         }
     }
     if (c->thread != 0) return;

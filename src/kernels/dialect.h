@@ -23,12 +23,16 @@
 
 #include "abi.h"
 
+#ifndef LOCAL_HANDLE
+#define LOCAL_HANDLE LOCAL uint8_t *
+#endif
+
 /** Where a thread is, and the arenas. */
 struct Ctx {
     GLOBAL const uint8_t *w;
     GLOBAL uint8_t *g;
     GLOBAL uint8_t *k;
-    LOCAL uint8_t *l; /**< group memory; CUDA has it as a symbol */
+    LOCAL_HANDLE l; /**< group memory */
     uint32_t block, n_blocks;
     uint32_t thread, n_threads;
     uint32_t lane, warp, n_warps;
@@ -63,7 +67,7 @@ FN void async_wait(void) {
  */
 #if PDVM_LOCAL_ADDRESSES
 FN uint32_t local_address(const struct Ctx *c, uint32_t offset) {
-    return ptx_shared_address(LOCAL_BASE(c)) + offset;
+    return c->l + offset;
 }
 FN uint32_t local_u16(const struct Ctx *c, uint32_t address) {
     (void)c;

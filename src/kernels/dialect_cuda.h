@@ -44,7 +44,12 @@ PDVM_SHARED;
 #define FN_APART static __device__ __noinline__
 #define GLOBAL
 #define LOCAL
+#ifdef PDVM_EMULATE_CUDA
 #define LOCAL_BASE(c) ((void)(c), pdvm_shared)
+#else
+#define LOCAL_BASE(c) ((uint8_t *)__cvta_shared_to_generic((c)->l))
+#define LOCAL_HANDLE uint32_t /* an address of the shared window */
+#endif
 #define LOAD_ONLY(T, p) __ldg((const T *)(p))
 
 typedef uint2 u32x2;
@@ -200,23 +205,23 @@ FN void give_up(void) {
     ptx_trap();
 }
 
-/* Threads per block are at most 1024; 512 at 128 registers is what the hot loops are built for. */
+/* A constant number of threads: 512 at 128 registers is what the hot loops are built for. */
 #ifndef PDVM_EMULATE_CUDA
 #define KERNEL(name)                                                                               \
-    extern "C" __global__ void __launch_bounds__(512, 1) name(                                     \
+    extern "C" __global__ void __launch_bounds__(GPU_BLOCK_THREADS, 1) name(                                     \
         const uint8_t *w, uint8_t *g, uint8_t *k, const __grid_constant__ struct gpu_launch p)
 #define KERNEL_CTX                                                                                 \
     struct Ctx ctx = {w,                                                                           \
                       g,                                                                           \
                       k,                                                                           \
-                      pdvm_shared,                                                                 \
+                      ptx_once(ptx_shared_address(pdvm_shared)),                                   \
                       blockIdx.x,                                                                  \
                       gridDim.x,                                                                   \
                       threadIdx.x,                                                                 \
-                      blockDim.x,                                                                  \
+                      GPU_BLOCK_THREADS,                                                           \
                       threadIdx.x % 32,                                                            \
                       threadIdx.x / 32,                                                            \
-                      blockDim.x / 32}
+                      GPU_BLOCK_THREADS / 32}
 #endif
 
 #endif

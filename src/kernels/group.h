@@ -33,7 +33,7 @@ struct Walk {
     struct Place next;    /* after `at` */
     struct Place staging; /* the next record to stage */
     uint32_t target;      /* arrivals at the grid's barrier before this phase, over all launches */
-    uint32_t reserved;
+    uint32_t product; /* the next product phase, as a distance from this one; 0: none is staged */
 };
 
 /** Of the vector that a product takes. */

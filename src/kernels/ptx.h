@@ -10,6 +10,12 @@ PTX_FN uint32_t ptx_shared_address(const void *p) {
     return (uint32_t)__cvta_generic_to_shared(p);
 }
 
+/** A value that is kept in a register: compilers work out group memory's address again and again. */
+PTX_FN uint32_t ptx_once(uint32_t v) {
+    asm volatile("" : "+r"(v));
+    return v;
+}
+
 PTX_FN void ptx_prefetch_l2(const uint8_t *p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }

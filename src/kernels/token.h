@@ -21,7 +21,7 @@ FN void walk_to(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t 
     w.next = place_after(c, p, at);
     w.staging = staging;
     w.target = target;
-    w.reserved = 0;
+    w.product = next_product(c, walked);
     SH(walk)[walked % 2] = w;
 }
 
@@ -95,7 +95,7 @@ FN void step_forward(LOCAL const struct gpu_launch *p, LOCAL struct Step *s) {
 /** One phase, with all that goes on beside it. */
 FN void run_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
     LOCAL const struct gpu_phase *ph = record(c, walked);
-    uint32_t next = next_product(c, walked), kind = ph->kind;
+    uint32_t next = WALK(product), kind = ph->kind;
     take_time(c, p, walked, 0);
     stage(c, p, WALK(staging), walked + STAGED - 1, walked + 1);
     if (is_product(kind)) {
@@ -108,6 +108,7 @@ FN void run_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
         if (kind == GPU_ATTN) attn_phase(c, p, ph);
         if (kind == GPU_SAMPLE) sample_phase(c, p);
         async_wait();
+        sync(); /* what has been staged is there, for thread 0 */
         if (open) stream_open(c, walked + next);
     }
     take_time(c, p, walked, 3);

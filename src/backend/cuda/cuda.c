@@ -206,8 +206,10 @@ static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
     b->ring = major >= 9;
     b->cooperative = cooperative != 0;
     b->n_blocks = (uint32_t)processors;
-    b->n_threads = CUDA_WARPS * GPU_LANES;
-    if (threads < (int)b->n_threads) b->n_threads = (uint32_t)threads;
+    b->n_threads = GPU_BLOCK_THREADS;
+    if (threads < (int)GPU_BLOCK_THREADS)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: blocks of %d threads, %u are needed", b->name,
+                       threads, GPU_BLOCK_THREADS);
     snprintf(b->description, sizeof b->description, "cuda (%s)", b->name);
     return PDVM_OK;
 }
