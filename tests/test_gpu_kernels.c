@@ -271,6 +271,15 @@ static void a_rolling_cache_equals_the_cpu(void **state) {
     }
 }
 
+/* As on a GPU, where a small model's vectors are shorter than a block is wide. */
+static void blocks_wider_than_a_vector_equal_the_cpu(void **state) {
+    (void)state;
+    struct gpu_model *m = gpu_model_create(&small, PDVM_KV_F16, PDVM_KV_F16, 5);
+    gpu_model_pack(m, "bulk", 2, GPU_BLOCK_THREADS / GPU_LANES, 8);
+    compare(m, 3, 1, 0, PDVM_MODE_TOKEN, "16 warps");
+    gpu_model_free(m);
+}
+
 static void activations_of_the_host_equal_the_cpu(void **state) {
     (void)state;
     struct gpu_model *m = gpu_model_create(&small, PDVM_KV_F32, PDVM_KV_F32, 6);
@@ -635,6 +644,7 @@ int main(void) {
         cmocka_unit_test(the_order_of_threads_changes_nothing),
         cmocka_unit_test(long_contexts_are_split_and_joined),
         cmocka_unit_test(a_rolling_cache_equals_the_cpu),
+        cmocka_unit_test(blocks_wider_than_a_vector_equal_the_cpu),
         cmocka_unit_test(activations_of_the_host_equal_the_cpu),
         cmocka_unit_test(candidates_are_the_best_logits_in_order),
         cmocka_unit_test(equal_logits_prefer_the_lower_token),

@@ -111,22 +111,23 @@ FN void load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph) 
     uint32_t floats = SH(at_x) + (act & GPU_ACT_INT ? 2 * cols : 0);
     struct Quantiser q;
     NO_UNROLL
-    for (uint32_t base = 4 * c->thread; base < cols; base += 4 * ACT_AT_ONCE * c->n_threads) {
-        GLOBAL const uint8_t *from = c->g + s.in + 4 * (uint64_t)base;
+    for (uint32_t base = 0; base < cols; base += 4 * ACT_AT_ONCE * c->n_threads) {
+        uint32_t first = base + 4 * c->thread;
+        GLOBAL const uint8_t *from = c->g + s.in + 4 * (uint64_t)first;
         u32x4 v[ACT_AT_ONCE];
         UNROLL
         for (uint32_t k = 0; k < ACT_AT_ONCE; k++) { /* zeros from n_in to `end` */
             v[k] = MAKE_X4(0, 0, 0, 0);
-            if (base + 4 * k * c->n_threads < end)
+            if (first + 4 * k * c->n_threads < end)
                 v[k] = *(GLOBAL const u32x4 *)(from + 16 * k * c->n_threads);
         }
-        if (base == 4 * c->thread) {
+        if (base == 0) {
             stream_fill_up(c);
             q = quantiser(c, join_parts(c, s.parts, s.n_parts), ph->norm != GPU_NONE);
         }
         UNROLL
         for (uint32_t k = 0; k < ACT_AT_ONCE; k++) {
-            uint32_t i = base + 4 * k * c->n_threads;
+            uint32_t i = first + 4 * k * c->n_threads;
             if (i < cols && act & GPU_ACT_INT)
                 L(u32x2, SH(at_x) + 2 * i) = quantise4(v[k], q.inverse);
             if (i < cols && act & GPU_ACT_FLOAT) L(u32x4, floats + 4 * i) = times4(v[k], q.norm);
