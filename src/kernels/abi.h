@@ -81,9 +81,9 @@
 #define GPU_NO_ROW 0xffffu      /**< gpu_task.row of an idle lane */
 #define GPU_NONE (~(uint64_t)0) /**< an offset to nothing */
 #define GPU_MAX_COLS 65536u     /**< columns are 16-bit */
-#define GPU_PAGE 2048u /**< bytes that a ring takes at a time; streams begin anywhere (16) */
+#define GPU_PAGE 2048u   /**< bytes that a ring takes at a time; streams begin anywhere (16) */
 #define GPU_VECTOR 2048u /**< floats that a block reads at a time */
-#define GPU_LINE 128u  /**< bytes between words that different blocks write */
+#define GPU_LINE 128u    /**< bytes between words that different blocks write */
 /**
  * Most chunks of an INT8 or LUT4 task without groups: 32 * 16 * 127 * 32767 < 2^31 bounds the 32-bit
  * sum of a lane (entries that are there for their gap count, too). Groups have at most 256 columns,
@@ -192,14 +192,14 @@ struct gpu_plan {
     uint64_t embed_scales; /**< W: float[n_vocab][groups] */
     uint64_t embed_table;  /**< W: float[256], value of each code (INT8: of the code as unsigned) */
     /* State. */
-    uint64_t barrier;     /**< G: uint32_t on a line of its own, zeroed once by the host */
-    uint64_t epoch;       /**< G: uint32_t, zeroed once: barriers passed by the launches before */
-    uint64_t fault;       /**< G: uint32_t[4]: 0, or where a kernel gave up */
-    uint64_t x;           /**< G: float[hidden_size] */
-    uint64_t xn;          /**< G: float[hidden_size]: x times the weights of the norm that comes next */
-    uint64_t x_part;      /**< G: struct gpu_part[n_blocks] of x */
-    uint64_t qkv;         /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
-    uint64_t attn;        /**< G: float[n_heads * head_dim] */
+    uint64_t barrier; /**< G: uint32_t on a line of its own, zeroed once by the host */
+    uint64_t epoch;   /**< G: uint32_t, zeroed once: barriers passed by the launches before */
+    uint64_t fault;   /**< G: uint32_t[4]: 0, or where a kernel gave up */
+    uint64_t x;       /**< G: float[hidden_size] */
+    uint64_t xn;      /**< G: float[hidden_size]: x times the weights of the norm that comes next */
+    uint64_t x_part;  /**< G: struct gpu_part[n_blocks] of x */
+    uint64_t qkv;     /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
+    uint64_t attn;    /**< G: float[n_heads * head_dim] */
     uint64_t attn_max;    /**< G: struct gpu_part[n_heads] of attn */
     uint64_t attn_part;   /**< G: float[n_heads][max_splits][head_dim + 2] */
     uint64_t attn_done;   /**< G: uint32_t[n_kv_heads], GPU_LINE apart, zeroed once */
@@ -215,8 +215,8 @@ struct gpu_plan {
     uint64_t stops;       /**< G: int32_t[GPU_MAX_STOPS] */
     uint64_t rope; /**< G: float[head_dim][2]: cos and sin of each pair at the step's position, then
                         those that turn a query back by the positions that were dropped */
-    uint64_t times;       /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
-    uint64_t step;        /**< G: struct gpu_step, for GPU_STEP_STORED */
+    uint64_t times; /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
+    uint64_t step;  /**< G: struct gpu_step, for GPU_STEP_STORED */
 };
 
 /** Where the first step's token goes, as in struct gpu_launch. */
@@ -286,10 +286,10 @@ struct gpu_kv {
 };
 
 /** gpu_launch.flags */
-#define GPU_X_IN 1u        /**< EMBED takes x_in instead of a token's row */
-#define GPU_PREPARED 2u    /**< unfused: QKV takes xq, ATTN takes rotated q and an appended row */
-#define GPU_SAMPLING 4u    /**< SAMPLE chooses the next token */
-#define GPU_LIST 32u       /**< SAMPLE lists the candidates of the last step; else the logits are all */
+#define GPU_X_IN 1u     /**< EMBED takes x_in instead of a token's row */
+#define GPU_PREPARED 2u /**< unfused: QKV takes xq, ATTN takes rotated q and an appended row */
+#define GPU_SAMPLING 4u /**< SAMPLE chooses the next token */
+#define GPU_LIST 32u /**< SAMPLE lists the candidates of the last step; else the logits are all */
 #define GPU_STEP_STORED 8u /**< plan.step holds the first step's place: launches can be replayed */
 /**
  * Each block writes its clock (low half, cycles) to plan.times: when a phase begins, when its vector

@@ -17,8 +17,8 @@
 
 /* ---- the cache --------------------------------------------------------------------------- */
 
-FN uint64_t row_index(const struct Ctx *c, LOCAL const struct gpu_kv *kv, uint32_t layer, uint32_t head,
-                      uint32_t slot) {
+FN uint64_t row_index(const struct Ctx *c, LOCAL const struct gpu_kv *kv, uint32_t layer,
+                      uint32_t head, uint32_t slot) {
     return ((uint64_t)layer * SH(plan).n_kv_heads + head) * kv->capacity + slot;
 }
 
@@ -35,6 +35,7 @@ FN void store_row(const struct Ctx *c, LOCAL const struct gpu_kv *kv, int value,
     float inverse = 0.0f;
     if (type == GPU_KV_INT8) {
         uint32_t largest = 0;
+        NO_UNROLL
         for (uint32_t i = c->lane; i < n; i += GPU_LANES)
             largest = max_u(largest, L(uint32_t, row + 4 * i) & 0x7fffffffu);
         float amax = bits_float(lane_max_u(largest));
@@ -42,6 +43,7 @@ FN void store_row(const struct Ctx *c, LOCAL const struct gpu_kv *kv, int value,
             K(float, (value ? kv->v_scales : kv->k_scales) + 4 * index) = amax / 127.0f;
         inverse = inverse_of(amax);
     }
+    NO_UNROLL
     for (uint32_t i = c->lane; i < n; i += GPU_LANES) {
         float v = L(float, row + 4 * i);
         if (type == GPU_KV_F32) K(float, to + 4 * i) = v;
@@ -89,43 +91,51 @@ FN void unpack(const struct Raw *r, uint32_t type, float out[PER_LANE]) {
 
 /* ---- rotation ---------------------------------------------------------------------------- */
 
-/** A warp brings a head into group memory: in + norm + RoPE, zeros up to a multiple of 8. */
-FN void prepare_head(const struct Ctx *c, uint64_t in, uint64_t norm, uint32_t out) {
+#define PAIRS_OF_LANE (GPU_MAX_HEAD_DIM / 2 / GPU_LANES)
+
+/**
+ * A warp brings a head into group memory: norm if it has one, RoPE if it is turned, zeros up to a
+ * multiple of 8. All loads are under way before the first is used.
+ */
+FN void prepare_head(const struct Ctx *c, uint32_t head, uint64_t norm, int turned, uint32_t out) {
     uint32_t n = SH(plan).head_dim, pairs = n / 2;
-    float scale = 1.0f;
+    uint64_t in = SH(plan).qkv + 4 * (uint64_t)head * n;
+    float a[PAIRS_OF_LANE], b[PAIRS_OF_LANE], scale = 1.0f, squares = 0.0f;
+    u32x2 turn[PAIRS_OF_LANE];
+    UNROLL
+    for (uint32_t k = 0; k < PAIRS_OF_LANE; k++) {
+        uint32_t i = c->lane + k * GPU_LANES;
+        a[k] = b[k] = 0.0f;
+        turn[k] = MAKE_X2(0x3f800000u, 0); /* not at all */
+        if (i >= pairs) continue;
+        a[k] = G(float, in + 4 * i);
+        b[k] = G(float, in + 4 * (i + pairs));
+        if (turned) turn[k] = G(u32x2, SH(plan).rope + 8 * i);
+    }
     if (norm != GPU_NONE) {
-        float squares = 0.0f;
-        for (uint32_t i = c->lane; i < n; i += GPU_LANES) {
-            float v = G(float, in + 4 * i);
-            squares += v * v;
-        }
+        UNROLL
+        for (uint32_t k = 0; k < PAIRS_OF_LANE; k++) squares += a[k] * a[k] + b[k] * b[k];
         scale = 1.0f / sqrt_f(lane_sum(squares) / (float)n + SH(plan).rms_norm_eps);
     }
-    for (uint32_t i = c->lane; i < pairs; i += GPU_LANES) {
-        float a = G(float, in + 4 * i), b = G(float, in + 4 * (i + pairs));
-        u32x2 turn = G(u32x2, SH(plan).rope + 8 * i);
-        float cos = bits_float(turn.x), sin = bits_float(turn.y);
+    UNROLL
+    for (uint32_t k = 0; k < PAIRS_OF_LANE; k++) {
+        uint32_t i = c->lane + k * GPU_LANES;
+        float cos = bits_float(turn[k].x), sin = bits_float(turn[k].y);
+        if (i >= pairs) continue;
         if (norm != GPU_NONE) {
-            a = a * scale * W(float, norm + 4 * i);
-            b = b * scale * W(float, norm + 4 * (i + pairs));
+            a[k] = a[k] * scale * W(float, norm + 4 * i);
+            b[k] = b[k] * scale * W(float, norm + 4 * (i + pairs));
         }
-        L(float, out + 4 * i) = a * cos - b * sin;
-        L(float, out + 4 * (i + pairs)) = b * cos + a * sin;
+        L(float, out + 4 * i) = a[k] * cos - b[k] * sin;
+        L(float, out + 4 * (i + pairs)) = b[k] * cos + a[k] * sin;
     }
-    for (uint32_t i = n + c->lane; i < round_up_u(n, PER_LANE); i += GPU_LANES)
-        L(float, out + 4 * i) = 0.0f;
-}
-
-/** The same without norm and rotation. */
-FN void copy_head(const struct Ctx *c, uint64_t in, uint32_t out) {
-    uint32_t n = SH(plan).head_dim;
-    for (uint32_t i = c->lane; i < round_up_u(n, PER_LANE); i += GPU_LANES)
-        L(float, out + 4 * i) = i < n ? G(float, in + 4 * i) : 0.0f;
+    if (c->lane < round_up_u(n, PER_LANE) - n) L(float, out + 4 * (n + c->lane)) = 0.0f;
 }
 
 /** Turns a head that is in group memory back by the positions that were dropped. */
 FN void turn_head(const struct Ctx *c, uint32_t in, uint32_t out) {
     uint32_t n = SH(plan).head_dim, pairs = n / 2;
+    NO_UNROLL
     for (uint32_t i = c->lane; i < pairs; i += GPU_LANES) {
         float a = L(float, in + 4 * i), b = L(float, in + 4 * (i + pairs));
         u32x2 turn = G(u32x2, SH(plan).rope + 8 * (pairs + i));
@@ -133,12 +143,9 @@ FN void turn_head(const struct Ctx *c, uint32_t in, uint32_t out) {
         L(float, out + 4 * i) = a * cos - b * sin;
         L(float, out + 4 * (i + pairs)) = b * cos + a * sin;
     }
+    NO_UNROLL
     for (uint32_t i = n + c->lane; i < round_up_u(n, PER_LANE); i += GPU_LANES)
         L(float, out + 4 * i) = 0.0f;
-}
-
-FN uint64_t head_in(const struct Ctx *c, uint32_t head) {
-    return SH(plan).qkv + 4 * (uint64_t)head * SH(plan).head_dim;
 }
 
 /** A row in group memory as it comes back from the cache: what was computed before and after agrees. */
@@ -147,12 +154,14 @@ FN void round_row(const struct Ctx *c, uint32_t type, uint32_t row) {
     float scale = 0.0f, inverse = 0.0f;
     if (type == GPU_KV_F32) return;
     if (type == GPU_KV_INT8) {
+        NO_UNROLL
         for (uint32_t i = c->lane; i < n; i += GPU_LANES)
             largest = max_u(largest, L(uint32_t, row + 4 * i) & 0x7fffffffu);
         float amax = bits_float(lane_max_u(largest));
         scale = amax / 127.0f;
         inverse = inverse_of(amax);
     }
+    NO_UNROLL
     for (uint32_t i = c->lane; i < n; i += GPU_LANES) {
         float v = L(float, row + 4 * i);
         if (type == GPU_KV_F16) v = f16_to_float(float_to_f16(v));
@@ -168,6 +177,7 @@ FN void fetch_row(const struct Ctx *c, LOCAL const struct gpu_kv *kv, int value,
     uint64_t from = value ? kv->v + index * kv->pitch_v : kv->k + index * kv->pitch_k;
     float scale = 1.0f;
     if (type == GPU_KV_INT8) scale = K(float, (value ? kv->v_scales : kv->k_scales) + 4 * index);
+    NO_UNROLL
     for (uint32_t i = c->lane; i < n; i += GPU_LANES) {
         float v = 0.0f;
         if (type == GPU_KV_F32) v = K(float, from + 4 * i);
@@ -175,26 +185,6 @@ FN void fetch_row(const struct Ctx *c, LOCAL const struct gpu_kv *kv, int value,
         if (type == GPU_KV_INT8) v = (float)K(int8_t, from + i) * scale;
         L(float, row + 4 * i) = v;
     }
-}
-
-/** A warp makes the new key or value of a kv head in group memory, and stores it if it has to. */
-FN void new_row(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-                LOCAL const struct gpu_phase *ph, uint32_t kv_head, int value, int store,
-                uint32_t row) {
-    uint32_t head = SH(plan).n_heads + kv_head + (value ? SH(plan).n_kv_heads : 0);
-    uint64_t index = row_index(c, &p->kv, ph->layer, kv_head, SH(step).slot);
-    if (p->flags & GPU_PREPARED) {
-        fetch_row(c, &p->kv, value, index, row);
-        return;
-    }
-    if (value)
-        copy_head(c, head_in(c, head), row);
-    else
-        prepare_head(c, head_in(c, head), ph->head_norm[1], row);
-    lane_sync();
-    if (store) store_row(c, &p->kv, value, index, row);
-    lane_sync();
-    round_row(c, value ? p->kv.type_v : p->kv.type_k, row);
 }
 
 /* ---- what a token sees ------------------------------------------------------------------- */
@@ -205,7 +195,8 @@ struct Seen {
     uint32_t begin2, n2; /* n2 is 0 if there is no second */
 };
 
-FN struct Seen seen_slots(LOCAL const struct gpu_launch *p, LOCAL const struct Step *st, uint32_t window) {
+FN struct Seen seen_slots(LOCAL const struct gpu_launch *p, LOCAL const struct Step *st,
+                          uint32_t window) {
     struct Seen s;
     uint32_t hidden = window > 0 && st->n_visible > window ? st->n_visible - window : 0;
     s.begin = hidden;
@@ -283,7 +274,7 @@ struct Job {
     uint32_t stride;
     uint32_t begin, end;
     uint32_t fresh; /* place of the new row among what is seen: it is left out */
-    uint32_t out; /* L: partial results */
+    uint32_t out;   /* L: partial results */
     uint32_t out_stride;
 };
 
@@ -292,9 +283,9 @@ struct Job {
  * and DEPTH times that before it uses the first. Each row place has a softmax of its own; they are
  * joined at the end.
  */
-FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-               const struct Seen *seen, const struct Job *job, uint32_t type_k, uint32_t type_v,
-               const uint32_t heads, const uint32_t depth) {
+FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p, const struct Seen *seen,
+               const struct Job *job, uint32_t type_k, uint32_t type_v, const uint32_t heads,
+               const uint32_t depth) {
     LOCAL const struct gpu_kv *kv = &p->kv;
     uint32_t n = SH(plan).head_dim, lanes = (n + PER_LANE - 1) / PER_LANE, width = 1;
     while (width < lanes) width *= 2;
@@ -403,9 +394,8 @@ FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p,
 }
 
 /* The usual types have loops of their own. */
-FN void attend_heads(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-                     const struct Seen *seen, const struct Job *job, const uint32_t heads,
-                     const uint32_t depth) {
+FN void attend_heads(const struct Ctx *c, LOCAL const struct gpu_launch *p, const struct Seen *seen,
+                     const struct Job *job, const uint32_t heads, const uint32_t depth) {
     uint32_t k = p->kv.type_k, v = p->kv.type_v;
     if (k == GPU_KV_F16 && v == GPU_KV_F16)
         attend(c, p, seen, job, GPU_KV_F16, GPU_KV_F16, heads, depth);
@@ -419,6 +409,7 @@ FN void attend_heads(const struct Ctx *c, LOCAL const struct gpu_launch *p,
 FN void attend_new(const struct Ctx *c, uint32_t q, uint32_t key, uint32_t value, uint32_t out) {
     uint32_t n = SH(plan).head_dim;
     float dot = 0.0f;
+    NO_UNROLL
     for (uint32_t i = c->lane; i < n; i += GPU_LANES)
         dot = fma_f(L(float, q + 4 * i), L(float, key + 4 * i), dot);
     dot = lane_sum(dot) * score_scale(c);
@@ -426,6 +417,7 @@ FN void attend_new(const struct Ctx *c, uint32_t q, uint32_t key, uint32_t value
         L(float, out) = dot;
         L(float, out + 4) = 1.0f;
     }
+    NO_UNROLL
     for (uint32_t i = c->lane; i < n; i += GPU_LANES)
         L(float, out + 8 + 4 * i) = L(float, value + 4 * i);
 }
@@ -463,25 +455,31 @@ FN void join_splits(const struct Ctx *c, struct Unit u, uint32_t splits) {
     sync();
     if (!SH(found)[0]) return;
     /* Each part's maximum becomes its weight. */
+    NO_UNROLL
     for (uint32_t g = c->warp; g < u.n; g += c->n_warps) {
         float max = MINUS_INFINITY, sum = 0.0f;
+        NO_UNROLL
         for (uint32_t s = c->lane; s < splits; s += GPU_LANES)
             max = larger(max, G(float, part_of(c, u.head + g, s)));
         max = lane_max_f(max);
+        NO_UNROLL
         for (uint32_t s = c->lane; s < splits; s += GPU_LANES) {
             uint64_t part = part_of(c, u.head + g, s);
             sum += G(float, part + 4) * weight_of(G(float, part), max);
         }
         sum = 1.0f / lane_sum(sum);
+        NO_UNROLL
         for (uint32_t s = c->lane; s < splits; s += GPU_LANES) {
             uint64_t part = part_of(c, u.head + g, s);
             G(float, part) = weight_of(G(float, part), max) * sum;
         }
     }
     sync();
+    NO_UNROLL
     for (uint32_t e = c->thread; e < u.n * n; e += c->n_threads) {
         uint32_t head = u.head + e / n, d = e % n;
         float v = 0.0f;
+        NO_UNROLL
         for (uint32_t s = 0; s < splits; s++) {
             uint64_t part = part_of(c, head, s);
             v = fma_f(G(float, part), G(float, part + 8 + 4 * d), v);
@@ -497,6 +495,7 @@ FN void join_parts_of_unit(const struct Ctx *c, struct Unit u, uint32_t parts, u
                            uint32_t split, uint32_t splits) {
     uint32_t n = SH(plan).head_dim, part_bytes = 4 * (n + 2), largest = 0;
     /* Each part's maximum becomes its weight: a lane is a part. */
+    NO_UNROLL
     for (uint32_t g = c->warp; g < u.n; g += c->n_warps) {
         uint32_t part = parts + (c->lane * u.n + g) * part_bytes;
         int mine = c->lane < n_parts;
@@ -511,10 +510,12 @@ FN void join_parts_of_unit(const struct Ctx *c, struct Unit u, uint32_t parts, u
         G(float, out + 4) = sum;
     }
     sync();
+    NO_UNROLL
     for (uint32_t e = c->thread; e < u.n * n; e += c->n_threads) {
         uint32_t g = u.n == 1 ? 0 : e / n, d = e - g * n;
         uint32_t part = parts + g * part_bytes;
         float v = 0.0f;
+        NO_UNROLL
         for (uint32_t s = 0; s < n_parts; s++, part += u.n * part_bytes)
             v = fma_f(L(float, part), L(float, part + 8 + 4 * d), v);
         if (splits == 1)
@@ -528,11 +529,12 @@ FN void join_parts_of_unit(const struct Ctx *c, struct Unit u, uint32_t parts, u
         join_splits(c, u, splits);
 }
 
-FN void attn_unit(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+FN void attn_unit(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                   LOCAL const struct gpu_phase *ph, const struct Seen *seen, struct Unit u,
                   uint32_t split, uint32_t splits) {
     uint32_t n = SH(plan).head_dim, row = 4 * round_up_u(n, PER_LANE), part_bytes = 4 * (n + 2);
     uint32_t cached = seen->n + seen->n2 - 1; /* and the new row, in the last split */
+    uint64_t slot = row_index(c, &p->kv, ph->layer, u.kv_head, SH(step).slot);
     int last = split + 1 == splits, prepared = (p->flags & GPU_PREPARED) != 0;
     uint32_t begin = 0, end = cached;
     if (splits > 1) {
@@ -542,24 +544,32 @@ FN void attn_unit(const struct Ctx *c, LOCAL const struct gpu_launch *p,
     }
     uint32_t q = SH(at_x), q_sink = q + u.n * row, key = q_sink + u.n * row, value = key + row;
     uint32_t parts = value + row;
-    /* Queries and the new row, by whole warps. */
-    for (uint32_t j = c->warp; j < u.n + 2; j += c->n_warps) {
-        if (j >= u.n) {
-            int is_value = j > u.n;
-            int store = u.head == u.kv_head * SH(plan).group;
-            if (last) new_row(c, p, ph, u.kv_head, is_value, store, is_value ? value : key);
+    /* Queries and the new row's key and value, by whole warps. */
+    NO_UNROLL
+    for (uint32_t j = c->warp; j < u.n + (last ? 2 : 0); j += c->n_warps) {
+        int query = j < u.n, is_value = j == u.n + 1;
+        uint32_t out = query ? q + j * row : is_value ? value : key;
+        if (!query && prepared) {
+            fetch_row(c, &p->kv, is_value, slot, out);
             continue;
         }
-        uint64_t in = head_in(c, u.head + j);
-        if (prepared)
-            copy_head(c, in, q + j * row);
-        else
-            prepare_head(c, in, ph->head_norm[0], q + j * row);
-        if (SH(step).n_dropped == 0) continue;
+        uint32_t head = query      ? u.head + j
+                        : is_value ? SH(plan).n_heads + SH(plan).n_kv_heads + u.kv_head
+                                   : SH(plan).n_heads + u.kv_head;
+        int turned = !prepared && !is_value;
+        prepare_head(c, head, turned ? ph->head_norm[query ? 0 : 1] : GPU_NONE, turned, out);
+        if (query && SH(step).n_dropped == 0) continue;
         lane_sync();
-        turn_head(c, q + j * row, q_sink + j * row);
+        if (query) {
+            turn_head(c, out, q_sink + j * row);
+            continue;
+        }
+        if (u.head == u.kv_head * SH(plan).group) store_row(c, &p->kv, is_value, slot, out);
+        lane_sync();
+        round_row(c, is_value ? p->kv.type_v : p->kv.type_k, out);
     }
     sync();
+    take_time(c, p, walked, 1);
     uint32_t chunks = (u.n + GPU_HEADS_AT_ONCE - 1) / GPU_HEADS_AT_ONCE, rows = end - begin;
     uint32_t strips = min_u(chunks < c->n_warps ? c->n_warps / chunks : 1, GPU_LANES - 1);
     uint32_t each = 8;
@@ -597,11 +607,12 @@ FN void attn_unit(const struct Ctx *c, LOCAL const struct gpu_launch *p,
     for (uint32_t g = c->n_warps - 1 - c->warp; last && g < u.n; g += c->n_warps)
         attend_new(c, q + g * row, key, value, parts + (strips * u.n + g) * part_bytes);
     sync();
+    take_time(c, p, walked, 2);
     join_parts_of_unit(c, u, parts, strips + (last ? 1 : 0), split, splits);
     sync();
 }
 
-FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                    LOCAL const struct gpu_phase *ph) {
     struct Seen seen = seen_slots(p, &SH(step), ph->window);
     uint32_t group = SH(plan).group, splits = 1;
@@ -616,7 +627,7 @@ FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p,
         uint32_t unit = splits == 1 ? i : i / splits;
         u.head = unit * u.n;
         u.kv_head = group == 1 || u.n > 1 ? unit : unit / group;
-        attn_unit(c, p, ph, &seen, u, i - unit * splits, splits);
+        attn_unit(c, p, walked, ph, &seen, u, i - unit * splits, splits);
         /* Parts of heads that others in the unit stand for. */
         if (c->thread > 0 && c->thread < u.n && i == unit * splits)
             G(u32x2, SH(plan).attn_max + 8 * (uint64_t)(u.head + c->thread)) = MAKE_X2(0, 0);
@@ -627,19 +638,19 @@ FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p,
 FN void rope_part(const struct Ctx *c, LOCAL const struct gpu_launch *p,
                   LOCAL const struct gpu_phase *ph) {
     uint32_t n = SH(plan).head_dim, row = SH(at_x) + c->warp * 4 * round_up_u(n, PER_LANE);
-    uint32_t heads = SH(plan).n_heads;
-    for (uint32_t i = c->block * c->n_warps + c->warp; i < heads + SH(plan).n_kv_heads;
+    uint32_t heads = SH(plan).n_heads, kv_heads = SH(plan).n_kv_heads;
+    NO_UNROLL
+    for (uint32_t i = c->block * c->n_warps + c->warp; i < heads + 2 * kv_heads;
          i += c->n_blocks * c->n_warps) {
-        if (i >= heads) {
-            new_row(c, p, ph, i - heads, 0, 1, row);
-            lane_sync();
-            new_row(c, p, ph, i - heads, 1, 1, row);
-        } else {
-            prepare_head(c, head_in(c, i), ph->head_norm[0], row);
-            lane_sync();
-            for (uint32_t d = c->lane; d < n; d += GPU_LANES)
-                G(float, head_in(c, i) + 4 * d) = L(float, row + 4 * d);
-        }
+        int query = i < heads, is_value = i >= heads + kv_heads;
+        uint32_t kv_head = query ? 0 : i - heads - (is_value ? kv_heads : 0);
+        prepare_head(c, i, is_value ? GPU_NONE : ph->head_norm[query ? 0 : 1], !is_value, row);
+        lane_sync();
+        for (uint32_t d = c->lane; query && d < n; d += GPU_LANES)
+            G(float, SH(plan).qkv + 4 * ((uint64_t)i * n + d)) = L(float, row + 4 * d);
+        if (!query)
+            store_row(c, &p->kv, is_value, row_index(c, &p->kv, ph->layer, kv_head, SH(step).slot),
+                      row);
         lane_sync();
     }
 }

@@ -5,9 +5,9 @@
 #ifndef PDVM_KERNELS_DIALECT_C_H
 #define PDVM_KERNELS_DIALECT_C_H
 
-#include <stddef.h>
 #include "base/half.h"
 #include "native.h"
+#include <stddef.h>
 
 #include <math.h>
 #include <stdint.h>
@@ -165,8 +165,7 @@ FN uint32_t grid_poll(const uint32_t *p) {
     native_yield();
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
-FN void grid_acquire(void) {
-}
+FN void grid_acquire(void) {}
 FN uint32_t grid_add_both(uint32_t *p) {
     return __atomic_fetch_add(p, 1, __ATOMIC_ACQ_REL);
 }

@@ -6,8 +6,8 @@
 #define PDVM_KERNELS_DIALECT_CUDA_H
 
 #ifdef PDVM_EMULATE_CUDA
-#include <stddef.h>
 #include "cuda_shim.h"
+#include <stddef.h>
 #define UNROLL
 #define NO_UNROLL
 #else
@@ -208,7 +208,7 @@ FN void give_up(void) {
 /* A constant number of threads: 512 at 128 registers is what the hot loops are built for. */
 #ifndef PDVM_EMULATE_CUDA
 #define KERNEL(name)                                                                               \
-    extern "C" __global__ void __launch_bounds__(GPU_BLOCK_THREADS, 1) name(                                     \
+    extern "C" __global__ void __launch_bounds__(GPU_BLOCK_THREADS, 1) name(                       \
         const uint8_t *w, uint8_t *g, uint8_t *k, const __grid_constant__ struct gpu_launch p)
 #define KERNEL_CTX                                                                                 \
     struct Ctx ctx = {w,                                                                           \

@@ -36,6 +36,7 @@ FN u32x2 rope_at(const struct Ctx *c, uint32_t i, double position, float factor)
 FN void embed_rope(const struct Ctx *c) {
     uint32_t pairs = SH(plan).head_dim / 2, n = SH(step).n_dropped ? 2 * pairs : pairs;
     if (c->thread + 1 != c->n_threads) return;
+    NO_UNROLL
     for (uint32_t i = c->block; i < n; i += c->n_blocks) {
         u32x2 turn = i < pairs ? rope_at(c, i, (double)SH(step).position, SH(plan).rope_factor)
                                : rope_at(c, i - pairs, -(double)SH(step).n_dropped, 1.0f);
@@ -55,6 +56,7 @@ FN void embed_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p,
         norm = phase_norm(c, p->x_phase);
     else
         token = G(uint32_t, SH(plan).tokens + 4 * (uint64_t)SH(step).index);
+    NO_UNROLL
     for (uint32_t i = begin + c->thread; i < end; i += c->n_threads) {
         float v = p->flags & GPU_X_IN ? G(float, SH(plan).x_in + 4 * (uint64_t)i)
                                       : embedding_at(c, token, i);

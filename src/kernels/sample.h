@@ -21,6 +21,7 @@ FN uint64_t candidate_of(const struct Ctx *c, uint32_t slot) {
 FN void join_tops(const struct Ctx *c, float *largest, uint32_t *token, float *mass) {
     uint32_t key = 0, best = 0xffffffffu;
     float sum = 0.0f;
+    NO_UNROLL
     for (uint32_t b = c->lane; b < c->n_blocks; b += GPU_LANES) {
         u32x4 top = G(u32x4, top_of(c, b));
         if (top.y == 0) continue; /* a block without rows */
@@ -32,6 +33,7 @@ FN void join_tops(const struct Ctx *c, float *largest, uint32_t *token, float *m
     uint32_t all = lane_max_u(key);
     *largest = order_to_float(all);
     *token = ~lane_max_u(key == all ? ~best : 0);
+    NO_UNROLL
     for (uint32_t b = c->lane; b < c->n_blocks; b += GPU_LANES) {
         u32x4 top = G(u32x4, top_of(c, b));
         if (top.y) sum += bits_float(top.z) * exp_f(bits_float(top.x) - *largest);
@@ -41,11 +43,13 @@ FN void join_tops(const struct Ctx *c, float *largest, uint32_t *token, float *m
 
 /** Sorts n <= GPU_CANDIDATES pairs (key, slot) in group memory, best first: bitonic (Batcher 1968). */
 FN void sort_candidates(const struct Ctx *c, uint32_t at, uint32_t n) {
+    NO_UNROLL
     for (uint32_t i = n + c->thread; i < GPU_CANDIDATES; i += c->n_threads)
         L(u32x2, at + 8 * i) = MAKE_X2(0, 0xffffffffu);
     for (uint32_t k = 2; k <= GPU_CANDIDATES; k *= 2) {
         for (uint32_t j = k / 2; j > 0; j /= 2) {
             sync();
+            NO_UNROLL
             for (uint32_t i = c->thread; i < GPU_CANDIDATES; i += c->n_threads) {
                 uint32_t o = i ^ j;
                 if (o < i) continue;
@@ -80,6 +84,7 @@ FN uint32_t draw(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t
     float largest = candidate_logit(c, at, 0);
     uint32_t weights = at + 8 * GPU_CANDIDATES;
     n = min_u(n, max_u(p->top_k, 1));
+    NO_UNROLL
     for (uint32_t i = c->thread; i < n; i += c->n_threads) {
         float d = candidate_logit(c, at, i) - largest;
         L(u32x2, weights + 8 * i) =
@@ -88,7 +93,9 @@ FN uint32_t draw(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t
     sync();
     if (c->thread != 0) return 0;
     float total = 0.0f, sum = 0.0f;
+    NO_UNROLL
     for (uint32_t i = 0; i < n; i++) total += bits_float(L(u32x2, weights + 8 * i).x);
+    NO_UNROLL
     for (uint32_t i = 0; i < n && p->top_p < 1.0f; i++) {
         sum += bits_float(L(u32x2, weights + 8 * i).x);
         if (sum >= p->top_p * total) n = i + 1;
@@ -96,8 +103,10 @@ FN uint32_t draw(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t
     /* Weights are relative to the likeliest's. */
     while (n > 1 && bits_float(L(u32x2, weights + 8 * (n - 1)).x) < p->min_p) n--;
     total = 0.0f;
+    NO_UNROLL
     for (uint32_t i = 0; i < n; i++) total += bits_float(L(u32x2, weights + 8 * i).y);
     sum = 0.0f;
+    NO_UNROLL
     for (uint32_t i = 0; i < n; i++) {
         sum += bits_float(L(u32x2, weights + 8 * i).y);
         if (sum > u * total) return i;
@@ -106,10 +115,10 @@ FN uint32_t draw(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t
 }
 
 /** The next step's token, and whether it ends the launch. */
-FN void choose(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-               uint32_t token) {
+FN void choose(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t token) {
     uint32_t step = SH(step).index;
     G(uint32_t, SH(plan).tokens + 4 * (uint64_t)(step + 1)) = token;
+    NO_UNROLL
     for (uint32_t i = 0; i < p->n_stop; i++)
         if (G(uint32_t, SH(plan).stops + 4 * i) == token) G(uint32_t, SH(plan).result) = step + 1;
 }
@@ -133,6 +142,7 @@ FN void sample_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
         return;
     }
     uint32_t keys = SH(at_x), list = SH(at_x) + 4 * n;
+    NO_UNROLL
     for (uint32_t base = c->thread; base < n; base += TOPS_AT_ONCE * c->n_threads) {
         uint32_t have[TOPS_AT_ONCE];
         float logit[TOPS_AT_ONCE];
@@ -145,16 +155,19 @@ FN void sample_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
         UNROLL
         for (uint32_t k = 0; k < TOPS_AT_ONCE; k++) {
             uint32_t i = base + k * c->n_threads;
-            if (i < n) L(uint32_t, keys + 4 * i) = i % GPU_BLOCK_TOP < have[k] ? order_of(logit[k]) : 0;
+            if (i < n)
+                L(uint32_t, keys + 4 * i) = i % GPU_BLOCK_TOP < have[k] ? order_of(logit[k]) : 0;
         }
     }
     struct Cut cut = find_cut(c, keys, n, list_them ? GPU_CANDIDATES : max_u(p->top_k, 1));
+    NO_UNROLL
     for (uint32_t b = c->thread; b < c->n_blocks; b += c->n_threads) {
         uint32_t block_cut = G(uint32_t, top_of(c, b) + 16);
         if (block_cut && block_cut >= cut.key) cut_blocks = 1;
     }
     uint32_t slots = list + 8 * GPU_CANDIDATES; /* draw has its weights there later */
     uint32_t count = list_best(c, keys, n, cut, slots);
+    NO_UNROLL
     for (uint32_t i = c->thread; i < count; i += c->n_threads) {
         uint32_t slot = L(uint32_t, slots + 4 * i);
         L(u32x2, list + 8 * i) = MAKE_X2(L(uint32_t, keys + 4 * slot), slot);
@@ -162,6 +175,7 @@ FN void sample_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     float none = 0.0f;
     group_reduce(c, &none, &cut_blocks);
     sort_candidates(c, list, count);
+    NO_UNROLL
     for (uint32_t i = c->thread; i < count; i += c->n_threads) {
         u32x2 pair = L(u32x2, list + 8 * i);
         uint32_t name = G(uint32_t, candidate_of(c, pair.y) + 4);

@@ -28,6 +28,7 @@ FN uint32_t count_keys(const struct Ctx *c, uint32_t keys, uint32_t n,
     uint32_t count = 0;
     UNROLL
     for (uint32_t k = 0; k < KEYS_AT_ONCE; k++) count += own[k] >= least ? 1u : 0u;
+    NO_UNROLL
     for (uint32_t i = c->thread + KEYS_AT_ONCE * c->n_threads; i < n; i += c->n_threads)
         count += L(uint32_t, keys + 4 * i) >= least ? 1u : 0u;
     count = lane_sum_u(count);
@@ -46,6 +47,7 @@ FN struct Cut find_cut(const struct Ctx *c, uint32_t keys, uint32_t n, uint32_t 
     uint32_t own[KEYS_AT_ONCE], above = 0;
     cut.key = 0;
     cut.equal = want;
+    NO_UNROLL
     for (uint32_t i = c->thread; i < 64; i += c->n_threads) SH(histogram)[i] = 0;
     sync();
     UNROLL
@@ -76,6 +78,7 @@ FN uint32_t list_best(const struct Ctx *c, uint32_t keys, uint32_t n, struct Cut
     uint32_t begin = c->warp * per_warp, end = min_u(begin + per_warp, n);
     uint32_t before = (1u << c->lane) - 1;
     uint32_t more = 0, equal = 0;
+    NO_UNROLL
     for (uint32_t i = begin; i < end; i += GPU_LANES) {
         uint32_t key = i + c->lane < n ? L(uint32_t, keys + 4 * (i + c->lane)) : 0;
         more += count_bits(lane_ballot(key > cut.key));
@@ -87,6 +90,7 @@ FN uint32_t list_best(const struct Ctx *c, uint32_t keys, uint32_t n, struct Cut
     }
     sync();
     uint32_t more_before = 0, equal_before = 0, total = 0, all_equal = 0;
+    NO_UNROLL
     for (uint32_t i = 0; i < c->n_warps; i++) {
         uint32_t m = SH(histogram)[i], e = SH(histogram)[i + GPU_MAX_WARPS];
         if (i < c->warp) more_before += m;
@@ -95,6 +99,7 @@ FN uint32_t list_best(const struct Ctx *c, uint32_t keys, uint32_t n, struct Cut
         all_equal += e;
     }
     total += min_u(all_equal, cut.equal);
+    NO_UNROLL
     for (uint32_t i = begin; i < end; i += GPU_LANES) {
         uint32_t key = i + c->lane < n ? L(uint32_t, keys + 4 * (i + c->lane)) : 0;
         uint32_t m = lane_ballot(key > cut.key);
@@ -115,6 +120,7 @@ FN uint32_t list_best(const struct Ctx *c, uint32_t keys, uint32_t n, struct Cut
 /** Place of row r among the block's rows: those above it, and equal ones in front of it. */
 FN uint32_t rank_of(const struct Ctx *c, uint32_t rows, uint32_t r) {
     uint32_t key = L(uint32_t, SUMS_LO + 4 * r), rank = 0;
+    NO_UNROLL
     for (uint32_t i = 0; i < rows; i += 4) {
         u32x4 o = L(u32x4, SUMS_LO + 4 * i);
         rank += o.x > key || (o.x == key && i < r) ? 1u : 0u;
@@ -135,11 +141,13 @@ FN int takes_likeliest(LOCAL const struct gpu_launch *p) {
 FN void find_best(const struct Ctx *c, uint32_t rows) {
     float none = 0.0f;
     uint32_t largest = 0, best = 0;
+    NO_UNROLL
     for (uint32_t r = c->thread; r < rows; r += c->n_threads)
         largest = max_u(largest, L(uint32_t, SUMS_LO + 4 * r));
     group_reduce(c, &none, &largest);
     if (c->thread == 0) SH(found)[3] = largest;
     sync();
+    NO_UNROLL
     for (uint32_t r = c->thread; r < rows; r += c->n_threads)
         if (L(uint32_t, SUMS_LO + 4 * r) == SH(found)[3]) best = max_u(best, ~r);
     group_reduce(c, &none, &best);
@@ -165,6 +173,7 @@ FN void block_top(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
     if (c->thread == 0) SH(found)[5] = 0;
     sync();
     if (list_them && rows <= RANKED) {
+        NO_UNROLL
         for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
             uint32_t rank = rank_of(c, rows, r), key = L(uint32_t, SUMS_LO + 4 * r);
             if (rank < n) put_candidate(c, to, rank, row0, r);
@@ -179,11 +188,13 @@ FN void block_top(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
     if (list_them && rows > RANKED) {
         struct Cut cut = find_cut(c, SUMS_LO, rows, GPU_BLOCK_TOP);
         n = list_best(c, SUMS_LO, rows, cut, SH(at_x));
+        NO_UNROLL
         for (uint32_t i = c->thread; i < n; i += c->n_threads)
             put_candidate(c, to, i, row0, L(uint32_t, SH(at_x) + 4 * i));
         if (c->thread == 0) SH(found)[5] = cut.key;
     }
     float mass = 0.0f, largest = order_to_float(SH(found)[3]);
+    NO_UNROLL
     for (uint32_t r = c->thread; r < rows; r += c->n_threads)
         mass += exp_f(order_to_float(L(uint32_t, SUMS_LO + 4 * r)) - largest);
     uint32_t none = 0;

@@ -208,8 +208,8 @@ static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
     b->n_blocks = (uint32_t)processors;
     b->n_threads = GPU_BLOCK_THREADS;
     if (threads < (int)GPU_BLOCK_THREADS)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: blocks of %d threads, %u are needed", b->name,
-                       threads, GPU_BLOCK_THREADS);
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: blocks of %d threads, %u are needed",
+                       b->name, threads, GPU_BLOCK_THREADS);
     snprintf(b->description, sizeof b->description, "cuda (%s)", b->name);
     return PDVM_OK;
 }
