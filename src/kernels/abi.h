@@ -192,6 +192,7 @@ struct gpu_plan {
     uint64_t epoch;       /**< G: uint32_t, zeroed once: barriers passed by the launches before */
     uint64_t fault;       /**< G: uint32_t[4]: 0, or where a kernel gave up */
     uint64_t x;           /**< G: float[hidden_size] */
+    uint64_t xn;          /**< G: float[hidden_size]: x times the weights of the norm that comes next */
     uint64_t x_part;      /**< G: struct gpu_part[n_blocks] of x */
     uint64_t qkv;         /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
     uint64_t attn;        /**< G: float[n_heads * head_dim] */
@@ -208,6 +209,9 @@ struct gpu_plan {
     uint64_t head_top;    /**< G: struct gpu_top[n_blocks]: each block's best candidates */
     uint64_t result;      /**< G: struct gpu_result */
     uint64_t stops;       /**< G: int32_t[GPU_MAX_STOPS] */
+    uint64_t rope; /**< G: float[head_dim][2]: cos and sin of each pair at the step's position, then
+                        those that turn a query back by the positions that were dropped */
+    uint64_t times;       /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
     uint64_t step;        /**< G: struct gpu_step, for GPU_STEP_STORED */
 };
 
@@ -282,6 +286,12 @@ struct gpu_kv {
 #define GPU_PREPARED 2u    /**< unfused: QKV takes xq, ATTN takes rotated q and an appended row */
 #define GPU_SAMPLING 4u    /**< SAMPLE chooses the next token */
 #define GPU_STEP_STORED 8u /**< plan.step holds the first step's place: launches can be replayed */
+/**
+ * Each block writes its clock (low half, cycles) to plan.times: when a phase begins, when its vector
+ * is in group memory, when its weights are read, when it arrives at the barrier. The last step's stay.
+ */
+#define GPU_TIMED 16u
+#define GPU_TIMES_OF_PHASE 4u
 
 /**
  * One launch: phases [first_phase, end_phase) for each of n_steps tokens. Steps from n_given on
@@ -344,7 +354,7 @@ static inline uint32_t gpu_sample_bytes(const struct gpu_plan *p) {
 
 /** Dynamic group memory of a launch; `ring`: of kernels for compute capability 9.0 and above. */
 static inline uint32_t gpu_shared_size(const struct gpu_plan *p, int ring) {
-    uint32_t acc = (8 * p->max_rows + 127) / 128 * 128;
+    uint32_t acc = (8 * p->max_rows + 127) / 128 * 128 + (16 * p->max_rows + 127) / 128 * 128;
     uint32_t x = (p->x_bytes + 127) / 128 * 128;
     return GPU_SHARED_FIXED + acc + x + (ring ? p->n_warps * GPU_RING_PAGES * GPU_PAGE : 0);
 }

@@ -84,19 +84,8 @@ FN void unpack(const struct Raw *r, uint32_t type, float out[PER_LANE]) {
 
 /* ---- rotation ---------------------------------------------------------------------------- */
 
-/** cos and sin of pair i at a position: the angle is reduced in double, exactly enough. */
-FN void rope_at(const struct Ctx *c, uint32_t i, double position, float factor, float *cos,
-                float *sin) {
-    double turns = position * (double)W(float, SH(plan).inv_freq + 4 * i) * 0.15915494309189533577;
-    turns -= rint_d(turns);
-    sincospi_f((float)(2.0 * turns), sin, cos);
-    *cos *= factor;
-    *sin *= factor;
-}
-
 /** A warp brings a head into group memory: in + norm + RoPE, zeros up to a multiple of 8. */
-FN void prepare_head(const struct Ctx *c, uint64_t in, uint64_t norm, double position, float factor,
-                     uint32_t out) {
+FN void prepare_head(const struct Ctx *c, uint64_t in, uint64_t norm, uint32_t out) {
     uint32_t n = SH(plan).head_dim, pairs = n / 2;
     float scale = 1.0f;
     if (norm != GPU_NONE) {
@@ -108,12 +97,13 @@ FN void prepare_head(const struct Ctx *c, uint64_t in, uint64_t norm, double pos
         scale = 1.0f / sqrt_f(lane_sum(squares) / (float)n + SH(plan).rms_norm_eps);
     }
     for (uint32_t i = c->lane; i < pairs; i += GPU_LANES) {
-        float a = G(float, in + 4 * i), b = G(float, in + 4 * (i + pairs)), cos, sin;
+        float a = G(float, in + 4 * i), b = G(float, in + 4 * (i + pairs));
+        u32x2 turn = G(u32x2, SH(plan).rope + 8 * i);
+        float cos = bits_float(turn.x), sin = bits_float(turn.y);
         if (norm != GPU_NONE) {
             a = a * scale * W(float, norm + 4 * i);
             b = b * scale * W(float, norm + 4 * (i + pairs));
         }
-        rope_at(c, i, position, factor, &cos, &sin);
         L(float, out + 4 * i) = a * cos - b * sin;
         L(float, out + 4 * (i + pairs)) = b * cos + a * sin;
     }
@@ -129,11 +119,12 @@ FN void copy_head(const struct Ctx *c, uint64_t in, uint32_t out) {
 }
 
 /** Turns a head that is in group memory back by the positions that were dropped. */
-FN void turn_head(const struct Ctx *c, uint32_t in, double position, uint32_t out) {
+FN void turn_head(const struct Ctx *c, uint32_t in, uint32_t out) {
     uint32_t n = SH(plan).head_dim, pairs = n / 2;
     for (uint32_t i = c->lane; i < pairs; i += GPU_LANES) {
-        float a = L(float, in + 4 * i), b = L(float, in + 4 * (i + pairs)), cos, sin;
-        rope_at(c, i, position, 1.0f, &cos, &sin);
+        float a = L(float, in + 4 * i), b = L(float, in + 4 * (i + pairs));
+        u32x2 turn = G(u32x2, SH(plan).rope + 8 * (pairs + i));
+        float cos = bits_float(turn.x), sin = bits_float(turn.y);
         L(float, out + 4 * i) = a * cos - b * sin;
         L(float, out + 4 * (i + pairs)) = b * cos + a * sin;
     }
@@ -146,12 +137,11 @@ FN uint64_t head_in(const struct Ctx *c, uint32_t head) {
 }
 
 /** A warp appends the new key and value of a kv head; `scratch`: a row in group memory. */
-FN void append_row(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
+FN void append_row(const struct Ctx *c, LOCAL const struct gpu_launch *p,
                    LOCAL const struct gpu_phase *ph, uint32_t kv_head, uint32_t scratch) {
     uint32_t k = SH(plan).n_heads + kv_head, v = k + SH(plan).n_kv_heads;
-    uint64_t index = row_index(c, &p->kv, ph->layer, kv_head, run->step.slot);
-    prepare_head(c, head_in(c, k), ph->head_norm[1], (double)run->step.position,
-                 SH(plan).rope_factor, scratch);
+    uint64_t index = row_index(c, &p->kv, ph->layer, kv_head, SH(step).slot);
+    prepare_head(c, head_in(c, k), ph->head_norm[1], scratch);
     lane_sync();
     store_row(c, &p->kv, 0, index, scratch);
     lane_sync();
@@ -168,7 +158,7 @@ struct Seen {
     uint32_t begin2, n2; /* n2 is 0 if there is no second */
 };
 
-FN struct Seen seen_slots(const struct gpu_launch *p, const struct Step *st, uint32_t window) {
+FN struct Seen seen_slots(LOCAL const struct gpu_launch *p, LOCAL const struct Step *st, uint32_t window) {
     struct Seen s;
     uint32_t hidden = window > 0 && st->n_visible > window ? st->n_visible - window : 0;
     s.begin = hidden;
@@ -247,7 +237,7 @@ struct Job {
  * and DEPTH times that before it uses the first. Each row place has a softmax of its own; they are
  * joined at the end.
  */
-FN void attend(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
+FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p,
                const struct Seen *seen, const struct Job *job, uint32_t type_k, uint32_t type_v,
                const uint32_t heads, const uint32_t depth) {
     const struct gpu_kv *kv = &p->kv;
@@ -285,7 +275,7 @@ FN void attend(const struct Ctx *c, const struct gpu_launch *p, const struct Run
         for (uint32_t u = 0; u < depth; u++) {
             float key[PER_LANE];
             unpack(&k[u], type_k, key);
-            int sink = run->step.n_dropped && slot[u] < p->n_sink;
+            int sink = SH(step).n_dropped && slot[u] < p->n_sink;
             uint32_t q = (sink ? job->q_sink : job->q) + 4 * first;
             int valid = at + u * places + place < job->end;
             UNROLL
@@ -353,16 +343,16 @@ FN void attend(const struct Ctx *c, const struct gpu_launch *p, const struct Run
 }
 
 /* The usual types have loops of their own. */
-FN void attend_heads(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
+FN void attend_heads(const struct Ctx *c, LOCAL const struct gpu_launch *p,
                      const struct Seen *seen, const struct Job *job, const uint32_t heads,
                      const uint32_t depth) {
     uint32_t k = p->kv.type_k, v = p->kv.type_v;
     if (k == GPU_KV_F16 && v == GPU_KV_F16)
-        attend(c, p, run, seen, job, GPU_KV_F16, GPU_KV_F16, heads, depth);
+        attend(c, p, seen, job, GPU_KV_F16, GPU_KV_F16, heads, depth);
     else if (k == GPU_KV_INT8 && v == GPU_KV_INT8)
-        attend(c, p, run, seen, job, GPU_KV_INT8, GPU_KV_INT8, heads, depth);
+        attend(c, p, seen, job, GPU_KV_INT8, GPU_KV_INT8, heads, depth);
     else
-        attend(c, p, run, seen, job, k, v, heads, depth);
+        attend(c, p, seen, job, k, v, heads, 1); /* rare: no more registers than the others need */
 }
 
 /** Joins n partial results of one element, `stride` floats apart, in their order. */
@@ -425,7 +415,7 @@ FN void join_splits(const struct Ctx *c, uint32_t kv_head, uint32_t splits) {
     if (c->thread == 0) G(uint32_t, done) = 0;
 }
 
-FN void attn_item(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
+FN void attn_item(const struct Ctx *c, LOCAL const struct gpu_launch *p,
                   LOCAL const struct gpu_phase *ph, const struct Seen *seen, uint32_t kv_head,
                   uint32_t split, uint32_t splits) {
     uint32_t n = SH(plan).head_dim, group = SH(plan).n_heads / SH(plan).n_kv_heads;
@@ -433,24 +423,23 @@ FN void attn_item(const struct Ctx *c, const struct gpu_launch *p, const struct 
     uint32_t begin = (uint32_t)((uint64_t)total * split / splits);
     uint32_t end = (uint32_t)((uint64_t)total * (split + 1) / splits);
     uint32_t row = 4 * round_up_u(n, PER_LANE);
-    uint32_t q = run->x, q_sink = q + group * row, parts = q_sink + group * row;
-    uint32_t at = seen_index(seen, run->step.slot);
+    uint32_t q = SH(at_x), q_sink = q + group * row, parts = q_sink + group * row;
+    uint32_t at = seen_index(seen, SH(step).slot);
     int prepared = (p->flags & GPU_PREPARED) != 0;
     /* Queries, and the new row if it is in this split, by whole warps. */
     for (uint32_t g = c->warp; g <= group; g += c->n_warps) {
         if (g == group) {
-            if (!prepared && at >= begin && at < end) append_row(c, p, run, ph, kv_head, parts);
+            if (!prepared && at >= begin && at < end) append_row(c, p, ph, kv_head, parts);
             continue;
         }
         uint64_t in = head_in(c, kv_head * group + g);
         if (prepared)
             copy_head(c, in, q + g * row);
         else
-            prepare_head(c, in, ph->head_norm[0], (double)run->step.position, SH(plan).rope_factor,
-                         q + g * row);
-        if (run->step.n_dropped == 0) continue;
+            prepare_head(c, in, ph->head_norm[0], q + g * row);
+        if (SH(step).n_dropped == 0) continue;
         lane_sync();
-        turn_head(c, q + g * row, -(double)run->step.n_dropped, q_sink + g * row);
+        turn_head(c, q + g * row, q_sink + g * row);
     }
     sync();
     uint32_t chunks = (group + GPU_HEADS_AT_ONCE - 1) / GPU_HEADS_AT_ONCE;
@@ -469,16 +458,16 @@ FN void attn_item(const struct Ctx *c, const struct gpu_launch *p, const struct 
         job.out = parts + (strip * group + g) * part_bytes;
         job.out_stride = part_bytes;
         if (heads == 4) {
-            attend_heads(c, p, run, seen, &job, 4, 2);
+            attend_heads(c, p, seen, &job, 4, 1);
             continue;
         }
         if (heads >= 2) {
-            attend_heads(c, p, run, seen, &job, 2, 2);
+            attend_heads(c, p, seen, &job, 2, 2);
             job.q += 2 * row;
             job.q_sink += 2 * row;
             job.out += 2 * part_bytes;
         }
-        if (heads & 1) attend_heads(c, p, run, seen, &job, 1, 4);
+        if (heads & 1) attend_heads(c, p, seen, &job, 1, 4);
     }
     sync();
     for (uint32_t e = c->thread; e < group * n; e += c->n_threads) {
@@ -508,32 +497,25 @@ FN void attn_item(const struct Ctx *c, const struct gpu_launch *p, const struct 
     sync();
 }
 
-FN void attn_phase(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
+FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p,
                    LOCAL const struct gpu_phase *ph) {
-    struct Seen seen = seen_slots(p, &run->step, ph->window);
+    struct Seen seen = seen_slots(p, &SH(step), ph->window);
     uint32_t splits = split_count(c, seen.n + seen.n2);
     for (uint32_t i = c->block; i < SH(plan).n_kv_heads * splits; i += c->n_blocks)
-        attn_item(c, p, run, ph, &seen, i / splits, i % splits, splits);
-}
-
-/** A function apart, for its registers; copies, so that the caller's are not forced into memory. */
-FN_APART void attn_apart(const struct Ctx ctx, const struct gpu_launch *p, const struct Run run,
-                         LOCAL const struct gpu_phase *ph) {
-    attn_phase(&ctx, p, &run, ph);
+        attn_item(c, p, ph, &seen, i / splits, i % splits, splits);
 }
 
 /** GPU_ROPE, unfused: rotates q in place and appends k and v. */
-FN void rope_part(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
+FN void rope_part(const struct Ctx *c, LOCAL const struct gpu_launch *p,
                   LOCAL const struct gpu_phase *ph) {
-    uint32_t n = SH(plan).head_dim, row = run->x + c->warp * 4 * round_up_u(n, PER_LANE);
+    uint32_t n = SH(plan).head_dim, row = SH(at_x) + c->warp * 4 * round_up_u(n, PER_LANE);
     uint32_t heads = SH(plan).n_heads;
     for (uint32_t i = c->block * c->n_warps + c->warp; i < heads + SH(plan).n_kv_heads;
          i += c->n_blocks * c->n_warps) {
         if (i >= heads) {
-            append_row(c, p, run, ph, i - heads, row);
+            append_row(c, p, ph, i - heads, row);
         } else {
-            prepare_head(c, head_in(c, i), ph->head_norm[0], (double)run->step.position,
-                         SH(plan).rope_factor, row);
+            prepare_head(c, head_in(c, i), ph->head_norm[0], row);
             lane_sync();
             for (uint32_t d = c->lane; d < n; d += GPU_LANES)
                 G(float, head_in(c, i) + 4 * d) = L(float, row + 4 * d);

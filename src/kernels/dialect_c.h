@@ -5,6 +5,7 @@
 #ifndef PDVM_KERNELS_DIALECT_C_H
 #define PDVM_KERNELS_DIALECT_C_H
 
+#include <stddef.h>
 #include "base/half.h"
 #include "native.h"
 
@@ -12,6 +13,8 @@
 #include <stdint.h>
 
 #define PDVM_KERNEL_TYPES
+#define PDVM_LOCAL_ADDRESSES 0
+#define PDVM_ASYNC_WORDS 0
 #define PDVM_GRID_SYNC 1
 #define PDVM_BULK 0
 
@@ -56,6 +59,10 @@ FN uint32_t lane_max_u(uint32_t v) {
         uint32_t o = lane_xor_u(v, m);
         v = o > v ? o : v;
     }
+    return v;
+}
+FN uint32_t lane_sum_u(uint32_t v) {
+    for (uint32_t m = 16; m > 0; m /= 2) v += lane_xor_u(v, m);
     return v;
 }
 FN uint32_t count_bits(uint32_t v) {
@@ -151,6 +158,9 @@ FN uint32_t grid_load_acquire(const uint32_t *p) {
 }
 FN uint32_t grid_add_both(uint32_t *p) {
     return __atomic_fetch_add(p, 1, __ATOMIC_ACQ_REL);
+}
+FN uint32_t device_clock(void) {
+    return native_clock();
 }
 FN void give_up(void) {
     native_give_up();

@@ -6,6 +6,7 @@
 #define PDVM_KERNELS_DIALECT_CUDA_H
 
 #ifdef PDVM_EMULATE_CUDA
+#include <stddef.h>
 #include "cuda_shim.h"
 #define UNROLL
 #define NO_UNROLL
@@ -22,6 +23,16 @@ PDVM_SHARED;
 
 #define PDVM_KERNEL_TYPES
 #define PDVM_GRID_SYNC 1
+#ifdef PDVM_EMULATE_CUDA
+#define PDVM_LOCAL_ADDRESSES 0
+#else
+#define PDVM_LOCAL_ADDRESSES 1
+#endif
+#if defined(PDVM_EMULATE_CUDA) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
+#define PDVM_ASYNC_WORDS 1 /* cp.async */
+#else
+#define PDVM_ASYNC_WORDS 0
+#endif
 #if defined(PDVM_EMULATE_CUDA) ? PDVM_EMULATE_BULK                                                 \
                                : (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
 #define PDVM_BULK 1 /* cp.async.bulk into a ring per warp */
@@ -69,6 +80,14 @@ FN uint32_t lane_max_u(uint32_t v) {
         uint32_t o = __shfl_xor_sync(ALL_LANES, v, (int)m);
         v = o > v ? o : v;
     }
+    return v;
+#endif
+}
+FN uint32_t lane_sum_u(uint32_t v) {
+#if !defined(PDVM_EMULATE_CUDA) && __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(ALL_LANES, v);
+#else
+    for (uint32_t m = 16; m > 0; m /= 2) v += __shfl_xor_sync(ALL_LANES, v, (int)m);
     return v;
 #endif
 }
@@ -159,6 +178,9 @@ FN uint32_t grid_load_acquire(const uint32_t *p) {
 }
 FN uint32_t grid_add_both(uint32_t *p) {
     return ptx_add_acq_rel(p, 1);
+}
+FN uint32_t device_clock(void) {
+    return ptx_clock();
 }
 FN void give_up(void) {
     ptx_trap();

@@ -75,7 +75,7 @@ FN float random_unit(uint64_t state, uint32_t n) {
 }
 
 /** Chooses among the n sorted candidates; thread 0's answer counts. */
-FN uint32_t draw(const struct Ctx *c, const struct gpu_launch *p, uint32_t at, uint32_t n,
+FN uint32_t draw(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t at, uint32_t n,
                  float u) {
     float largest = candidate_logit(c, at, 0);
     uint32_t weights = at + 8 * GPU_CANDIDATES;
@@ -106,31 +106,31 @@ FN uint32_t draw(const struct Ctx *c, const struct gpu_launch *p, uint32_t at, u
 }
 
 /** The next step's token, and whether it ends the launch. */
-FN void choose(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
+FN void choose(const struct Ctx *c, LOCAL const struct gpu_launch *p,
                uint32_t token) {
-    uint32_t step = run->step.index;
+    uint32_t step = SH(step).index;
     G(uint32_t, SH(plan).tokens + 4 * (uint64_t)(step + 1)) = token;
     for (uint32_t i = 0; i < p->n_stop; i++)
         if (G(uint32_t, SH(plan).stops + 4 * i) == token) G(uint32_t, SH(plan).result) = step + 1;
 }
 
-FN void sample_phase(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run) {
+FN void sample_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     uint64_t result = SH(plan).result;
     int sampling = (p->flags & GPU_SAMPLING) != 0;
-    int last = run->step.index + 1 == p->n_steps;
+    int last = SH(step).index + 1 == p->n_steps;
     if (c->block != 0 || (!sampling && !last)) return;
     float largest, mass;
     uint32_t token, n = c->n_blocks * GPU_BLOCK_TOP, cut_blocks = 0;
     join_tops(c, &largest, &token, &mass);
     if (sampling && (p->temperature <= 0.0f || p->top_k == 1)) {
         if (c->thread == 0) {
-            choose(c, p, run, token);
+            choose(c, p, token);
             G(u32x4, result) = MAKE_X4(G(uint32_t, result), 1, 1, float_bits(mass));
             G(u32x2, result + 16) = MAKE_X2(float_bits(largest), token);
         }
         return;
     }
-    uint32_t keys = run->x, list = run->x + 4 * n;
+    uint32_t keys = SH(at_x), list = SH(at_x) + 4 * n;
     for (uint32_t i = c->thread; i < n; i += c->n_threads) {
         uint32_t have = G(uint32_t, top_of(c, i / GPU_BLOCK_TOP) + 4);
         uint32_t key = 0;
@@ -160,14 +160,9 @@ FN void sample_phase(const struct Ctx *c, const struct gpu_launch *p, const stru
         G(u32x4, result) =
             MAKE_X4(G(uint32_t, result), count, cut_blocks ? 0 : 1, float_bits(mass));
     if (!sampling) return;
-    uint32_t i = draw(c, p, list, count, random_unit(p->seed, run->step.index + 1));
+    uint32_t i = draw(c, p, list, count, random_unit(p->seed, SH(step).index + 1));
     if (c->thread == 0)
-        choose(c, p, run, G(uint32_t, candidate_of(c, L(uint32_t, list + 8 * i + 4)) + 4));
-}
-
-/** See attn_apart. */
-FN_APART void sample_apart(const struct Ctx ctx, const struct gpu_launch *p, const struct Run run) {
-    sample_phase(&ctx, p, &run);
+        choose(c, p, G(uint32_t, candidate_of(c, L(uint32_t, list + 8 * i + 4)) + 4));
 }
 
 #endif

@@ -94,6 +94,9 @@ static inline uint32_t ptx_load_acquire(const uint32_t *p) {
     return early ? v + 0x40000000u : v;
 }
 #define ptx_add_acq_rel(p, v) __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL)
+#define ptx_async_word(dst, src) memcpy(dst, src, 4)
+#define ptx_async_wait() ((void)0)
+#define ptx_clock() emu_clock()
 #define ptx_trap() emu_give_up("trap")
 #define ptx_mbarrier_init(b) (*(b) = 0)
 #define ptx_mbarrier_fence() ((void)0)

@@ -24,6 +24,9 @@ static inline void native_yield(void) {
     uint32_t none = 0;
     (void)emu_poll(&none, &early);
 }
+static inline uint32_t native_clock(void) {
+    return emu_clock();
+}
 static inline void native_give_up(void) {
     emu_give_up("trap");
 }

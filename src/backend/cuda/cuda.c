@@ -137,6 +137,7 @@ static pdvm_status cuda_prepare(struct backend *base, const struct plan *plan, p
     PD_TRY(cuda_try(b, b->cu->memory_set_async(b->g, 0, (size_t)b->image.g_size, b->stream),
                     "clearing memory", err));
     PD_TRY(gpu_image_write(&b->image, b->threads, upload, b, err));
+    for (uint32_t i = 0; i < b->image.plan.n_phases; i++) gpu_layout_trim(&b->image.layouts[i]);
     for (size_t i = 0; i < plan->n_phases; i++)
         if (plan->phases[i].kind != PHASE_EMBED && plan->phases[i].w[0])
             plan->phases[i].w[0]->bytes = (size_t)b->image.layouts[i].size;

@@ -226,6 +226,7 @@ static void place_state(struct gpu_image *image, const struct gpu_image_options 
     p->epoch = place(g, GPU_LINE);
     p->fault = place(g, GPU_LINE);
     p->x = place_floats(g, p->hidden_size);
+    p->xn = place_floats(g, p->hidden_size);
     p->x_part = place(g, p->n_blocks * sizeof(struct gpu_part));
     p->qkv = place_floats(g, heads * p->head_dim);
     p->attn = place_floats(g, (uint64_t)p->n_heads * p->head_dim);
@@ -242,6 +243,8 @@ static void place_state(struct gpu_image *image, const struct gpu_image_options 
     p->head_top = place(g, p->n_blocks * sizeof(struct gpu_top));
     p->result = place(g, sizeof(struct gpu_result));
     p->stops = place(g, 4 * GPU_MAX_STOPS);
+    p->rope = place_floats(g, 2 * (uint64_t)p->head_dim);
+    p->times = place(g, sizeof(uint32_t) * GPU_TIMES_OF_PHASE * p->n_blocks * p->n_phases);
     p->step = place(g, sizeof(struct gpu_step));
 }
 
