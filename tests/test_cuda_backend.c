@@ -2,6 +2,7 @@
 // prompts, raw activations, saved sessions, too little memory, devices that lack something.
 // ctest: timeout=180
 
+#include "base/time.h"
 #include "eval/bench.h"
 #include "support/cuda_checks.h"
 #include "support/cuda_device.h"
@@ -375,6 +376,31 @@ static void benchmarks_count_launches_and_read_the_devices_memory(void **state) 
     bench_free(&r);
 }
 
+static void the_time_of_a_fused_token_is_shared_out_among_its_phases(void **state) {
+    (void)state;
+    struct cuda_pair p;
+    pdvm_error err;
+    cuda_pair_open(&p, SHAPE, "int8", 0.5, 0);
+    size_t n = p.cuda->plan.n_phases;
+    double *seconds = calloc(n, sizeof *seconds);
+    pdvm_session *s = cuda_session(p.cuda, PDVM_MODE_TOKEN, PDVM_KV_F16, 8);
+    s->phase_seconds = seconds;
+    struct standin_counters before = cuda_device_counters();
+    double start = pd_seconds(), sum = 0;
+    assert_ok(pdvm_session_step(s, 1, &err), &err);
+    double took = pd_seconds() - start;
+    assert_int_equal(cuda_device_counters().launches - before.launches, 1);
+    for (size_t i = 0; i < n; i++) {
+        assert_true(seconds[i] > 0);
+        sum += seconds[i];
+    }
+    assert_true(sum > 0 && sum <= took);
+    assert_true(s->barrier_seconds > 0 && s->barrier_seconds * (double)n < took);
+    pdvm_session_free(s);
+    free(seconds);
+    cuda_pair_close(&p);
+}
+
 /* ---- what is missing ---------------------------------------------------------------------- */
 
 static pdvm_status open_tiny(const char *backend, pdvm_model_options *o, pdvm_model **model,
@@ -541,6 +567,7 @@ int main(void) {
         cmocka_unit_test(tokens_chosen_on_the_device_are_those_of_the_sampler),
         cmocka_unit_test(a_generation_ends_where_it_should),
         cmocka_unit_test(benchmarks_count_launches_and_read_the_devices_memory),
+        cmocka_unit_test(the_time_of_a_fused_token_is_shared_out_among_its_phases),
         cmocka_unit_test(too_little_memory_is_an_error_that_says_what_would_help),
         cmocka_unit_test(auto_takes_the_device_or_says_why_not),
         cmocka_unit_test(without_cooperative_launches_a_token_is_a_graph),

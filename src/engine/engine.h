@@ -69,9 +69,10 @@ struct pdvm_session {
     size_t token_capacity;
     float *logits; /* [n_logit_rows, n_vocab] */
     uint32_t n_logit_rows;
-    bool logits_valid;     /* of the last token, in the first row */
-    double *phase_seconds; /* borrowed, NULL by default: see struct batch */
-    bool sync, graph;      /* for measurements: see struct batch */
+    bool logits_valid;      /* of the last token, in the first row */
+    double *phase_seconds;  /* borrowed, NULL by default: see struct batch */
+    double barrier_seconds; /* sum over the timed passes, as in struct batch */
+    bool sync, graph;       /* for measurements: see struct batch */
     pdvm_session_stats stats;
 };
 

@@ -355,6 +355,7 @@ static void phase_bytes(const struct bench *b, const struct pdvm_model *m, struc
 struct measured {
     double seconds;
     double dispatches; /* per token */
+    double barrier;    /* seconds */
 };
 
 static pdvm_status time_prompt(struct bench *b, pdvm_session *s, const struct bench_test *t,
@@ -401,12 +402,14 @@ static pdvm_status time_generation(struct bench *b, pdvm_session *s, const struc
     PD_TRY(pdvm_session_rewind(s, t->depth, err));
     memset(b->phase_seconds, 0, b->n_phases * sizeof *b->phase_seconds);
     s->phase_seconds = b->o->phases ? b->phase_seconds : NULL;
+    s->barrier_seconds = 0;
     bool chooses = session_can_generate(s) && !s->phase_seconds && !s->sync && !s->graph;
     uint64_t before = s->stats.n_dispatches;
     double start = pd_seconds();
     pdvm_status status = chooses ? generate_tokens(b, s, t, err) : step_tokens(b, s, t, err);
     out->seconds = pd_seconds() - start;
     out->dispatches = (double)(s->stats.n_dispatches - before) / t->n_gen;
+    out->barrier = s->barrier_seconds / t->n_gen;
     s->phase_seconds = NULL;
     return status;
 }
@@ -448,6 +451,7 @@ static pdvm_status sample(struct bench *b, struct open_model *m, struct bench_ro
     PD_TRY(t->n_prompt ? time_prompt(b, s, t, &measured, err)
                        : time_generation(b, s, t, &measured, err));
     row->dispatches = measured.dispatches;
+    row->barrier += measured.barrier / b->o->repetitions;
     double rate = measured.seconds > 0 ? n / measured.seconds : 0;
     if (bandwidth > 0) row->shares[row->n_samples] = rate * row->token_bytes / bandwidth;
     row->samples[row->n_samples++] = rate;

@@ -188,14 +188,14 @@ struct gpu_plan {
     uint64_t embed_scales; /**< W: float[n_vocab][groups] */
     uint64_t embed_table;  /**< W: float[256], value of each code (INT8: of the code as unsigned) */
     /* State. */
-    uint64_t barrier;     /**< G: uint32_t on a line of its own, zeroed once by the host */
-    uint64_t epoch;       /**< G: uint32_t, zeroed once: barriers passed by the launches before */
-    uint64_t fault;       /**< G: uint32_t[4]: 0, or where a kernel gave up */
-    uint64_t x;           /**< G: float[hidden_size] */
-    uint64_t xn;          /**< G: float[hidden_size]: x times the weights of the norm that comes next */
-    uint64_t x_part;      /**< G: struct gpu_part[n_blocks] of x */
-    uint64_t qkv;         /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
-    uint64_t attn;        /**< G: float[n_heads * head_dim] */
+    uint64_t barrier; /**< G: uint32_t on a line of its own, zeroed once by the host */
+    uint64_t epoch;   /**< G: uint32_t, zeroed once: barriers passed by the launches before */
+    uint64_t fault;   /**< G: uint32_t[4]: 0, or where a kernel gave up */
+    uint64_t x;       /**< G: float[hidden_size] */
+    uint64_t xn;      /**< G: float[hidden_size]: x times the weights of the norm that comes next */
+    uint64_t x_part;  /**< G: struct gpu_part[n_blocks] of x */
+    uint64_t qkv;     /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
+    uint64_t attn;    /**< G: float[n_heads * head_dim] */
     uint64_t attn_max;    /**< G: struct gpu_part[n_kv_heads] of attn */
     uint64_t attn_part;   /**< G: float[n_heads][max_splits][head_dim + 2] */
     uint64_t attn_done;   /**< G: uint32_t[n_kv_heads], GPU_LINE apart, zeroed once */
@@ -211,8 +211,8 @@ struct gpu_plan {
     uint64_t stops;       /**< G: int32_t[GPU_MAX_STOPS] */
     uint64_t rope; /**< G: float[head_dim][2]: cos and sin of each pair at the step's position, then
                         those that turn a query back by the positions that were dropped */
-    uint64_t times;       /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
-    uint64_t step;        /**< G: struct gpu_step, for GPU_STEP_STORED */
+    uint64_t times; /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
+    uint64_t step;  /**< G: struct gpu_step, for GPU_STEP_STORED */
 };
 
 /** Where the first step's token goes, as in struct gpu_launch. */

@@ -158,7 +158,8 @@ struct Seen {
     uint32_t begin2, n2; /* n2 is 0 if there is no second */
 };
 
-FN struct Seen seen_slots(LOCAL const struct gpu_launch *p, LOCAL const struct Step *st, uint32_t window) {
+FN struct Seen seen_slots(LOCAL const struct gpu_launch *p, LOCAL const struct Step *st,
+                          uint32_t window) {
     struct Seen s;
     uint32_t hidden = window > 0 && st->n_visible > window ? st->n_visible - window : 0;
     s.begin = hidden;
@@ -237,9 +238,9 @@ struct Job {
  * and DEPTH times that before it uses the first. Each row place has a softmax of its own; they are
  * joined at the end.
  */
-FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-               const struct Seen *seen, const struct Job *job, uint32_t type_k, uint32_t type_v,
-               const uint32_t heads, const uint32_t depth) {
+FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p, const struct Seen *seen,
+               const struct Job *job, uint32_t type_k, uint32_t type_v, const uint32_t heads,
+               const uint32_t depth) {
     const struct gpu_kv *kv = &p->kv;
     uint32_t n = SH(plan).head_dim, lanes = (n + PER_LANE - 1) / PER_LANE, width = 1;
     while (width < lanes) width *= 2;
@@ -343,9 +344,8 @@ FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p,
 }
 
 /* The usual types have loops of their own. */
-FN void attend_heads(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-                     const struct Seen *seen, const struct Job *job, const uint32_t heads,
-                     const uint32_t depth) {
+FN void attend_heads(const struct Ctx *c, LOCAL const struct gpu_launch *p, const struct Seen *seen,
+                     const struct Job *job, const uint32_t heads, const uint32_t depth) {
     uint32_t k = p->kv.type_k, v = p->kv.type_v;
     if (k == GPU_KV_F16 && v == GPU_KV_F16)
         attend(c, p, seen, job, GPU_KV_F16, GPU_KV_F16, heads, depth);

@@ -5,9 +5,9 @@
 #ifndef PDVM_KERNELS_DIALECT_C_H
 #define PDVM_KERNELS_DIALECT_C_H
 
-#include <stddef.h>
 #include "base/half.h"
 #include "native.h"
+#include <stddef.h>
 
 #include <math.h>
 #include <stdint.h>

@@ -6,8 +6,8 @@
 #define PDVM_KERNELS_DIALECT_CUDA_H
 
 #ifdef PDVM_EMULATE_CUDA
-#include <stddef.h>
 #include "cuda_shim.h"
+#include <stddef.h>
 #define UNROLL
 #define NO_UNROLL
 #else

@@ -52,19 +52,19 @@ struct Extent {
  * 2^32), so a page's slot and parity follow from them; without a ring, in bytes from its beginning.
  */
 struct Stream {
-    uint64_t from;  /* W: the next page to ask for; without a ring: the beginning */
-    uint32_t at;    /* read up to here */
+    uint64_t from; /* W: the next page to ask for; without a ring: the beginning */
+    uint32_t at;   /* read up to here */
     uint32_t end;
-    uint32_t asked; /* pages are asked for up to here, */
-    uint32_t have;  /* and have come up to here */
-    uint32_t edge;  /* where the page ends that is being read */
+    uint32_t asked;  /* pages are asked for up to here, */
+    uint32_t have;   /* and have come up to here */
+    uint32_t edge;   /* where the page ends that is being read */
     uint32_t opened; /* it belongs to the phase of this number in the walk */
 };
 
 /** The fixed part of group memory; behind it sums, x and the ring, see gpu_shared_size. */
 struct Sh {
     uint64_t full[GPU_MAX_WARPS * GPU_RING_PAGES]; /* mbarriers of the rings' pages */
-    struct gpu_phase phase[STAGED]; /* 16-byte aligned: codebooks are read as one word */
+    struct gpu_phase phase[STAGED];      /* 16-byte aligned: codebooks are read as one word */
     struct Stream stream[GPU_MAX_WARPS]; /* of the current product phase, or the next one */
     uint32_t rows[STAGED][2];            /* the block's first row, and its end, of staged phases */
     struct gpu_plan plan;
@@ -110,7 +110,8 @@ FN int place_runs(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct 
 }
 
 /** The first place at or behind `at` that is run; step n_steps is the end. */
-FN struct Place place_settle(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Place at) {
+FN struct Place place_settle(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+                             struct Place at) {
     while (at.step < p->n_steps) {
         if (at.phase >= p->end_phase) {
             at.step++;
@@ -144,7 +145,8 @@ FN void stage(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Plac
         if (i >= RECORD_WORDS) {
             uint32_t k = i - RECORD_WORDS;
             if (product)
-                async_word(c, SHARED_AT(rows) + 8 * (rows_of % STAGED) + 4 * k, c->w + rows + 4 * k);
+                async_word(c, SHARED_AT(rows) + 8 * (rows_of % STAGED) + 4 * k,
+                           c->w + rows + 4 * k);
         } else if (from.step < p->n_steps) {
             async_word(c, to + 4 * i, c->w + at + 4 * i);
         } else if (i == 0) {

@@ -106,8 +106,7 @@ FN uint32_t draw(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t
 }
 
 /** The next step's token, and whether it ends the launch. */
-FN void choose(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-               uint32_t token) {
+FN void choose(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t token) {
     uint32_t step = SH(step).index;
     G(uint32_t, SH(plan).tokens + 4 * (uint64_t)(step + 1)) = token;
     for (uint32_t i = 0; i < p->n_stop; i++)

@@ -72,9 +72,10 @@ static pdvm_status run_pieces(struct pass *p, uint32_t begin, uint32_t end, pdvm
     return PDVM_OK;
 }
 
-static pdvm_status need_events(struct cuda_backend *b, size_t n, pdvm_error *err) {
+pdvm_status cuda_need_events(struct cuda_backend *b, size_t n, pdvm_error *err) {
     if (b->n_events >= n) return PDVM_OK;
-    if (!b->events) PD_TRY(pd_calloc(&b->events, n, sizeof *b->events, "timers", err));
+    if (!b->events)
+        PD_TRY(pd_calloc(&b->events, b->image.plan.n_phases + 1, sizeof *b->events, "timers", err));
     for (; b->n_events < n; b->n_events++)
         PD_TRY(cuda_try(b, b->cu->event_create(&b->events[b->n_events], 0), "making a timer", err));
     return PDVM_OK;
@@ -84,7 +85,7 @@ static pdvm_status need_events(struct cuda_backend *b, size_t n, pdvm_error *err
 static pdvm_status run_timed(struct pass *p, uint32_t begin, uint32_t end) {
     struct cuda_backend *b = p->b;
     double *seconds = p->batch->phase_seconds;
-    PD_TRY(need_events(b, b->image.plan.n_phases + 1, p->err));
+    PD_TRY(cuda_need_events(b, b->image.plan.n_phases + 1, p->err));
     PD_TRY(cuda_try(b, b->cu->event_record(b->events[begin], b->stream), "timing", p->err));
     for (uint32_t i = begin; i < end; i++) {
         PD_TRY(run_range(p, i, i + 1));
@@ -246,7 +247,7 @@ static pdvm_status run_token(struct pass *p, uint32_t end) {
     p->launch.n_steps = p->launch.n_given = batch->n_tokens;
     p->launch.first_logits = batch->n_tokens - batch->n_logits;
     p->launch.n_logit_rows = batch->n_logits ? batch->n_logits : 1;
-    PD_TRY(cuda_launch(p, false));
+    PD_TRY(batch->phase_seconds ? cuda_launch_timed(p, end) : cuda_launch(p, false));
     return copy_back(b, b->image.plan.logits, batch->logits,
                      (size_t)batch->n_logits * b->plan->n_vocab * sizeof(float), p->err);
 }
@@ -275,7 +276,9 @@ pdvm_status cuda_run(struct backend *base, const struct batch *batch, pdvm_error
     if (end == b->plan->n_phases) end = b->image.plan.n_phases; /* the candidates, too */
     PD_TRY(cuda_enter(b, err));
     if (batch->x) return run_activation(&p, (uint32_t)batch->first_phase, end);
-    if (batch->mode == PDVM_MODE_TOKEN && b->cooperative && !batch->phase_seconds && !batch->graph)
+    /* The times of several steps would be those of the last one. */
+    bool timed = batch->phase_seconds && (batch->n_tokens > 1 || batch->n_logits == 0);
+    if (batch->mode == PDVM_MODE_TOKEN && b->cooperative && !timed && !batch->graph)
         return run_token(&p, end);
     return run_steps(&p, end);
 }
