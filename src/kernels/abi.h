@@ -180,6 +180,8 @@ struct gpu_plan {
     uint32_t embed_group; /**< CODES: columns per scale; 0: one per row */
     uint32_t max_rows;    /**< most rows of a block in any phase */
     uint32_t x_bytes;     /**< group memory for activations: see gpu_shared_size */
+    uint32_t group;       /**< query heads of a kv head */
+    float inv_hidden;     /**< 1 / hidden_size */
     uint32_t max_splits;  /**< of a head's positions in attention: rows of attn_part per head */
     uint64_t embed_row_bytes;
     uint64_t phases;       /**< W: struct gpu_phase[n_phases] */
@@ -188,15 +190,15 @@ struct gpu_plan {
     uint64_t embed_scales; /**< W: float[n_vocab][groups] */
     uint64_t embed_table;  /**< W: float[256], value of each code (INT8: of the code as unsigned) */
     /* State. */
-    uint64_t barrier; /**< G: uint32_t on a line of its own, zeroed once by the host */
-    uint64_t epoch;   /**< G: uint32_t, zeroed once: barriers passed by the launches before */
-    uint64_t fault;   /**< G: uint32_t[4]: 0, or where a kernel gave up */
-    uint64_t x;       /**< G: float[hidden_size] */
-    uint64_t xn;      /**< G: float[hidden_size]: x times the weights of the norm that comes next */
-    uint64_t x_part;  /**< G: struct gpu_part[n_blocks] of x */
-    uint64_t qkv;     /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
-    uint64_t attn;    /**< G: float[n_heads * head_dim] */
-    uint64_t attn_max;    /**< G: struct gpu_part[n_kv_heads] of attn */
+    uint64_t barrier;     /**< G: uint32_t on a line of its own, zeroed once by the host */
+    uint64_t epoch;       /**< G: uint32_t, zeroed once: barriers passed by the launches before */
+    uint64_t fault;       /**< G: uint32_t[4]: 0, or where a kernel gave up */
+    uint64_t x;           /**< G: float[hidden_size] */
+    uint64_t xn;          /**< G: float[hidden_size]: x times the weights of the norm that comes next */
+    uint64_t x_part;      /**< G: struct gpu_part[n_blocks] of x */
+    uint64_t qkv;         /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
+    uint64_t attn;        /**< G: float[n_heads * head_dim] */
+    uint64_t attn_max;    /**< G: struct gpu_part[n_heads] of attn */
     uint64_t attn_part;   /**< G: float[n_heads][max_splits][head_dim + 2] */
     uint64_t attn_done;   /**< G: uint32_t[n_kv_heads], GPU_LINE apart, zeroed once */
     uint64_t hidden;      /**< G: float[intermediate_size] */
@@ -211,8 +213,8 @@ struct gpu_plan {
     uint64_t stops;       /**< G: int32_t[GPU_MAX_STOPS] */
     uint64_t rope; /**< G: float[head_dim][2]: cos and sin of each pair at the step's position, then
                         those that turn a query back by the positions that were dropped */
-    uint64_t times; /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
-    uint64_t step;  /**< G: struct gpu_step, for GPU_STEP_STORED */
+    uint64_t times;       /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
+    uint64_t step;        /**< G: struct gpu_step, for GPU_STEP_STORED */
 };
 
 /** Where the first step's token goes, as in struct gpu_launch. */
@@ -285,6 +287,7 @@ struct gpu_kv {
 #define GPU_X_IN 1u        /**< EMBED takes x_in instead of a token's row */
 #define GPU_PREPARED 2u    /**< unfused: QKV takes xq, ATTN takes rotated q and an appended row */
 #define GPU_SAMPLING 4u    /**< SAMPLE chooses the next token */
+#define GPU_LIST 32u       /**< SAMPLE lists the candidates of the last step; else the logits are all */
 #define GPU_STEP_STORED 8u /**< plan.step holds the first step's place: launches can be replayed */
 /**
  * Each block writes its clock (low half, cycles) to plan.times: when a phase begins, when its vector
@@ -333,12 +336,13 @@ struct gpu_launch {
 
 #ifndef PDVM_KERNEL_TYPES
 
-/** Bytes of group memory that attention needs: queries, and each warp's part of the result. */
+/** Bytes of group memory that attention needs: queries, the new row, and parts of the result: each warp's
+ * and the new row's. */
 static inline uint32_t gpu_attn_bytes(const struct gpu_plan *p) {
     uint32_t group = p->n_heads / p->n_kv_heads;
     uint32_t at_once = group < GPU_HEADS_AT_ONCE ? group : GPU_HEADS_AT_ONCE;
-    uint32_t width = (p->head_dim + 7) / 8 * 8, parts = p->n_warps * at_once;
-    return 4 * (2 * group * width + (parts > group ? parts : group) * (width + 2));
+    uint32_t width = (p->head_dim + 7) / 8 * 8, parts = p->n_warps * at_once + group;
+    return 4 * ((2 * group + 2) * width + parts * (width + 2));
 }
 
 /** Bytes of group memory for x in a phase: 16-bit integers, then floats. */

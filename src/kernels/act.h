@@ -42,15 +42,15 @@ struct Quantiser {
     float amax;
 };
 
-FN struct Quantiser quantiser(const struct Ctx *c, struct gpu_part part, uint32_t n, int norm) {
+FN struct Quantiser quantiser(const struct Ctx *c, struct gpu_part part, int norm) {
     struct Quantiser q;
-    q.norm = norm ? 1.0f / sqrt_f(part.squares / (float)n + SH(plan).rms_norm_eps) : 1.0f;
+    q.norm = norm ? fast_rsqrt(part.squares * SH(plan).inv_hidden + SH(plan).rms_norm_eps) : 1.0f;
     q.amax = bits_float(part.largest) * q.norm;
     int finite = (float_bits(q.amax) & 0x7fffffffu) < 0x7f800000u &&
                  (float_bits(part.squares) & 0x7fffffffu) < 0x7f800000u;
     int usable = finite && q.amax >= 1e-30f; /* below, 32767 / amax overflows */
-    q.inverse = usable ? 32767.0f / q.amax * q.norm : 0.0f;
-    q.scale = usable ? q.amax / 32767.0f : finite ? 0.0f : bits_float(0x7fc00000u);
+    q.inverse = usable ? 32767.0f * fast_inverse(q.amax) * q.norm : 0.0f;
+    q.scale = usable ? q.amax * (1.0f / 32767.0f) : finite ? 0.0f : bits_float(0x7fc00000u);
     if (!usable) q.amax = 0.0f;
     return q;
 }
@@ -90,7 +90,7 @@ FN struct Source source_of(const struct Ctx *c, uint32_t kind) {
     if (kind == GPU_OUT) {
         s.in = SH(plan).attn;
         s.parts = SH(plan).attn_max;
-        s.n_parts = SH(plan).n_kv_heads;
+        s.n_parts = SH(plan).n_heads;
     }
     if (kind == GPU_DOWN) {
         s.in = SH(plan).hidden;
@@ -121,7 +121,7 @@ FN void load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph) 
         }
         if (base == 0) {
             stream_fill_up(c);
-            q = quantiser(c, join_parts(c, s.parts, s.n_parts), ph->n_in, ph->norm != GPU_NONE);
+            q = quantiser(c, join_parts(c, s.parts, s.n_parts), ph->norm != GPU_NONE);
         }
         UNROLL
         for (uint32_t k = 0; k < ACT_AT_ONCE; k++) {
@@ -139,7 +139,7 @@ FN void load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph) 
 /** GPU_NORM, unfused: each group prepares a piece of the vector for all. */
 FN void norm_part(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
     struct gpu_part part = join_parts(c, SH(plan).x_part, SH(plan).n_blocks);
-    struct Quantiser q = quantiser(c, part, ph->n_in, ph->norm != GPU_NONE);
+    struct Quantiser q = quantiser(c, part, ph->norm != GPU_NONE);
     uint64_t to = SH(plan).xq + (uint32_t)sizeof(struct gpu_quantised);
     if (c->block == 0 && c->thread == 0) {
         G(float, SH(plan).xq) = q.scale;

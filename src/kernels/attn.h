@@ -17,13 +17,18 @@
 
 /* ---- the cache --------------------------------------------------------------------------- */
 
-FN uint64_t row_index(const struct Ctx *c, const struct gpu_kv *kv, uint32_t layer, uint32_t head,
+FN uint64_t row_index(const struct Ctx *c, LOCAL const struct gpu_kv *kv, uint32_t layer, uint32_t head,
                       uint32_t slot) {
     return ((uint64_t)layer * SH(plan).n_kv_heads + head) * kv->capacity + slot;
 }
 
+/** From a row to INT8 codes; 0 if it has none. */
+FN float inverse_of(float amax) {
+    return amax >= 1e-30f && float_bits(amax) < 0x7f800000u ? 127.0f / amax : 0.0f;
+}
+
 /** A warp stores row[head_dim] of floats, in group memory, as a key or a value. */
-FN void store_row(const struct Ctx *c, const struct gpu_kv *kv, int value, uint64_t index,
+FN void store_row(const struct Ctx *c, LOCAL const struct gpu_kv *kv, int value, uint64_t index,
                   uint32_t row) {
     uint32_t type = value ? kv->type_v : kv->type_k, n = SH(plan).head_dim;
     uint64_t to = value ? kv->v + index * kv->pitch_v : kv->k + index * kv->pitch_k;
@@ -35,7 +40,7 @@ FN void store_row(const struct Ctx *c, const struct gpu_kv *kv, int value, uint6
         float amax = bits_float(lane_max_u(largest));
         if (c->lane == 0)
             K(float, (value ? kv->v_scales : kv->k_scales) + 4 * index) = amax / 127.0f;
-        inverse = amax >= 1e-30f && float_bits(amax) < 0x7f800000u ? 127.0f / amax : 0.0f;
+        inverse = inverse_of(amax);
     }
     for (uint32_t i = c->lane; i < n; i += GPU_LANES) {
         float v = L(float, row + 4 * i);
@@ -136,18 +141,60 @@ FN uint64_t head_in(const struct Ctx *c, uint32_t head) {
     return SH(plan).qkv + 4 * (uint64_t)head * SH(plan).head_dim;
 }
 
-/** A warp appends the new key and value of a kv head; `scratch`: a row in group memory. */
-FN void append_row(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-                   LOCAL const struct gpu_phase *ph, uint32_t kv_head, uint32_t scratch) {
-    uint32_t k = SH(plan).n_heads + kv_head, v = k + SH(plan).n_kv_heads;
+/** A row in group memory as it comes back from the cache: what was computed before and after agrees. */
+FN void round_row(const struct Ctx *c, uint32_t type, uint32_t row) {
+    uint32_t n = SH(plan).head_dim, largest = 0;
+    float scale = 0.0f, inverse = 0.0f;
+    if (type == GPU_KV_F32) return;
+    if (type == GPU_KV_INT8) {
+        for (uint32_t i = c->lane; i < n; i += GPU_LANES)
+            largest = max_u(largest, L(uint32_t, row + 4 * i) & 0x7fffffffu);
+        float amax = bits_float(lane_max_u(largest));
+        scale = amax / 127.0f;
+        inverse = inverse_of(amax);
+    }
+    for (uint32_t i = c->lane; i < n; i += GPU_LANES) {
+        float v = L(float, row + 4 * i);
+        if (type == GPU_KV_F16) v = f16_to_float(float_to_f16(v));
+        if (type == GPU_KV_INT8) v = inverse > 0.0f ? rint_f(v * inverse) * scale : 0.0f * scale;
+        L(float, row + 4 * i) = v;
+    }
+}
+
+/** The row of a slot, from the cache. */
+FN void fetch_row(const struct Ctx *c, LOCAL const struct gpu_kv *kv, int value, uint64_t index,
+                  uint32_t row) {
+    uint32_t type = value ? kv->type_v : kv->type_k, n = SH(plan).head_dim;
+    uint64_t from = value ? kv->v + index * kv->pitch_v : kv->k + index * kv->pitch_k;
+    float scale = 1.0f;
+    if (type == GPU_KV_INT8) scale = K(float, (value ? kv->v_scales : kv->k_scales) + 4 * index);
+    for (uint32_t i = c->lane; i < n; i += GPU_LANES) {
+        float v = 0.0f;
+        if (type == GPU_KV_F32) v = K(float, from + 4 * i);
+        if (type == GPU_KV_F16) v = f16_to_float(K(uint16_t, from + 2 * i));
+        if (type == GPU_KV_INT8) v = (float)K(int8_t, from + i) * scale;
+        L(float, row + 4 * i) = v;
+    }
+}
+
+/** A warp makes the new key or value of a kv head in group memory, and stores it if it has to. */
+FN void new_row(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+                LOCAL const struct gpu_phase *ph, uint32_t kv_head, int value, int store,
+                uint32_t row) {
+    uint32_t head = SH(plan).n_heads + kv_head + (value ? SH(plan).n_kv_heads : 0);
     uint64_t index = row_index(c, &p->kv, ph->layer, kv_head, SH(step).slot);
-    prepare_head(c, head_in(c, k), ph->head_norm[1], scratch);
+    if (p->flags & GPU_PREPARED) {
+        fetch_row(c, &p->kv, value, index, row);
+        return;
+    }
+    if (value)
+        copy_head(c, head_in(c, head), row);
+    else
+        prepare_head(c, head_in(c, head), ph->head_norm[1], row);
     lane_sync();
-    store_row(c, &p->kv, 0, index, scratch);
+    if (store) store_row(c, &p->kv, value, index, row);
     lane_sync();
-    copy_head(c, head_in(c, v), scratch);
-    lane_sync();
-    store_row(c, &p->kv, 1, index, scratch);
+    round_row(c, value ? p->kv.type_v : p->kv.type_k, row);
 }
 
 /* ---- what a token sees ------------------------------------------------------------------- */
@@ -158,8 +205,7 @@ struct Seen {
     uint32_t begin2, n2; /* n2 is 0 if there is no second */
 };
 
-FN struct Seen seen_slots(LOCAL const struct gpu_launch *p, LOCAL const struct Step *st,
-                          uint32_t window) {
+FN struct Seen seen_slots(LOCAL const struct gpu_launch *p, LOCAL const struct Step *st, uint32_t window) {
     struct Seen s;
     uint32_t hidden = window > 0 && st->n_visible > window ? st->n_visible - window : 0;
     s.begin = hidden;
@@ -190,6 +236,9 @@ FN uint32_t seen_index(const struct Seen *s, uint32_t slot) {
     return s->n + slot - s->begin2;
 }
 
+/** Contexts of so few rows are not split, and every query head is a unit of its own. */
+#define SHORT_CONTEXT 256u
+
 /** How many splits cost least: rounds of the groups times rows of a split and some for joining. */
 FN uint32_t split_count(const struct Ctx *c, uint32_t total) {
     uint32_t best = 0xffffffffu;
@@ -218,17 +267,22 @@ FN float larger(float a, float b) {
     return b > a ? b : a;
 }
 
-/** exp(a - b) where a may be minus infinity. */
+/** 2^(a - b) where a may be minus infinity: scores are in units of log 2. */
 FN float weight_of(float a, float b) {
-    return a == MINUS_INFINITY ? 0.0f : exp_f(a - b);
+    return a == MINUS_INFINITY ? 0.0f : exp2_f(a - b);
 }
 
-/** A warp's work: `heads` queries against rows [begin, end) of what is seen. */
+FN float score_scale(const struct Ctx *c) {
+    return 1.44269504088896f / sqrt_f((float)SH(plan).head_dim);
+}
+
+/** A warp's work: `heads` queries against the cached rows [begin, end) of what is seen. */
 struct Job {
     uint64_t base;      /* row_index of slot 0 */
     uint32_t q, q_sink; /* L: rows of floats, `stride` bytes apart */
     uint32_t stride;
     uint32_t begin, end;
+    uint32_t fresh; /* place of the new row among what is seen: it is left out */
     uint32_t out; /* L: partial results */
     uint32_t out_stride;
 };
@@ -238,16 +292,16 @@ struct Job {
  * and DEPTH times that before it uses the first. Each row place has a softmax of its own; they are
  * joined at the end.
  */
-FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p, const struct Seen *seen,
-               const struct Job *job, uint32_t type_k, uint32_t type_v, const uint32_t heads,
-               const uint32_t depth) {
-    const struct gpu_kv *kv = &p->kv;
+FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+               const struct Seen *seen, const struct Job *job, uint32_t type_k, uint32_t type_v,
+               const uint32_t heads, const uint32_t depth) {
+    LOCAL const struct gpu_kv *kv = &p->kv;
     uint32_t n = SH(plan).head_dim, lanes = (n + PER_LANE - 1) / PER_LANE, width = 1;
     while (width < lanes) width *= 2;
     uint32_t places = GPU_LANES / width, place = c->lane / width;
     uint32_t first = c->lane % width * PER_LANE;
     int active = first < n;
-    float scale = 1.0f / sqrt_f((float)n);
+    float scale = score_scale(c);
     float max[GPU_HEADS_AT_ONCE], sum[GPU_HEADS_AT_ONCE], acc[GPU_HEADS_AT_ONCE][PER_LANE];
     if (!active) first = 0;
     UNROLL
@@ -257,6 +311,7 @@ FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p, const stru
         UNROLL
         for (uint32_t i = 0; i < PER_LANE; i++) acc[h][i] = 0.0f;
     }
+    NO_UNROLL
     for (uint32_t at = job->begin; at < job->end; at += places * depth) {
         struct Raw k[4], v[4];
         float k_scale[4], v_scale[4];
@@ -264,7 +319,8 @@ FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p, const stru
         UNROLL
         for (uint32_t u = 0; u < depth; u++) {
             uint32_t i = at + u * places + place;
-            slot[u] = seen_slot(seen, min_u(i, job->end - 1));
+            i = min_u(i, job->end - 1);
+            slot[u] = seen_slot(seen, i + (i >= job->fresh ? 1u : 0u));
             uint64_t row = job->base + slot[u];
             k[u] = load_raw(c, kv->k + row * kv->pitch_k, type_k, first);
             v[u] = load_raw(c, kv->v + row * kv->pitch_v, type_v, first);
@@ -321,15 +377,18 @@ FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p, const stru
     }
     UNROLL
     for (uint32_t h = 0; h < heads; h++) {
+        float all = max[h];
+        for (uint32_t m = 16; m >= width; m /= 2) all = larger(all, lane_xor_f(all, m));
+        float mine = weight_of(max[h], all);
+        max[h] = all;
+        sum[h] *= mine;
+        UNROLL
+        for (uint32_t i = 0; i < PER_LANE; i++) acc[h][i] *= mine;
+        NO_UNROLL
         for (uint32_t m = 16; m >= width; m /= 2) {
-            float other = lane_xor_f(max[h], m);
-            float all = larger(max[h], other);
-            float mine = weight_of(max[h], all), theirs = weight_of(other, all);
-            max[h] = all;
-            sum[h] = sum[h] * mine + lane_xor_f(sum[h], m) * theirs;
+            sum[h] += lane_xor_f(sum[h], m);
             UNROLL
-            for (uint32_t i = 0; i < PER_LANE; i++)
-                acc[h][i] = acc[h][i] * mine + lane_xor_f(acc[h][i], m) * theirs;
+            for (uint32_t i = 0; i < PER_LANE; i++) acc[h][i] += lane_xor_f(acc[h][i], m);
         }
         if (place != 0 || !active) continue;
         uint32_t out = job->out + h * job->out_stride;
@@ -344,8 +403,9 @@ FN void attend(const struct Ctx *c, LOCAL const struct gpu_launch *p, const stru
 }
 
 /* The usual types have loops of their own. */
-FN void attend_heads(const struct Ctx *c, LOCAL const struct gpu_launch *p, const struct Seen *seen,
-                     const struct Job *job, const uint32_t heads, const uint32_t depth) {
+FN void attend_heads(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+                     const struct Seen *seen, const struct Job *job, const uint32_t heads,
+                     const uint32_t depth) {
     uint32_t k = p->kv.type_k, v = p->kv.type_v;
     if (k == GPU_KV_F16 && v == GPU_KV_F16)
         attend(c, p, seen, job, GPU_KV_F16, GPU_KV_F16, heads, depth);
@@ -355,23 +415,19 @@ FN void attend_heads(const struct Ctx *c, LOCAL const struct gpu_launch *p, cons
         attend(c, p, seen, job, k, v, heads, 1); /* rare: no more registers than the others need */
 }
 
-/** Joins n partial results of one element, `stride` floats apart, in their order. */
-struct Joined {
-    float max, sum, acc;
-};
-
-FN struct Joined join_start(void) {
-    struct Joined j;
-    j.max = MINUS_INFINITY;
-    j.sum = 0.0f;
-    j.acc = 0.0f;
-    return j;
-}
-
-FN void join_add(struct Joined *j, float max, float sum, float acc) {
-    float w = weight_of(max, j->max);
-    j->sum += sum * w;
-    j->acc += acc * w;
+/** A warp's part of the result for a head that sees the new row alone. */
+FN void attend_new(const struct Ctx *c, uint32_t q, uint32_t key, uint32_t value, uint32_t out) {
+    uint32_t n = SH(plan).head_dim;
+    float dot = 0.0f;
+    for (uint32_t i = c->lane; i < n; i += GPU_LANES)
+        dot = fma_f(L(float, q + 4 * i), L(float, key + 4 * i), dot);
+    dot = lane_sum(dot) * score_scale(c);
+    if (c->lane == 0) {
+        L(float, out) = dot;
+        L(float, out + 4) = 1.0f;
+    }
+    for (uint32_t i = c->lane; i < n; i += GPU_LANES)
+        L(float, out + 8 + 4 * i) = L(float, value + 4 * i);
 }
 
 FN uint64_t part_of(const struct Ctx *c, uint32_t head, uint32_t split) {
@@ -379,83 +435,151 @@ FN uint64_t part_of(const struct Ctx *c, uint32_t head, uint32_t split) {
     return SH(plan).attn_part + 4 * i * (SH(plan).head_dim + 2);
 }
 
-/** Writes a final element and keeps the largest. */
-FN void attn_put(const struct Ctx *c, uint32_t head, uint32_t d, const struct Joined *j,
-                 uint32_t *largest) {
-    float v = j->acc / j->sum;
+/** The largest of n elements that the group wrote, as the part of `head`. */
+FN void attn_max_put(const struct Ctx *c, uint32_t head, uint32_t largest) {
+    float none = 0.0f;
+    group_reduce(c, &none, &largest);
+    if (c->thread == 0) G(u32x2, SH(plan).attn_max + 8 * (uint64_t)head) = MAKE_X2(0, largest);
+}
+
+/** A unit of work: `n` query heads from `head` on, which share a kv head. */
+struct Unit {
+    uint32_t kv_head;
+    uint32_t head;
+    uint32_t n;
+};
+
+FN void put_head(const struct Ctx *c, uint32_t head, uint32_t d, float v, uint32_t *largest) {
     G(float, SH(plan).attn + 4 * ((uint64_t)head * SH(plan).head_dim + d)) = v;
     *largest = max_u(*largest, float_bits(v) & 0x7fffffffu);
 }
 
-FN void attn_max_put(const struct Ctx *c, uint32_t kv_head, uint32_t largest) {
-    float none = 0.0f;
-    group_reduce(c, &none, &largest);
-    if (c->thread == 0) G(u32x2, SH(plan).attn_max + 8 * (uint64_t)kv_head) = MAKE_X2(0, largest);
-}
-
-/** The last group of a kv head joins its splits. */
-FN void join_splits(const struct Ctx *c, uint32_t kv_head, uint32_t splits) {
-    uint32_t n = SH(plan).head_dim, group = SH(plan).n_heads / SH(plan).n_kv_heads, largest = 0;
-    uint64_t done = SH(plan).attn_done + (uint64_t)GPU_LINE * kv_head;
+/** The last group of a unit joins its splits, in their order. */
+FN void join_splits(const struct Ctx *c, struct Unit u, uint32_t splits) {
+    uint32_t n = SH(plan).head_dim, largest = 0;
+    uint64_t done = SH(plan).attn_done + (uint64_t)GPU_LINE * u.kv_head;
     sync();
     if (c->thread == 0) SH(found)[0] = grid_add_both(&G(uint32_t, done)) + 1 == splits;
     sync();
     if (!SH(found)[0]) return;
-    for (uint32_t e = c->thread; e < group * n; e += c->n_threads) {
-        uint32_t head = kv_head * group + e / n, d = e % n;
-        struct Joined j = join_start();
-        for (uint32_t s = 0; s < splits; s++) j.max = larger(j.max, G(float, part_of(c, head, s)));
+    /* Each part's maximum becomes its weight. */
+    for (uint32_t g = c->warp; g < u.n; g += c->n_warps) {
+        float max = MINUS_INFINITY, sum = 0.0f;
+        for (uint32_t s = c->lane; s < splits; s += GPU_LANES)
+            max = larger(max, G(float, part_of(c, u.head + g, s)));
+        max = lane_max_f(max);
+        for (uint32_t s = c->lane; s < splits; s += GPU_LANES) {
+            uint64_t part = part_of(c, u.head + g, s);
+            sum += G(float, part + 4) * weight_of(G(float, part), max);
+        }
+        sum = 1.0f / lane_sum(sum);
+        for (uint32_t s = c->lane; s < splits; s += GPU_LANES) {
+            uint64_t part = part_of(c, u.head + g, s);
+            G(float, part) = weight_of(G(float, part), max) * sum;
+        }
+    }
+    sync();
+    for (uint32_t e = c->thread; e < u.n * n; e += c->n_threads) {
+        uint32_t head = u.head + e / n, d = e % n;
+        float v = 0.0f;
         for (uint32_t s = 0; s < splits; s++) {
             uint64_t part = part_of(c, head, s);
-            join_add(&j, G(float, part), G(float, part + 4), G(float, part + 8 + 4 * d));
+            v = fma_f(G(float, part), G(float, part + 8 + 4 * d), v);
         }
-        attn_put(c, head, d, &j, &largest);
+        put_head(c, head, d, v, &largest);
     }
-    attn_max_put(c, kv_head, largest);
+    attn_max_put(c, u.head, largest);
     if (c->thread == 0) G(uint32_t, done) = 0;
 }
 
-FN void attn_item(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-                  LOCAL const struct gpu_phase *ph, const struct Seen *seen, uint32_t kv_head,
-                  uint32_t split, uint32_t splits) {
-    uint32_t n = SH(plan).head_dim, group = SH(plan).n_heads / SH(plan).n_kv_heads;
-    uint32_t total = seen->n + seen->n2, largest = 0;
-    uint32_t begin = (uint32_t)((uint64_t)total * split / splits);
-    uint32_t end = (uint32_t)((uint64_t)total * (split + 1) / splits);
-    uint32_t row = 4 * round_up_u(n, PER_LANE);
-    uint32_t q = SH(at_x), q_sink = q + group * row, parts = q_sink + group * row;
-    uint32_t at = seen_index(seen, SH(step).slot);
-    int prepared = (p->flags & GPU_PREPARED) != 0;
-    /* Queries, and the new row if it is in this split, by whole warps. */
-    for (uint32_t g = c->warp; g <= group; g += c->n_warps) {
-        if (g == group) {
-            if (!prepared && at >= begin && at < end) append_row(c, p, ph, kv_head, parts);
-            continue;
-        }
-        uint64_t in = head_in(c, kv_head * group + g);
-        if (prepared)
-            copy_head(c, in, q + g * row);
-        else
-            prepare_head(c, in, ph->head_norm[0], q + g * row);
-        if (SH(step).n_dropped == 0) continue;
-        lane_sync();
-        turn_head(c, q + g * row, q_sink + g * row);
+/** Joins the warps' parts of each head, in their order: into the result, or the split's part of it. */
+FN void join_parts_of_unit(const struct Ctx *c, struct Unit u, uint32_t parts, uint32_t n_parts,
+                           uint32_t split, uint32_t splits) {
+    uint32_t n = SH(plan).head_dim, part_bytes = 4 * (n + 2), largest = 0;
+    /* Each part's maximum becomes its weight: a lane is a part. */
+    for (uint32_t g = c->warp; g < u.n; g += c->n_warps) {
+        uint32_t part = parts + (c->lane * u.n + g) * part_bytes;
+        int mine = c->lane < n_parts;
+        float max = mine ? L(float, part) : MINUS_INFINITY;
+        float all = lane_max_f(max), weight = weight_of(max, all);
+        float sum = lane_sum(mine ? L(float, part + 4) * weight : 0.0f);
+        if (splits == 1) weight *= 1.0f / sum;
+        if (mine) L(float, part) = weight;
+        if (splits == 1 || c->lane != 0) continue;
+        uint64_t out = part_of(c, u.head + g, split);
+        G(float, out) = all;
+        G(float, out + 4) = sum;
     }
     sync();
-    uint32_t chunks = (group + GPU_HEADS_AT_ONCE - 1) / GPU_HEADS_AT_ONCE;
-    uint32_t strips = chunks < c->n_warps ? c->n_warps / chunks : 1;
-    uint32_t part_bytes = 4 * (n + 2);
+    for (uint32_t e = c->thread; e < u.n * n; e += c->n_threads) {
+        uint32_t g = u.n == 1 ? 0 : e / n, d = e - g * n;
+        uint32_t part = parts + g * part_bytes;
+        float v = 0.0f;
+        for (uint32_t s = 0; s < n_parts; s++, part += u.n * part_bytes)
+            v = fma_f(L(float, part), L(float, part + 8 + 4 * d), v);
+        if (splits == 1)
+            put_head(c, u.head + g, d, v, &largest);
+        else
+            G(float, part_of(c, u.head + g, split) + 8 + 4 * d) = v;
+    }
+    if (splits == 1)
+        attn_max_put(c, u.head, largest);
+    else
+        join_splits(c, u, splits);
+}
+
+FN void attn_unit(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+                  LOCAL const struct gpu_phase *ph, const struct Seen *seen, struct Unit u,
+                  uint32_t split, uint32_t splits) {
+    uint32_t n = SH(plan).head_dim, row = 4 * round_up_u(n, PER_LANE), part_bytes = 4 * (n + 2);
+    uint32_t cached = seen->n + seen->n2 - 1; /* and the new row, in the last split */
+    int last = split + 1 == splits, prepared = (p->flags & GPU_PREPARED) != 0;
+    uint32_t begin = 0, end = cached;
+    if (splits > 1) {
+        uint32_t each = cached / splits, rest = cached % splits;
+        begin = each * split + min_u(split, rest);
+        end = begin + each + (split < rest ? 1 : 0);
+    }
+    uint32_t q = SH(at_x), q_sink = q + u.n * row, key = q_sink + u.n * row, value = key + row;
+    uint32_t parts = value + row;
+    /* Queries and the new row, by whole warps. */
+    for (uint32_t j = c->warp; j < u.n + 2; j += c->n_warps) {
+        if (j >= u.n) {
+            int is_value = j > u.n;
+            int store = u.head == u.kv_head * SH(plan).group;
+            if (last) new_row(c, p, ph, u.kv_head, is_value, store, is_value ? value : key);
+            continue;
+        }
+        uint64_t in = head_in(c, u.head + j);
+        if (prepared)
+            copy_head(c, in, q + j * row);
+        else
+            prepare_head(c, in, ph->head_norm[0], q + j * row);
+        if (SH(step).n_dropped == 0) continue;
+        lane_sync();
+        turn_head(c, q + j * row, q_sink + j * row);
+    }
+    sync();
+    uint32_t chunks = (u.n + GPU_HEADS_AT_ONCE - 1) / GPU_HEADS_AT_ONCE, rows = end - begin;
+    uint32_t strips = min_u(chunks < c->n_warps ? c->n_warps / chunks : 1, GPU_LANES - 1);
+    uint32_t each = 8;
+    if (rows <= 8 * strips)
+        strips = (rows + 7) / 8;
+    else
+        each = (rows + strips - 1) / strips;
     for (uint32_t i = c->warp; i < chunks * strips; i += c->n_warps) {
-        uint32_t g = i % chunks * GPU_HEADS_AT_ONCE, strip = i / chunks;
-        uint32_t heads = min_u(group - g, GPU_HEADS_AT_ONCE);
+        uint32_t strip = chunks == 1 ? i : i / chunks;
+        uint32_t g = (i - strip * chunks) * GPU_HEADS_AT_ONCE;
+        uint32_t heads = min_u(u.n - g, GPU_HEADS_AT_ONCE);
         struct Job job;
-        job.base = row_index(c, &p->kv, ph->layer, kv_head, 0);
+        job.base = row_index(c, &p->kv, ph->layer, u.kv_head, 0);
         job.q = q + g * row;
         job.q_sink = q_sink + g * row;
         job.stride = row;
-        job.begin = begin + (uint32_t)((uint64_t)(end - begin) * strip / strips);
-        job.end = begin + (uint32_t)((uint64_t)(end - begin) * (strip + 1) / strips);
-        job.out = parts + (strip * group + g) * part_bytes;
+        job.begin = min_u(begin + each * strip, end);
+        job.end = min_u(job.begin + each, end);
+        job.fresh = seen_index(seen, SH(step).slot);
+        job.out = parts + (strip * u.n + g) * part_bytes;
         job.out_stride = part_bytes;
         if (heads == 4) {
             attend_heads(c, p, seen, &job, 4, 1);
@@ -469,40 +593,34 @@ FN void attn_item(const struct Ctx *c, LOCAL const struct gpu_launch *p,
         }
         if (heads & 1) attend_heads(c, p, seen, &job, 1, 4);
     }
+    /* The new row, by the warps that have least to do. */
+    for (uint32_t g = c->n_warps - 1 - c->warp; last && g < u.n; g += c->n_warps)
+        attend_new(c, q + g * row, key, value, parts + (strips * u.n + g) * part_bytes);
     sync();
-    for (uint32_t e = c->thread; e < group * n; e += c->n_threads) {
-        uint32_t g = e / n, d = e % n;
-        struct Joined j = join_start();
-        for (uint32_t s = 0; s < strips; s++)
-            j.max = larger(j.max, L(float, parts + (s * group + g) * part_bytes));
-        for (uint32_t s = 0; s < strips; s++) {
-            uint32_t part = parts + (s * group + g) * part_bytes;
-            join_add(&j, L(float, part), L(float, part + 4), L(float, part + 8 + 4 * d));
-        }
-        if (splits == 1) {
-            attn_put(c, kv_head * group + g, d, &j, &largest);
-            continue;
-        }
-        uint64_t out = part_of(c, kv_head * group + g, split);
-        if (d == 0) {
-            G(float, out) = j.max;
-            G(float, out + 4) = j.sum;
-        }
-        G(float, out + 8 + 4 * d) = j.acc;
-    }
-    if (splits == 1)
-        attn_max_put(c, kv_head, largest);
-    else
-        join_splits(c, kv_head, splits);
+    join_parts_of_unit(c, u, parts, strips + (last ? 1 : 0), split, splits);
     sync();
 }
 
 FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p,
                    LOCAL const struct gpu_phase *ph) {
     struct Seen seen = seen_slots(p, &SH(step), ph->window);
-    uint32_t splits = split_count(c, seen.n + seen.n2);
-    for (uint32_t i = c->block; i < SH(plan).n_kv_heads * splits; i += c->n_blocks)
-        attn_item(c, p, ph, &seen, i / splits, i % splits, splits);
+    uint32_t group = SH(plan).group, splits = 1;
+    struct Unit u;
+    u.n = group;
+    if (seen.n + seen.n2 <= SHORT_CONTEXT)
+        u.n = 1;
+    else
+        splits = split_count(c, seen.n + seen.n2);
+    uint32_t units = u.n == 1 ? SH(plan).n_heads : SH(plan).n_kv_heads;
+    for (uint32_t i = c->block; i < units * splits; i += c->n_blocks) {
+        uint32_t unit = splits == 1 ? i : i / splits;
+        u.head = unit * u.n;
+        u.kv_head = group == 1 || u.n > 1 ? unit : unit / group;
+        attn_unit(c, p, ph, &seen, u, i - unit * splits, splits);
+        /* Parts of heads that others in the unit stand for. */
+        if (c->thread > 0 && c->thread < u.n && i == unit * splits)
+            G(u32x2, SH(plan).attn_max + 8 * (uint64_t)(u.head + c->thread)) = MAKE_X2(0, 0);
+    }
 }
 
 /** GPU_ROPE, unfused: rotates q in place and appends k and v. */
@@ -513,7 +631,9 @@ FN void rope_part(const struct Ctx *c, LOCAL const struct gpu_launch *p,
     for (uint32_t i = c->block * c->n_warps + c->warp; i < heads + SH(plan).n_kv_heads;
          i += c->n_blocks * c->n_warps) {
         if (i >= heads) {
-            append_row(c, p, ph, i - heads, row);
+            new_row(c, p, ph, i - heads, 0, 1, row);
+            lane_sync();
+            new_row(c, p, ph, i - heads, 1, 1, row);
         } else {
             prepare_head(c, head_in(c, i), ph->head_norm[0], row);
             lane_sync();

@@ -5,9 +5,9 @@
 #ifndef PDVM_KERNELS_DIALECT_C_H
 #define PDVM_KERNELS_DIALECT_C_H
 
+#include <stddef.h>
 #include "base/half.h"
 #include "native.h"
-#include <stddef.h>
 
 #include <math.h>
 #include <stdint.h>
@@ -89,6 +89,15 @@ FN float fma_f(float a, float b, float c) {
 FN float exp_f(float x) {
     return expf(x);
 }
+FN float exp2_f(float x) {
+    return exp2f(x);
+}
+FN float fast_inverse(float x) {
+    return 1.0f / x;
+}
+FN float fast_rsqrt(float x) {
+    return 1.0f / sqrtf(x);
+}
 FN float sqrt_f(float x) {
     return sqrtf(x);
 }
@@ -152,9 +161,11 @@ FN uint32_t load_u16(const uint8_t *p) {
 FN void grid_add_release(uint32_t *p) {
     __atomic_fetch_add(p, 1, __ATOMIC_RELEASE);
 }
-FN uint32_t grid_load_acquire(const uint32_t *p) {
+FN uint32_t grid_poll(const uint32_t *p) {
     native_yield();
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+FN void grid_acquire(void) {
 }
 FN uint32_t grid_add_both(uint32_t *p) {
     return __atomic_fetch_add(p, 1, __ATOMIC_ACQ_REL);

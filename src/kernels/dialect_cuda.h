@@ -6,8 +6,8 @@
 #define PDVM_KERNELS_DIALECT_CUDA_H
 
 #ifdef PDVM_EMULATE_CUDA
-#include "cuda_shim.h"
 #include <stddef.h>
+#include "cuda_shim.h"
 #define UNROLL
 #define NO_UNROLL
 #else
@@ -113,6 +113,16 @@ FN float fma_f(float a, float b, float c) {
 FN float exp_f(float x) {
     return expf(x);
 }
+FN float exp2_f(float x) {
+    return exp2f(x);
+}
+/** 1 / x and 1 / sqrt(x), within a few units in the last place. */
+FN float fast_inverse(float x) {
+    return __fdividef(1.0f, x);
+}
+FN float fast_rsqrt(float x) {
+    return rsqrtf(x);
+}
 FN float sqrt_f(float x) {
     return sqrtf(x);
 }
@@ -173,8 +183,12 @@ FN uint32_t load_u16(const uint8_t *p) {
 FN void grid_add_release(uint32_t *p) {
     ptx_red_release(p, 1);
 }
-FN uint32_t grid_load_acquire(const uint32_t *p) {
-    return ptx_load_acquire(p);
+/** The word as it is at some time; grid_acquire makes visible what was written before it became so. */
+FN uint32_t grid_poll(const uint32_t *p) {
+    return ptx_load_relaxed(p);
+}
+FN void grid_acquire(void) {
+    ptx_fence_acquire();
 }
 FN uint32_t grid_add_both(uint32_t *p) {
     return ptx_add_acq_rel(p, 1);

@@ -94,6 +94,15 @@ FN float fma_f(float a, float b, float c) {
 FN float exp_f(float x) {
     return exp(x);
 }
+FN float exp2_f(float x) {
+    return exp2(x);
+}
+FN float fast_inverse(float x) {
+    return native_recip(x);
+}
+FN float fast_rsqrt(float x) {
+    return rsqrt(x);
+}
 FN float sqrt_f(float x) {
     return sqrt(x);
 }

@@ -52,19 +52,19 @@ struct Extent {
  * 2^32), so a page's slot and parity follow from them; without a ring, in bytes from its beginning.
  */
 struct Stream {
-    uint64_t from; /* W: the next page to ask for; without a ring: the beginning */
-    uint32_t at;   /* read up to here */
+    uint64_t from;  /* W: the next page to ask for; without a ring: the beginning */
+    uint32_t at;    /* read up to here */
     uint32_t end;
-    uint32_t asked;  /* pages are asked for up to here, */
-    uint32_t have;   /* and have come up to here */
-    uint32_t edge;   /* where the page ends that is being read */
+    uint32_t asked; /* pages are asked for up to here, */
+    uint32_t have;  /* and have come up to here */
+    uint32_t edge;  /* where the page ends that is being read */
     uint32_t opened; /* it belongs to the phase of this number in the walk */
 };
 
 /** The fixed part of group memory; behind it sums, x and the ring, see gpu_shared_size. */
 struct Sh {
     uint64_t full[GPU_MAX_WARPS * GPU_RING_PAGES]; /* mbarriers of the rings' pages */
-    struct gpu_phase phase[STAGED];      /* 16-byte aligned: codebooks are read as one word */
+    struct gpu_phase phase[STAGED]; /* 16-byte aligned: codebooks are read as one word */
     struct Stream stream[GPU_MAX_WARPS]; /* of the current product phase, or the next one */
     uint32_t rows[STAGED][2];            /* the block's first row, and its end, of staged phases */
     struct gpu_plan plan;
@@ -110,8 +110,7 @@ FN int place_runs(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct 
 }
 
 /** The first place at or behind `at` that is run; step n_steps is the end. */
-FN struct Place place_settle(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-                             struct Place at) {
+FN struct Place place_settle(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Place at) {
     while (at.step < p->n_steps) {
         if (at.phase >= p->end_phase) {
             at.step++;
@@ -131,22 +130,22 @@ FN LOCAL const struct gpu_phase *record(const struct Ctx *c, uint32_t number) {
 }
 
 /**
- * Threads of the group ask for the record at `from`, which becomes number `number` of the walk, and
+ * The last warp asks for the record at `from`, which becomes number `number` of the walk, and
  * for the rows of the block in the phase of number `rows_of`, which has been staged. An async_wait
  * and a sync later they are there.
  */
 FN void stage(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Place from,
               uint32_t number, uint32_t rows_of) {
+    if (c->warp + 1 != c->n_warps) return;
     uint32_t to = SHARED_AT(phase) + number % STAGED * (uint32_t)sizeof(struct gpu_phase);
     uint64_t at = SH(plan).phases + (uint64_t)from.phase * (uint32_t)sizeof(struct gpu_phase);
     uint64_t rows = record(c, rows_of)->block_rows + 4 * (uint64_t)c->block;
     int product = is_product(record(c, rows_of)->kind);
-    for (uint32_t i = c->thread; i < RECORD_WORDS + 2; i += c->n_threads) {
+    for (uint32_t i = c->lane; i < RECORD_WORDS + 2; i += GPU_LANES) {
         if (i >= RECORD_WORDS) {
             uint32_t k = i - RECORD_WORDS;
             if (product)
-                async_word(c, SHARED_AT(rows) + 8 * (rows_of % STAGED) + 4 * k,
-                           c->w + rows + 4 * k);
+                async_word(c, SHARED_AT(rows) + 8 * (rows_of % STAGED) + 4 * k, c->w + rows + 4 * k);
         } else if (from.step < p->n_steps) {
             async_word(c, to + 4 * i, c->w + at + 4 * i);
         } else if (i == 0) {
@@ -194,7 +193,7 @@ FN void grid_sync(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
         GLOBAL uint32_t *count = &G(uint32_t, SH(plan).barrier);
         uint32_t polls = 0;
         grid_add_release(count);
-        while ((int32_t)(grid_load_acquire(count) - target) < 0) {
+        while ((int32_t)(grid_poll(count) - target) < 0) {
             if (++polls != p->spin_limit || p->spin_limit == 0) continue;
             GLOBAL uint32_t *fault = &G(uint32_t, SH(plan).fault);
             fault[1] = walked;
@@ -203,6 +202,7 @@ FN void grid_sync(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
             fault[0] = 1;
             give_up();
         }
+        grid_acquire();
     }
     sync();
 }

@@ -34,8 +34,8 @@ FN float row_bias(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_
 }
 
 /** q, k and v one behind the other; RoPE and the cache come in the next phase. */
-FN void finish_qkv(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
-                   uint32_t rows) {
+FN void finish_qkv(const struct Ctx *c, LOCAL const struct gpu_phase *ph,
+                   uint32_t row0, uint32_t rows) {
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
         float v = row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r))) + row_bias(c, ph, r);
         G(float, SH(plan).qkv + 4 * (uint64_t)(row0 + r)) = v;
@@ -44,21 +44,19 @@ FN void finish_qkv(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32
 }
 
 /** x += W * in (+ bias) */
-FN void finish_residual(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
-                        uint32_t rows) {
+FN void finish_residual(const struct Ctx *c, LOCAL const struct gpu_phase *ph,
+                        uint32_t row0, uint32_t rows) {
     struct gpu_part part = part_start();
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
-        float v =
-            L(float, row_at(c, ROW_X, r)) +
-            (row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r))) + row_bias(c, ph, r));
+        float v = L(float, row_at(c, ROW_X, r)) + (row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r))) + row_bias(c, ph, r));
         put_x(c, &part, row0 + r, v, L(float, row_at(c, ROW_NORM, r)));
     }
     write_part(c, SH(plan).x_part, part);
 }
 
 /** hidden = silu(gate) * up; the two alternate. */
-FN void finish_gate_up(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
-                       uint32_t rows) {
+FN void finish_gate_up(const struct Ctx *c, LOCAL const struct gpu_phase *ph,
+                       uint32_t row0, uint32_t rows) {
     struct gpu_part part = part_start();
     for (uint32_t r = 2 * c->thread; r < rows; r += 2 * c->n_threads) {
         float gate = row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r)));
@@ -80,7 +78,7 @@ FN void finish_head(const struct Ctx *c, LOCAL const struct gpu_launch *p,
         G(float, to + 4 * (uint64_t)(row0 + r)) = v;
         L(uint32_t, SUMS_LO + 4 * r) = order_of(v); /* the sum is not needed any more */
     }
-    block_top(c, row0, rows);
+    if (p->flags & (GPU_SAMPLING | GPU_LIST)) block_top(c, p, row0, rows);
 }
 
 FN void matrix_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,

@@ -113,7 +113,7 @@ FN int32_t multiplier(uint32_t code) {
 /** What a warp knows while it reads its stream. */
 struct Tasks {
     struct Reader s;
-    uint32_t x;  /* address of the vector as integers */
+    uint32_t x; /* address of the vector as integers */
     uint32_t xf; /* L: the vector as floats */
     uint32_t sums_hi;
     float amax;
@@ -390,8 +390,7 @@ FN LOCAL const struct gpu_matrix *matrix_of(LOCAL const struct gpu_phase *ph, ui
 }
 
 /** The product with the phase's row row0 + r, once all warps have added to it; `unit`: see abi.h. */
-FN float row_result(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
-                    uint32_t r, float unit) {
+FN float row_result(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0, uint32_t r, float unit) {
     LOCAL const struct gpu_matrix *m = matrix_of(ph, row0 + r);
     uint64_t high = L(uint32_t, SH(at_sums_hi) + 4 * r);
     float sum = long_to_float((int64_t)(high << 32 | L(uint32_t, SUMS_LO + 4 * r)));

@@ -81,10 +81,14 @@ PTX_FN void ptx_red_release(uint32_t *p, uint32_t v) {
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
-PTX_FN uint32_t ptx_load_acquire(const uint32_t *p) {
+PTX_FN uint32_t ptx_load_relaxed(const uint32_t *p) {
     uint32_t v;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
+}
+
+PTX_FN void ptx_fence_acquire(void) {
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 PTX_FN uint32_t ptx_add_acq_rel(uint32_t *p, uint32_t v) {

@@ -106,22 +106,25 @@ FN uint32_t draw(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t
 }
 
 /** The next step's token, and whether it ends the launch. */
-FN void choose(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t token) {
+FN void choose(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+               uint32_t token) {
     uint32_t step = SH(step).index;
     G(uint32_t, SH(plan).tokens + 4 * (uint64_t)(step + 1)) = token;
     for (uint32_t i = 0; i < p->n_stop; i++)
         if (G(uint32_t, SH(plan).stops + 4 * i) == token) G(uint32_t, SH(plan).result) = step + 1;
 }
 
+#define TOPS_AT_ONCE 6 /* candidates that a thread loads before it uses the first */
+
 FN void sample_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     uint64_t result = SH(plan).result;
     int sampling = (p->flags & GPU_SAMPLING) != 0;
-    int last = SH(step).index + 1 == p->n_steps;
-    if (c->block != 0 || (!sampling && !last)) return;
+    int list_them = (p->flags & GPU_LIST) != 0 && SH(step).index + 1 == p->n_steps;
+    if (c->block != 0 || (!sampling && !list_them)) return;
     float largest, mass;
     uint32_t token, n = c->n_blocks * GPU_BLOCK_TOP, cut_blocks = 0;
     join_tops(c, &largest, &token, &mass);
-    if (sampling && (p->temperature <= 0.0f || p->top_k == 1)) {
+    if (takes_likeliest(p)) {
         if (c->thread == 0) {
             choose(c, p, token);
             G(u32x4, result) = MAKE_X4(G(uint32_t, result), 1, 1, float_bits(mass));
@@ -130,13 +133,22 @@ FN void sample_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
         return;
     }
     uint32_t keys = SH(at_x), list = SH(at_x) + 4 * n;
-    for (uint32_t i = c->thread; i < n; i += c->n_threads) {
-        uint32_t have = G(uint32_t, top_of(c, i / GPU_BLOCK_TOP) + 4);
-        uint32_t key = 0;
-        if (i % GPU_BLOCK_TOP < have) key = order_of(G(float, candidate_of(c, i)));
-        L(uint32_t, keys + 4 * i) = key;
+    for (uint32_t base = c->thread; base < n; base += TOPS_AT_ONCE * c->n_threads) {
+        uint32_t have[TOPS_AT_ONCE];
+        float logit[TOPS_AT_ONCE];
+        UNROLL
+        for (uint32_t k = 0; k < TOPS_AT_ONCE; k++) {
+            uint32_t i = min_u(base + k * c->n_threads, n - 1);
+            have[k] = G(uint32_t, top_of(c, i / GPU_BLOCK_TOP) + 4);
+            logit[k] = G(float, candidate_of(c, i));
+        }
+        UNROLL
+        for (uint32_t k = 0; k < TOPS_AT_ONCE; k++) {
+            uint32_t i = base + k * c->n_threads;
+            if (i < n) L(uint32_t, keys + 4 * i) = i % GPU_BLOCK_TOP < have[k] ? order_of(logit[k]) : 0;
+        }
     }
-    struct Cut cut = find_cut(c, keys, n, GPU_CANDIDATES);
+    struct Cut cut = find_cut(c, keys, n, list_them ? GPU_CANDIDATES : max_u(p->top_k, 1));
     for (uint32_t b = c->thread; b < c->n_blocks; b += c->n_threads) {
         uint32_t block_cut = G(uint32_t, top_of(c, b) + 16);
         if (block_cut && block_cut >= cut.key) cut_blocks = 1;

@@ -125,6 +125,28 @@ FN uint32_t rank_of(const struct Ctx *c, uint32_t rows, uint32_t r) {
     return rank;
 }
 
+/** Whether the likeliest token is all that a launch wants to know. */
+FN int takes_likeliest(LOCAL const struct gpu_launch *p) {
+    return p->flags & GPU_SAMPLING && !(p->flags & GPU_LIST) &&
+           (p->temperature <= 0.0f || p->top_k == 1);
+}
+
+/** The largest key of the block's rows and the lowest row that has it, at found[3] and [4]. */
+FN void find_best(const struct Ctx *c, uint32_t rows) {
+    float none = 0.0f;
+    uint32_t largest = 0, best = 0;
+    for (uint32_t r = c->thread; r < rows; r += c->n_threads)
+        largest = max_u(largest, L(uint32_t, SUMS_LO + 4 * r));
+    group_reduce(c, &none, &largest);
+    if (c->thread == 0) SH(found)[3] = largest;
+    sync();
+    for (uint32_t r = c->thread; r < rows; r += c->n_threads)
+        if (L(uint32_t, SUMS_LO + 4 * r) == SH(found)[3]) best = max_u(best, ~r);
+    group_reduce(c, &none, &best);
+    if (c->thread == 0) SH(found)[4] = ~best;
+    sync();
+}
+
 FN void put_candidate(const struct Ctx *c, uint64_t top, uint32_t i, uint32_t row0, uint32_t r) {
     uint64_t at = top + (uint32_t)sizeof(struct gpu_top) - 8 * (uint64_t)(GPU_BLOCK_TOP - i);
     G(u32x2, at) = MAKE_X2(float_bits(order_to_float(L(uint32_t, SUMS_LO + 4 * r))), row0 + r);
@@ -134,14 +156,15 @@ FN void put_candidate(const struct Ctx *c, uint64_t top, uint32_t i, uint32_t ro
  * From the keys of the block's rows, at SUMS_LO, to its part of the candidates. Needs no sync before;
  * equal keys keep the order of their rows.
  */
-FN void block_top(const struct Ctx *c, uint32_t row0, uint32_t rows) {
+FN void block_top(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t row0,
+                  uint32_t rows) {
     uint64_t to = SH(plan).head_top + (uint64_t)c->block * (uint32_t)sizeof(struct gpu_top);
-    uint32_t n = min_u(rows, GPU_BLOCK_TOP), cut_key = 0, largest = 0, best;
-    float mass = 0.0f;
+    int list_them = !takes_likeliest(p);
+    uint32_t n = min_u(rows, list_them ? GPU_BLOCK_TOP : 1);
     if (c->thread < 4) L(uint32_t, SUMS_LO + 4 * (rows + c->thread)) = 0;
     if (c->thread == 0) SH(found)[5] = 0;
     sync();
-    if (rows <= RANKED) {
+    if (list_them && rows <= RANKED) {
         for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
             uint32_t rank = rank_of(c, rows, r), key = L(uint32_t, SUMS_LO + 4 * r);
             if (rank < n) put_candidate(c, to, rank, row0, r);
@@ -150,35 +173,25 @@ FN void block_top(const struct Ctx *c, uint32_t row0, uint32_t rows) {
             if (rank + 1 == n && n < rows) SH(found)[5] = key;
         }
         sync();
-        largest = SH(found)[3];
-        best = SH(found)[4];
-        cut_key = SH(found)[5];
     } else {
-        for (uint32_t r = c->thread; r < rows; r += c->n_threads)
-            largest = max_u(largest, L(uint32_t, SUMS_LO + 4 * r));
-        group_reduce(c, &mass, &largest);
-        if (c->thread == 0) SH(found)[3] = largest;
+        find_best(c, rows);
+    }
+    if (list_them && rows > RANKED) {
         struct Cut cut = find_cut(c, SUMS_LO, rows, GPU_BLOCK_TOP);
-        largest = SH(found)[3];
-        cut_key = cut.key;
         n = list_best(c, SUMS_LO, rows, cut, SH(at_x));
-        best = rows;
-        for (uint32_t r = c->thread; r < rows; r += c->n_threads)
-            if (L(uint32_t, SUMS_LO + 4 * r) == largest) best = min_u(best, r);
         for (uint32_t i = c->thread; i < n; i += c->n_threads)
             put_candidate(c, to, i, row0, L(uint32_t, SH(at_x) + 4 * i));
-        best = ~best; /* the lowest row is wanted */
-        group_reduce(c, &mass, &best);
-        best = ~best; /* on thread 0 */
+        if (c->thread == 0) SH(found)[5] = cut.key;
     }
+    float mass = 0.0f, largest = order_to_float(SH(found)[3]);
     for (uint32_t r = c->thread; r < rows; r += c->n_threads)
-        mass += exp_f(order_to_float(L(uint32_t, SUMS_LO + 4 * r)) - order_to_float(largest));
+        mass += exp_f(order_to_float(L(uint32_t, SUMS_LO + 4 * r)) - largest);
     uint32_t none = 0;
     group_reduce(c, &mass, &none);
     if (c->thread == 0) {
-        uint32_t top = rows ? float_bits(order_to_float(largest)) : 0;
-        G(u32x4, to) = MAKE_X4(top, n, float_bits(mass), row0 + best);
-        G(u32x4, to + 16) = MAKE_X4(cut_key, 0, 0, 0);
+        uint32_t top = rows ? float_bits(largest) : 0;
+        G(u32x4, to) = MAKE_X4(top, n, float_bits(mass), row0 + SH(found)[4]);
+        G(u32x4, to + 16) = MAKE_X4(SH(found)[5], 0, 0, 0);
     }
 }
 

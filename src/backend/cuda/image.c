@@ -230,7 +230,7 @@ static void place_state(struct gpu_image *image, const struct gpu_image_options 
     p->x_part = place(g, p->n_blocks * sizeof(struct gpu_part));
     p->qkv = place_floats(g, heads * p->head_dim);
     p->attn = place_floats(g, (uint64_t)p->n_heads * p->head_dim);
-    p->attn_max = place(g, p->n_kv_heads * sizeof(struct gpu_part));
+    p->attn_max = place(g, p->n_heads * sizeof(struct gpu_part));
     p->attn_part = place_floats(g, (uint64_t)p->n_heads * p->max_splits * (p->head_dim + 2));
     p->attn_done = place(g, (uint64_t)p->n_kv_heads * GPU_LINE);
     p->hidden = place_floats(g, p->intermediate_size);
@@ -313,6 +313,8 @@ pdvm_status gpu_image_create(const struct plan *plan, gpu_matrix_fn matrix, void
                                        .n_kv_heads = plan->n_kv_heads,
                                        .head_dim = plan->head_dim,
                                        .n_vocab = plan->n_vocab,
+                                       .group = plan->n_heads / plan->n_kv_heads,
+                                       .inv_hidden = 1.0f / (float)plan->hidden_size,
                                        .rms_norm_eps = plan->rms_norm_eps,
                                        .rope_factor = plan->rope_factor,
                                        .max_splits = options->max_splits}};
