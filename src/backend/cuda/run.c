@@ -96,8 +96,7 @@ static pdvm_status run_timed(struct pass *p, uint32_t begin, uint32_t end) {
         float ms = 0;
         PD_TRY(cuda_try(b, b->cu->event_elapsed(&ms, b->events[i], b->events[i + 1]), "timing",
                         p->err));
-        /* The candidates' phase is the device's own: it goes with the head. */
-        seconds[i < b->plan->n_phases ? i : b->plan->n_phases - 1] += 1e-3 * (double)ms;
+        seconds[i] += 1e-3 * (double)ms;
     }
     return PDVM_OK;
 }
@@ -159,7 +158,7 @@ static pdvm_status capture(struct pass *p, uint32_t end, cu_graph_exec *out) {
 /* The graph of a step with or without the head; made anew for another cache. */
 static pdvm_status graph_for(struct pass *p, uint32_t end, cu_graph_exec *out) {
     struct cuda_backend *b = p->b;
-    struct cuda_graph *g = &b->graphs[end == b->image.plan.n_phases];
+    struct cuda_graph *g = &b->graphs[end == b->plan->n_phases];
     cu_address memory = p->batch->kv->memory;
     bool same = g->executable && g->end == end && g->kv_memory == memory &&
                 memcmp(&g->kv, &p->launch.kv, sizeof g->kv) == 0 && g->n_sink == p->launch.n_sink;
@@ -206,7 +205,7 @@ static pdvm_status stage_step(struct pass *p, uint32_t t, bool place) {
 /* One step after the other, for modes that launch less than a whole token. */
 static pdvm_status run_steps(struct pass *p, uint32_t end) {
     const struct batch *batch = p->batch;
-    const uint32_t n_phases = p->b->image.plan.n_phases;
+    const uint32_t n_phases = (uint32_t)p->b->plan->n_phases;
     bool timed = batch->phase_seconds != NULL;
     bool graph = !timed && !batch->sync &&
                  (batch->graph || (batch->mode == PDVM_MODE_TOKEN && !p->b->cooperative));
@@ -220,7 +219,7 @@ static pdvm_status run_steps(struct pass *p, uint32_t end) {
         p->launch.slot = batch->slot + t;
         p->launch.n_visible = batch->n_visible + t;
         PD_TRY(stage_step(p, t, graph));
-        uint32_t last = head || end < n_phases ? end : n_phases - 2;
+        uint32_t last = head || end < n_phases ? end : n_phases - 1;
         if (timed)
             PD_TRY(run_timed(p, 0, last));
         else if (graph)
@@ -272,8 +271,8 @@ struct gpu_launch cuda_launch_of(const struct cuda_backend *b, const struct batc
 pdvm_status cuda_run(struct backend *base, const struct batch *batch, pdvm_error *err) {
     struct cuda_backend *b = (struct cuda_backend *)base;
     struct pass p = {.b = b, .batch = batch, .launch = cuda_launch_of(b, batch), .err = err};
+    /* Logits go to the host, so nobody needs candidates: that phase, behind the plan's, is left out. */
     uint32_t end = (uint32_t)batch->end_phase;
-    if (end == b->plan->n_phases) end = b->image.plan.n_phases; /* the candidates, too */
     PD_TRY(cuda_enter(b, err));
     if (batch->x) return run_activation(&p, (uint32_t)batch->first_phase, end);
     /* The times of several steps would be those of the last one. */

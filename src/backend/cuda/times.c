@@ -36,7 +36,7 @@ static double phase_cycles(const struct gpu_plan *plan, const uint32_t *times, u
     return sum / plan->n_blocks;
 }
 
-/* Shares the launch's time out; phases of the device's own go with the last one of the plan. */
+/* Shares the launch's time out. */
 static void book(const struct cuda_backend *b, const struct batch *batch, const uint32_t *times,
                  uint32_t end, double seconds) {
     const struct gpu_plan *plan = &b->image.plan;
@@ -45,11 +45,9 @@ static void book(const struct cuda_backend *b, const struct batch *batch, const 
         c.total += phase_cycles(plan, times, i, i + 1 == end, &c.barriers);
     if (c.total <= 0) return;
     double unused = 0;
-    for (uint32_t i = 0; i < end; i++) {
-        size_t to = i < b->plan->n_phases ? i : b->plan->n_phases - 1;
-        batch->phase_seconds[to] +=
+    for (uint32_t i = 0; i < end; i++)
+        batch->phase_seconds[i] +=
             seconds * phase_cycles(plan, times, i, i + 1 == end, &unused) / c.total;
-    }
     if (batch->barrier_seconds && end > 1)
         *batch->barrier_seconds += seconds * c.barriers / c.total / (end - 1);
 }
