@@ -1,6 +1,7 @@
 #include "compress/convert.h"
 
 #include "base/file.h"
+#include "base/text.h"
 #include "compress/calibrated.h"
 #include "io/gguf_set.h"
 #include "mdcsr/container.h"
@@ -50,11 +51,6 @@ static bool same_file(const struct stat *a, const struct stat *b) {
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-static bool ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && strcmp(s + n - m, end) == 0;
-}
-
 /* Whether a file of the model in directory `path` is `st`, by whatever name. */
 static pdvm_status directory_holds(const char *path, const struct stat *st, bool *out,
                                    pdvm_error *err) {
@@ -65,7 +61,7 @@ static pdvm_status directory_holds(const char *path, const struct stat *st, bool
     for (struct dirent *e = readdir(dir); e && status == PDVM_OK && !*out; e = readdir(dir)) {
         char *name;
         struct stat entry;
-        if (!ends_with(e->d_name, ".safetensors") && !ends_with(e->d_name, ".json")) continue;
+        if (!pd_ends_with(e->d_name, ".safetensors") && !pd_ends_with(e->d_name, ".json")) continue;
         status = pd_path_join(path, e->d_name, &name, err);
         if (status != PDVM_OK) break;
         *out = stat(name, &entry) == 0 && same_file(&entry, st);

@@ -1,10 +1,12 @@
 #include "model/source.h"
 
 #include "base/file.h"
+#include "base/text.h"
 #include "model/tokenizer.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -12,11 +14,6 @@
 
 #define KNOWN                                                                                      \
     "give a Hugging Face model directory (config.json and safetensors), a GGUF file or a .pdvm file"
-
-static bool ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && strcmp(s + n - m, end) == 0;
-}
 
 /* The first bytes of a file; *n is how many there are. */
 static pdvm_status read_start(const char *path, uint8_t *start, size_t size, size_t *n,
@@ -46,7 +43,7 @@ static pdvm_status open_file(const char *path, struct model_source **out, pdvm_e
         return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: not a model of a known kind; %s", path,
                        KNOWN);
     pdvm_status status = source_open_pdvm(path, out, err);
-    if (status != PDVM_OK && ends_with(path, ".safetensors"))
+    if (status != PDVM_OK && pd_ends_with(path, ".safetensors"))
         return pd_prefix(err, status, "to open a Hugging Face model, give its directory");
     return status;
 }
@@ -76,6 +73,11 @@ bool source_is_mdcsr(const struct model_source *s) {
 
 pdvm_status source_read_rows(struct model_source *s, const struct tensor_info *t, int64_t begin,
                              int64_t n, float *out, pdvm_error *err) {
+    if (begin < 0 || n < 0 || begin > t->rows || n > t->rows - begin)
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "%s: tensor \"%s\": rows %" PRId64 " + %" PRId64
+                       " asked for, but it has %" PRId64,
+                       s->path, t->name, begin, n, t->rows);
     return s->ops->read_rows(s, t, begin, n, out, err);
 }
 
