@@ -10,7 +10,6 @@
 #include "mdcsr/layout.h"
 #include "model/source.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -6,7 +6,6 @@
 #include "support/support.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 // Four rows: empty, a few entries, full, one entry at the end. The gaps of rows 1 and 3 hold

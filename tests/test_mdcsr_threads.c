@@ -7,7 +7,6 @@
 #include "support/support.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 static void assert_same_matrix(const struct mdcsr *a, const struct mdcsr *b) {
     assert_int_equal(a->n_entries, b->n_entries);

@@ -8,6 +8,7 @@
 #include "compress/convert.h"
 #include "engine/engine.h"
 #include "eval/evaluation.h"
+#include "io/json.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -252,8 +253,8 @@ static void add_tokens(json_t *value, const struct evaluation *e) {
 static void add_mean(json_t *value, const char *name, struct divergence_mean mean) {
     char error[64];
     snprintf(error, sizeof error, "%s_stderr", name);
-    json_object_set_new(value, name, json_number(mean.value));
-    json_object_set_new(value, error, json_number(mean.error));
+    json_object_set_new(value, name, pd_json_real(mean.value));
+    json_object_set_new(value, error, pd_json_real(mean.error));
 }
 
 static json_t *divergence_json(const struct evaluation *e) {
@@ -261,15 +262,15 @@ static json_t *divergence_json(const struct evaluation *e) {
     json_t *value = json_object(), *quantiles = json_object();
     const char *name = reference_name(e);
     json_object_set_new(value, "reference", json_text(name, strlen(name)));
-    json_object_set_new(value, "reference_perplexity", json_number(d->reference_perplexity));
+    json_object_set_new(value, "reference_perplexity", pd_json_real(d->reference_perplexity));
     add_mean(value, "perplexity_ratio", d->perplexity_ratio);
     add_mean(value, "nll_change", d->nll_change);
     add_mean(value, "kl", d->kl);
-    json_object_set_new(value, "kl_max", json_number(d->max));
+    json_object_set_new(value, "kl_max", pd_json_real(d->max));
     for (int i = 0; i < DIVERGENCE_N_QUANTILES; i++) {
         char share[32];
         snprintf(share, sizeof share, "%g", divergence_quantiles[i]);
-        json_object_set_new(quantiles, share, json_number(d->quantiles[i]));
+        json_object_set_new(quantiles, share, pd_json_real(d->quantiles[i]));
     }
     json_object_set_new(value, "kl_quantiles", quantiles);
     add_mean(value, "same_top", d->same_top);
@@ -290,8 +291,8 @@ static int print_result(const struct evaluation *e) {
         json_text(e->o->text, strlen(e->o->text)), "protocol",
         perplexity_protocol_name(e->options.protocol), "n_ctx", (int)e->options.n_ctx, "n_windows",
         (json_int_t)r->n_windows, "n_tokens", (json_int_t)e->tokens.n, "n_scored",
-        (json_int_t)r->n_scored, "perplexity", json_number(r->perplexity), "perplexity_stderr",
-        json_number(r->perplexity_stderr), "nll", r->nll, "nll_stderr", r->nll_stderr, "seconds",
+        (json_int_t)r->n_scored, "perplexity", pd_json_real(r->perplexity), "perplexity_stderr",
+        pd_json_real(r->perplexity_stderr), "nll", r->nll, "nll_stderr", r->nll_stderr, "seconds",
         e->result.seconds, "tokens_per_second", tokens_per_second(e));
     if (value && e->options.protocol == PERPLEXITY_SLIDING)
         json_object_set_new(value, "stride", json_integer(e->options.stride));

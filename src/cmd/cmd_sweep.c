@@ -6,6 +6,7 @@
 #include "cmd/lists.h"
 #include "cmd/options.h"
 #include "cmd/terminal.h"
+#include "io/json.h"
 #include "plan/sweep.h"
 
 #include <math.h>
@@ -150,10 +151,10 @@ static int print_sweep_json(const struct arguments *a, const struct sweep_result
                   perplexity_protocol_name(r->windows.protocol), "n_ctx", (int)r->windows.n_ctx,
                   "n_windows", (json_int_t)r->reference.n_windows, "n_scored",
                   (json_int_t)r->reference.n_scored, "reference", "perplexity",
-                  json_number(r->reference.perplexity), "perplexity_stderr",
+                  pd_json_real(r->reference.perplexity), "perplexity_stderr",
                   r->reference.perplexity_stderr, "tokens_per_second",
-                  json_number(r->reference_tokens_per_second), "bits_per_weight", r->reference_bits,
-                  "bytes", (json_int_t)r->reference_bytes, "rows", rows));
+                  pd_json_real(r->reference_tokens_per_second), "bits_per_weight",
+                  r->reference_bits, "bytes", (json_int_t)r->reference_bytes, "rows", rows));
 }
 
 static int print_sweep(const struct arguments *a, const struct sweep_result *r) {

@@ -6,7 +6,6 @@
 #include "cmd/terminal.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,10 +78,6 @@ uint64_t peak_memory(void) {
 #else
     return (uint64_t)usage.ru_maxrss * 1024;
 #endif
-}
-
-json_t *json_number(double value) {
-    return isfinite(value) ? json_real(value) : json_null();
 }
 
 int print_json(const char *command, json_t *value) {

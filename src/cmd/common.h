@@ -5,7 +5,6 @@
 #include "base/error.h"
 
 #include <jansson.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -42,9 +41,6 @@ uint64_t peak_memory(void);
  * and failing writes are reported; returns the exit status.
  */
 int print_json(const char *command, json_t *value);
-
-/** A number, or null if it is not finite, which JSON cannot say. NULL: out of memory. */
-json_t *json_number(double value);
 
 /** Text that may not be valid UTF-8 as a JSON string, bad bytes as U+FFFD. NULL: out of memory. */
 json_t *json_text(const char *text, size_t size);

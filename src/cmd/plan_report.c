@@ -4,8 +4,8 @@
 #include "cmd/common.h"
 #include "cmd/plot.h"
 #include "cmd/terminal.h"
+#include "io/json.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -248,18 +248,18 @@ static json_t *items_json(const struct plan_result *r) {
             items, json_pack("{s:f, s:s, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:I}", "sparsity",
                              item->sparsity, "values", mdcsr_values_name(item->values),
                              "file_bytes", (json_int_t)item->file_bytes, "kl",
-                             json_number(item->kl), "perplexity", json_number(item->perplexity),
-                             "perplexity_ratio", json_number(item->perplexity_ratio), "same_top",
-                             json_number(item->same_top), "loss_sum", json_number(item->loss_sum),
-                             "tokens_per_second", json_number(1 / item->speed.token), "token_bytes",
-                             (json_int_t)item->token_bytes));
+                             pd_json_real(item->kl), "perplexity", pd_json_real(item->perplexity),
+                             "perplexity_ratio", pd_json_real(item->perplexity_ratio), "same_top",
+                             pd_json_real(item->same_top), "loss_sum", pd_json_real(item->loss_sum),
+                             "tokens_per_second", pd_json_real(1 / item->speed.token),
+                             "token_bytes", (json_int_t)item->token_bytes));
     }
     return items;
 }
 
 static json_t *doubles(const double *x, size_t n) {
     json_t *array = json_array();
-    for (size_t i = 0; i < n; i++) json_array_append_new(array, json_number(x[i]));
+    for (size_t i = 0; i < n; i++) json_array_append_new(array, pd_json_real(x[i]));
     return array;
 }
 
@@ -288,7 +288,7 @@ static json_t *point_json(const struct plan_result *r, const struct plan_point *
         json_array_append_new(choice, json_integer((json_int_t)p->choice[g]));
     return json_pack("{s:f, s:f, s:f, s:f, s:f, s:o, s:o}", "bytes", p->bytes, "tokens_per_second",
                      1 / p->seconds, "zeros", plan_point_zeros(r, p), "kl_sum", p->loss_sum,
-                     "kl_predicted", p->loss, "kl_measured", json_number(p->measured), "choice",
+                     "kl_predicted", p->loss, "kl_measured", pd_json_real(p->measured), "choice",
                      choice);
 }
 
@@ -304,7 +304,7 @@ json_t *plan_json(const struct plan_names *names, const struct plan_result *r) {
         "source", json_text(names->source, strlen(names->source)), "text",
         json_text(names->text, strlen(names->text)), "method", names->method, "goal",
         goals[names->goal], "limit", names->limit, "n_scored", (json_int_t)r->reference.n_scored,
-        "reference_perplexity", json_number(r->reference.perplexity), "evaluations",
+        "reference_perplexity", pd_json_real(r->reference.perplexity), "evaluations",
         (json_int_t)r->n_evaluations, "bandwidth", r->bandwidth, "fixed_bytes", r->fixed_bytes,
         "fixed_seconds", r->fixed_seconds, "factor", r->factor, "exponent", r->exponent, "items",
         items_json(r), "groups", groups_json(r), "front", front, "chosen",

@@ -3,7 +3,6 @@
 #include "cmd/terminal.h"
 
 #include <math.h>
-#include <string.h>
 
 /* ---- the table ------------------------------------------------------------------------- */
 

@@ -8,7 +8,6 @@
 
 #include "base/notify.h"
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 

@@ -4,7 +4,6 @@
 #include "plan/planning.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 /* Whole models beyond this are not what anybody plans for, and bend the fit. */

@@ -2,6 +2,7 @@
 #include "base/alloc.h"
 #include "base/file.h"
 #include "base/machine.h"
+#include "base/sort.h"
 #include "eval/bandwidth.h"
 #include "plan/planning.h"
 
@@ -149,11 +150,6 @@ static pdvm_status create_group(struct planning *p, struct plan_group *group, pd
     return pd_calloc(&group->measured, n, sizeof *group->measured, "losses", err);
 }
 
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* What all items have in common: the rest of the file, and the median of the rest of the time. */
 static pdvm_status fix_costs(struct plan_result *r, pdvm_error *err) {
     double *rest;
@@ -164,7 +160,7 @@ static pdvm_status fix_costs(struct plan_result *r, pdvm_error *err) {
         rest[i] = s->token - s->phases[PHASE_QKV] - s->phases[PHASE_OUT] -
                   s->phases[PHASE_GATE_UP] - s->phases[PHASE_DOWN];
     }
-    qsort(rest, r->n_items, sizeof *rest, ascending);
+    qsort(rest, r->n_items, sizeof *rest, pd_compare_doubles);
     r->fixed_seconds = rest[r->n_items / 2];
     free(rest);
     return PDVM_OK;

@@ -3,11 +3,9 @@
 #include "base/alloc.h"
 #include "plan/planning.h"
 
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* ---- progress -------------------------------------------------------------------------- */
 

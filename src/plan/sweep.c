@@ -169,7 +169,7 @@ json_t *sweep_row_json(const struct sweep_row *row) {
     numbers_of(&copy, numbers);
     for (int i = 0; o && i < N_NUMBERS; i++) {
         double x = *numbers[i].value;
-        json_object_set_new(o, numbers[i].name, isfinite(x) ? json_real(x) : json_null());
+        json_object_set_new(o, numbers[i].name, pd_json_real(x));
     }
     return o;
 }

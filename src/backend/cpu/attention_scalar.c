@@ -6,7 +6,6 @@
 #include "backend/cpu/exp.h"
 #include "base/half.h"
 
-#include <math.h>
 #include <string.h>
 
 static void silu_mul(const float *gate, const float *up, int64_t n, float *out) {
