@@ -45,25 +45,23 @@ static void print_menu(const struct plan_result *r) {
 
 /* Layers down, roles across. */
 static void print_choice_map(const struct plan_result *r) {
-    static const enum tensor_role roles[] = {TENSOR_Q,    TENSOR_K,  TENSOR_V,   TENSOR_O,
-                                             TENSOR_GATE, TENSOR_UP, TENSOR_DOWN};
     char name[48];
     if (r->uniform >= 0) {
         printf("\nChosen: %s in all layers\n", item_name(name, &r->items[r->uniform]));
         return;
     }
     printf("\nChosen:\n%-8s", "layers");
-    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
-        printf(" %-10s", tensor_role_name(roles[i]));
+    for (size_t i = 0; i < TENSOR_N_LAYER_MATRICES; i++)
+        printf(" %-10s", tensor_role_name(tensor_layer_matrices[i]));
     putchar('\n');
-    for (size_t first = 0; first < r->n_groups; first += sizeof roles / sizeof *roles) {
+    for (size_t first = 0; first < r->n_groups; first += TENSOR_N_LAYER_MATRICES) {
         const struct plan_group *group = &r->groups[first];
         char layers[32];
         snprintf(layers, sizeof layers, group->n_layers > 1 ? "%u-%u" : "%u", group->first_layer,
                  group->first_layer + group->n_layers - 1);
         printf("%-8s", layers);
         /* Groups stand in the order of the roles. */
-        for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
+        for (size_t i = 0; i < TENSOR_N_LAYER_MATRICES; i++)
             printf(" %-10s", item_name(name, &r->items[r->chosen.choice[first + i]]));
         putchar('\n');
     }

@@ -178,7 +178,7 @@ static pdvm_status take_matrix(struct conversion *c, struct report_tensor *t, pd
 }
 
 static bool is_calibrated(const struct conversion *c, const struct tensor_info *t) {
-    return c->calibrates && t->is_matrix && t->role != TENSOR_EMBED && t->role != TENSOR_HEAD;
+    return c->calibrates && t->is_matrix && !tensor_is_vocabulary(t->role);
 }
 
 static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
@@ -353,11 +353,7 @@ static pdvm_status write_file(struct conversion *c, const char *output, pdvm_err
     reserve += n * 384;
     for (size_t i = 0; i < c->options->plan.n_rules; i++)
         reserve += 12 * strlen(c->options->plan.rules[i].text) + 16;
-    for (size_t i = 0; i < n; i++) {
-        struct tensor_info t;
-        tensors_at(config, i, &t);
-        c->n_weights += (double)t.rows * (double)t.cols;
-    }
+    c->n_weights = tensors_elements(config);
     PD_TRY(pd_threads_create(c->options->n_threads, &c->threads, err));
     pdvm_status status = calibrate(c, output, err);
     if (status == PDVM_OK) status = container_writer_open(output, reserve, &c->writer, err);

@@ -165,11 +165,7 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
         PD_TRY(pd_calloc(&m->canonical, m->n_canonical, sizeof *m->canonical, "weights", err));
     }
     struct tensor_info t;
-    double total = 0, done = 0;
-    for (size_t i = 0; i < n_tensors; i++) {
-        tensors_at(c, i, &t);
-        total += (double)t.rows * (double)t.cols;
-    }
+    double total = tensors_elements(c), done = 0;
     for (size_t i = 0; i < n_tensors; i++) {
         PD_TRY(pd_progress(&m->notify, "loading", done / total, err));
         tensors_at(c, i, &t);
@@ -223,29 +219,6 @@ static enum mdcsr_values source_values(struct model_source *source) {
     return bf16 ? MDCSR_BF16 : f16 ? MDCSR_F16 : MDCSR_F32;
 }
 
-/* About what the weights will take in memory. */
-static uint64_t estimate_bytes(const pdvm_model *m) {
-    uint64_t bytes = 0;
-    for (size_t i = 0; i < tensors_count(&m->config); i++) {
-        struct tensor_info t;
-        const char *coding;
-        uint64_t stored = 0;
-        tensors_at(&m->config, i, &t);
-        if (!t.is_matrix) continue;
-        source_stored(m->source, &t, &coding, &stored);
-        uint64_t n = (uint64_t)t.rows * (uint64_t)t.cols;
-        if (!source_is_mdcsr(m->source))
-            stored = n *
-                     (m->values == MDCSR_F32    ? 8
-                      : m->values == MDCSR_LUT4 ? 1
-                      : m->values == MDCSR_INT8 ? 2
-                                                : 4) /
-                     2;
-        bytes += stored;
-    }
-    return bytes;
-}
-
 /* With the source's weights; `o` has been checked. */
 static pdvm_status open_into(pdvm_model *m, const pdvm_model_options *o, pdvm_error *err) {
     if (wants_source_values(o)) m->values = source_values(m->source);
@@ -254,7 +227,7 @@ static pdvm_status open_into(pdvm_model *m, const pdvm_model_options *o, pdvm_er
     PD_TRY(pd_threads_create(o->n_threads, &m->threads, err));
     struct backend_options options = {.kernels = o->kernels,
                                       .threads = m->threads,
-                                      .model_bytes = estimate_bytes(m),
+                                      .model_bytes = encoding_bytes(m->source, m->values),
                                       .notify = &m->notify};
     PD_TRY(backend_create(o->backend, &options, &m->backend, err));
     m->cache_packed = o->cache_packed;

@@ -7,12 +7,12 @@
 #include "base/utf8.h"
 #include "engine/engine.h"
 #include "eval/bandwidth.h"
+#include "model/encoding.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* Of the available memory, models may take this share; the rest is for caches and buffers. */
 #define MEMORY_SHARE 0.9
@@ -145,14 +145,6 @@ static void name_model(struct bench *b, size_t i, const struct model_source *sou
     out->synthetic = true;
 }
 
-/* About the bytes that a model will take; 0 if unknown. */
-static uint64_t estimate(const struct bench_model *m, const struct model_source *source) {
-    struct stat st;
-    if (!m->path) return synthetic_bytes(source);
-    if (stat(m->path, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size < 0) return 0;
-    return (uint64_t)st.st_size;
-}
-
 static pdvm_status open_source(struct bench *b, size_t i, struct model_source **out,
                                pdvm_error *err) {
     const struct bench_model *m = &b->o->models[i];
@@ -179,11 +171,13 @@ static double gigabytes(uint64_t bytes) {
 /* Looks at every model before any is loaded: names, and whether they fit. */
 static pdvm_status look_at_models(struct bench *b, bool *together, pdvm_error *err) {
     uint64_t available = pd_memory_available(), sum = 0;
+    enum mdcsr_values values = MDCSR_INT8;
+    if (b->o->values) mdcsr_values_parse(b->o->values, &values);
     for (size_t i = 0; i < b->o->n_models; i++) {
         struct model_source *source;
         PD_TRY(open_source(b, i, &source, err));
         name_model(b, i, source);
-        uint64_t weights = estimate(&b->o->models[i], source);
+        uint64_t weights = encoding_bytes(source, values);
         uint64_t cache = cache_bytes(b, &source->config);
         if (i == 0 || source->config.n_vocab < b->n_vocab) b->n_vocab = source->config.n_vocab;
         snprintf(b->r->models[i].architecture, sizeof b->r->models[i].architecture, "%s",

@@ -2,6 +2,7 @@
 
 #include "base/alloc.h"
 #include "base/checked.h"
+#include "mdcsr/layout.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -9,7 +10,7 @@
 
 struct mdcsr_options encoding_default(enum tensor_role role, enum mdcsr_values values) {
     bool coded = values == MDCSR_LUT4 || values == MDCSR_LUT8;
-    if (coded && (role == TENSOR_EMBED || role == TENSOR_HEAD)) values = MDCSR_INT8;
+    if (coded && tensor_is_vocabulary(role)) values = MDCSR_INT8;
     return (struct mdcsr_options){.values = values,
                                   .codebook = MDCSR_LEARNED,
                                   .index_auto = true,
@@ -101,4 +102,22 @@ pdvm_status encoding_load(struct model_source *source, const struct tensor_info 
     free(w);
     if (status != PDVM_OK) pd_prefix(err, status, "%s: %s", source->path, tensor->name);
     return status;
+}
+
+uint64_t encoding_bytes(struct model_source *source, enum mdcsr_values values) {
+    uint64_t total = 0;
+    for (size_t i = 0; i < tensors_count(&source->config); i++) {
+        struct tensor_info t;
+        const char *coding;
+        uint64_t bytes;
+        tensors_at(&source->config, i, &t);
+        if (!t.is_matrix) continue;
+        if (source_is_mdcsr(source))
+            source_stored(source, &t, &coding, &bytes);
+        else
+            bytes = mdcsr_values_bytes(encoding_default(t.role, values).values, t.rows * t.cols);
+        total += bytes;
+        if (t.role == TENSOR_EMBED && source->config.tie_word_embeddings) total += bytes;
+    }
+    return total;
 }

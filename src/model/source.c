@@ -97,6 +97,19 @@ void source_stored(struct model_source *s, const struct tensor_info *t, const ch
     s->ops->stored(s, t, coding, bytes);
 }
 
+uint64_t source_bytes(struct model_source *s) {
+    uint64_t total = 0;
+    for (size_t i = 0; i < tensors_count(&s->config); i++) {
+        struct tensor_info t;
+        const char *coding;
+        uint64_t bytes;
+        tensors_at(&s->config, i, &t);
+        source_stored(s, &t, &coding, &bytes);
+        total += bytes;
+    }
+    return total;
+}
+
 void source_release(struct model_source *s, const struct tensor_info *t) {
     s->ops->release(s, t);
 }

@@ -74,6 +74,9 @@ void source_stored(struct model_source *s, const struct tensor_info *t, const ch
                    uint64_t *bytes);
 void source_release(struct model_source *s, const struct tensor_info *t);
 
+/** Bytes of all tensors as the source stores them. */
+uint64_t source_bytes(struct model_source *s);
+
 /**
  * Opens the source's tokenizer: SOURCE_TOKENIZER or, without it, SOURCE_TOKENIZER_MODEL. *out is
  * NULL if it has neither. Freed with tokenizer_free; errors name the source and the file.

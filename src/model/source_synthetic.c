@@ -232,7 +232,7 @@ static pdvm_status make_index(struct making *k, double density, pdvm_error *err)
 /* What becomes of a tensor: as `convert` does it, embedding and head stay dense. */
 static struct mdcsr_options coding_of(const struct source_synthetic *s, const struct tensor_info *t,
                                       double *density) {
-    bool embedding = t->role == TENSOR_EMBED || t->role == TENSOR_HEAD;
+    bool embedding = tensor_is_vocabulary(t->role);
     struct mdcsr_options o = encoding_default(t->role, s->options.values);
     o.group = mdcsr_has_scales(o.values) && !embedding ? s->options.group : 0;
     *density = embedding ? 1 : 1 - s->options.sparsity;
@@ -355,21 +355,6 @@ static const struct model_source_ops synthetic_ops = {
     .release = synthetic_release,
     .close = synthetic_close,
 };
-
-uint64_t synthetic_bytes(const struct model_source *base) {
-    const struct source_synthetic *s = (const struct source_synthetic *)base;
-    struct tensor_info t;
-    uint64_t total = 0;
-    enum mdcsr_values values;
-    for (size_t i = 0; i < tensors_count(&base->config); i++) {
-        tensors_at(&base->config, i, &t);
-        if (t.is_matrix) total += matrix_bytes(s, &t, &values);
-        /* A tied head is packed beside the rows that the embedding looks up. */
-        if (t.role == TENSOR_EMBED && base->config.tie_word_embeddings)
-            total += matrix_bytes(s, &t, &values);
-    }
-    return total;
-}
 
 static pdvm_status check_options(const struct synthetic_options *o, pdvm_error *err) {
     if (!(o->sparsity >= 0 && o->sparsity <= 1))

@@ -10,10 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static bool in_layers(const struct tensor_info *t) {
-    return t->is_matrix && t->role != TENSOR_EMBED && t->role != TENSOR_HEAD;
-}
-
 static pdvm_status convert_item(struct planning *p, struct plan_item *item, const char *path,
                                 const struct pd_notify *notify, pdvm_error *err) {
     struct convert_options o = p->options->convert;
@@ -23,9 +19,11 @@ static pdvm_status convert_item(struct planning *p, struct plan_item *item, cons
     o.notify = *notify;
     pdvm_status status = convert_model(p->baseline.path, path, &o, &result, err);
     item->file_bytes = result.file_bytes;
-    for (size_t i = 0; i < result.report.n; i++)
-        if (in_layers(&result.report.tensors[i].tensor))
-            item->layer_bytes += result.report.tensors[i].bytes;
+    for (size_t i = 0; i < result.report.n; i++) {
+        const struct report_tensor *t = &result.report.tensors[i];
+        if (t->tensor.is_matrix && !tensor_is_vocabulary(t->tensor.role))
+            item->layer_bytes += t->bytes;
+    }
     convert_result_free(&result);
     return status;
 }
@@ -92,10 +90,6 @@ pdvm_status menu_measure(struct planning *p, pdvm_error *err) {
 }
 
 /* ---- groups ---------------------------------------------------------------------------- */
-
-static const enum tensor_role roles[] = {TENSOR_Q,    TENSOR_K,  TENSOR_V,   TENSOR_O,
-                                         TENSOR_GATE, TENSOR_UP, TENSOR_DOWN};
-#define N_ROLES (sizeof roles / sizeof *roles)
 
 static enum phase_kind phase_of(enum tensor_role role) {
     switch (role) {
@@ -170,12 +164,14 @@ pdvm_status groups_create(struct planning *p, pdvm_error *err) {
     struct plan_result *r = p->result;
     uint32_t n_layers = p->sources[0]->config.n_layers, step = p->options->layers_per_group;
     size_t blocks = (n_layers + step - 1) / step;
-    PD_TRY(pd_calloc(&r->groups, blocks * N_ROLES, sizeof *r->groups, "groups", err));
+    PD_TRY(
+        pd_calloc(&r->groups, blocks * TENSOR_N_LAYER_MATRICES, sizeof *r->groups, "groups", err));
     for (uint32_t first = 0; first < n_layers; first += step) {
-        for (size_t i = 0; i < N_ROLES; i++) {
+        for (size_t i = 0; i < TENSOR_N_LAYER_MATRICES; i++) {
             struct plan_group *group = &r->groups[r->n_groups++];
             uint32_t n = n_layers - first < step ? n_layers - first : step;
-            *group = (struct plan_group){.role = roles[i], .first_layer = first, .n_layers = n};
+            *group = (struct plan_group){
+                .role = tensor_layer_matrices[i], .first_layer = first, .n_layers = n};
             PD_TRY(create_group(p, group, err));
         }
     }
