@@ -3,11 +3,9 @@
 
 #include "support/support.h"
 
-#include "base/half.h"
 #include "base/random.h"
 #include "io/safetensors.h"
 #include "mdcsr/container.h"
-#include "mdcsr/layout.h"
 #include "model/source.h"
 
 #include <stdio.h>

@@ -4,7 +4,6 @@
 #include "support/hf_model.h"
 #include "support/support.h"
 
-#include "base/half.h"
 #include "compress/convert.h"
 #include "compress/scan.h"
 #include "model/encoding.h"

@@ -1,7 +1,6 @@
 // mdcsr_check refuses every kind of corruption, one test each: everything that decodes and packs
 // matrices relies on it.
 
-#include "base/half.h"
 #include "mdcsr/mdcsr.h"
 #include "support/support.h"
 

@@ -1,6 +1,5 @@
 /* pdvm eval: the perplexity on a text, and the divergence from another model. */
 #include "base/alloc.h"
-#include "base/file.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
 #include "cmd/options.h"

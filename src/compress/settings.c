@@ -1,6 +1,5 @@
 #include "compress/settings.h"
 
-#include "base/alloc.h"
 #include "base/file.h"
 #include "base/utf8.h"
 #include "mdcsr/layout.h"

@@ -37,26 +37,12 @@ static void read_range(void *arg, int64_t begin, int64_t end, int worker) {
         r->error = error;
 }
 
-struct decoding {
-    const struct mdcsr *matrix;
-    float *out;
-};
-
-static void decode_range(void *arg, int64_t begin, int64_t end, int worker) {
-    const struct decoding *d = arg;
-    (void)worker;
-    for (int64_t r = begin; r < end; r++)
-        mdcsr_decode_row(d->matrix, r, d->out + r * d->matrix->cols);
-}
-
 /* Rows of a stored matrix are decoded by all threads; a source's read_rows would take turns. */
 static pdvm_status decode_all(struct model_source *source, const struct tensor_info *tensor,
-                              struct pd_threads *threads, int64_t grain, float *out,
-                              pdvm_error *err) {
+                              struct pd_threads *threads, float *out, pdvm_error *err) {
     struct mdcsr m = {0};
     PD_TRY(source_read_mdcsr(source, tensor, &m, err));
-    struct decoding d = {.matrix = &m, .out = out};
-    pd_threads_for(threads, tensor->rows, grain, decode_range, &d);
+    mdcsr_decode(&m, threads, out);
     mdcsr_free(&m);
     return PDVM_OK;
 }
@@ -70,16 +56,15 @@ pdvm_status encoding_read_floats(struct model_source *source, const struct tenso
         !pd_mul_size(size, sizeof(float), &size))
         return pd_fail_memory(err, SIZE_MAX, tensor->name);
     PD_TRY(pd_alloc_aligned(&r.out, size, tensor->name, err));
-    int64_t grain = ((int64_t)1 << 18) / tensor->cols + 1;
     if (tensor->is_matrix && source_is_mdcsr(source)) {
-        pdvm_status status = decode_all(source, tensor, threads, grain, r.out, err);
+        pdvm_status status = decode_all(source, tensor, threads, r.out, err);
         if (status == PDVM_OK)
             *out = r.out;
         else
             free(r.out);
         return status;
     }
-    pd_threads_for(threads, tensor->rows, grain, read_range, &r);
+    pd_threads_for(threads, tensor->rows, ((int64_t)1 << 18) / tensor->cols + 1, read_range, &r);
     if (atomic_load(&r.failed)) {
         free(r.out);
         if (err) *err = r.error;

@@ -1,6 +1,5 @@
 #include "model/source.h"
 
-#include "base/file.h"
 #include "base/text.h"
 #include "model/tokenizer.h"
 

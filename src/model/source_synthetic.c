@@ -1,7 +1,6 @@
 #include "model/source_synthetic.h"
 
 #include "base/alloc.h"
-#include "base/checked.h"
 #include "base/half.h"
 #include "base/hash.h"
 #include "base/random.h"

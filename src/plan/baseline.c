@@ -1,5 +1,4 @@
 #include "plan/baseline.h"
-#include "base/alloc.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/tempdir.h"

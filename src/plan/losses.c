@@ -1,6 +1,5 @@
 /* What each group of matrices costs in quality, alone and together. */
 #include "base/alloc.h"
-#include "mdcsr/layout.h"
 #include "plan/planning.h"
 
 #include <math.h>
