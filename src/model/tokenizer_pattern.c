@@ -1,6 +1,5 @@
 #include "model/tokenizer_pattern.h"
 
-
 #include <ctype.h>
 #include <string.h>
 
