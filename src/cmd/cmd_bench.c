@@ -8,6 +8,7 @@
 #include "cmd/options.h"
 #include "cmd/terminal.h"
 #include "compress/settings.h"
+#include "engine/engine.h"
 #include "model/shapes.h"
 #include "pdvm_build.h"
 
@@ -37,7 +38,6 @@ static const char examples[] =
 
 enum bench_format { FORMAT_MD, FORMAT_CSV, FORMAT_JSON };
 static const char *const formats[] = {"md", "csv", "json", NULL};
-static const char *const modes[] = {"token", "layer", "phase", "unfused", NULL};
 
 struct arguments {
     const char *model;
@@ -205,7 +205,6 @@ static int print_result(const struct arguments *a, const struct bench_result *r,
 
 static pdvm_status measure(const struct arguments *a, const struct lists *l,
                            struct bench_result *result, pdvm_error *err) {
-    static char name[] = "bench";
     struct terminal_progress progress = {.quiet = a->quiet};
     const struct bench_options options = {
         .models = l->models,
@@ -227,10 +226,7 @@ static pdvm_status measure(const struct arguments *a, const struct lists *l,
         .type_k = kv_type_of(a->type_k),
         .type_v = kv_type_of(a->type_v),
         .seed = (uint64_t)a->seed,
-        .notify = {.progress = terminal_progress,
-                   .progress_user = &progress,
-                   .log = a->verbose ? terminal_log_verbose : terminal_log,
-                   .log_user = name},
+        .notify = terminal_notify("bench", &progress, a->verbose),
     };
     pdvm_status status = bench_run(&options, result, err);
     terminal_progress_end(&progress);
@@ -324,7 +320,7 @@ int cmd_bench(int argc, char **argv) {
         OPTION_CHOICE("--mode", "MODE",
                       "How the phases of a token are dispatched: token, layer, phase, unfused. "
                       "[token]",
-                      &a.mode, modes),
+                      &a.mode, engine_mode_names),
         OPTION_FLAG("--modes", "Generation in all four modes side by side.", &a.all_modes),
         OPTION_FLAG("--phases", "Time, bytes and rate of each kind of phase.", &a.phases),
         OPTION_INT("-s, --seed", "N", "Seed of the weights and tokens. [1]", &a.seed, 0, INT32_MAX),

@@ -14,10 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* llama.cpp's default window, and the papers'. */
-#define DEFAULT_WINDOW 512
-#define PAPERS_WINDOW 2048
-
 static const char description[] =
     "Measures how well a model predicts a text: its perplexity, which is exp of the mean negative "
     "log likelihood (nll) of the tokens. Lower is better; what a coding or sparsity costs is the "
@@ -44,9 +40,6 @@ static const char examples[] =
     "pdvm eval models/tales --values source --text stories.txt --save-logits tales.logits\n"
     "pdvm eval tales.pdvm --text stories.txt --kl-base tales.logits\n"
     "pdvm eval tales.pdvm --text stories.txt --json --per-token > scores.json";
-
-/* In the order of enum perplexity_protocol. */
-static const char *const protocol_names[] = {"sliding", "llama.cpp", "papers", NULL};
 
 static const char *const value_names[] = {"f32",  "bf16", "f16",    "int8",
                                           "lut8", "lut4", "source", NULL};
@@ -75,28 +68,21 @@ struct evaluation {
 static pdvm_status open_model(struct evaluation *e, const char *path, const char *values,
                               pdvm_model **out, pdvm_error *err) {
     const struct arguments *o = e->o;
-    static char name[] = "eval";
-    pdvm_model_options options = pdvm_model_options_default();
+    struct pd_notify notify = terminal_notify("eval", &e->progress, o->verbose);
+    pdvm_model_options options = model_options_with(&notify);
     options.n_threads = (int)o->threads;
     options.kernels = o->kernels;
     options.cache_packed = o->cache_packed;
     options.backend = o->backend;
     options.values = values;
-    options.progress = terminal_progress;
-    options.progress_user = &e->progress;
-    options.log = o->verbose ? terminal_log_verbose : terminal_log;
-    options.log_user = name;
     pdvm_status status = pdvm_model_open(path, &options, out, err);
     terminal_progress_end(&e->progress);
     return status;
 }
 
-static pdvm_status tokenize_text(struct evaluation *e, const pdvm_model *model, const char *path,
-                                 const char *text, size_t size, struct token_list *tokens,
-                                 pdvm_error *err) {
-    if (!model->tokenizer)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", path,
-                       SOURCE_TOKENIZER);
+static pdvm_status tokenize_text(struct evaluation *e, const pdvm_model *model, const char *text,
+                                 size_t size, struct token_list *tokens, pdvm_error *err) {
+    PD_TRY(model_need_tokenizer(model, err));
     PD_TRY(tokenizer_encode(model->tokenizer, text, size, PDVM_TOKENIZE_ADD_SPECIAL, tokens, err));
     if (e->o->max_tokens > 0 && tokens->n > (size_t)e->o->max_tokens)
         tokens->n = (size_t)e->o->max_tokens;
@@ -106,14 +92,10 @@ static pdvm_status tokenize_text(struct evaluation *e, const pdvm_model *model, 
 static void choose_windows(struct evaluation *e) {
     const struct arguments *o = e->o;
     struct perplexity_options *p = &e->options;
-    uint32_t most = e->model->config.max_position_embeddings;
-    uint32_t usual = o->protocol == PERPLEXITY_PAPERS ? PAPERS_WINDOW : DEFAULT_WINDOW;
     p->protocol = (enum perplexity_protocol)o->protocol;
-    p->n_ctx = o->window > 0 ? (uint32_t)o->window : most < usual ? most : usual;
-    p->stride = o->stride > 0 ? (uint32_t)o->stride : (p->n_ctx + 1) / 2;
-    p->bos = -1;
-    if (e->tokens.n > 0 && tokenizer_begins_text(e->model->tokenizer, e->tokens.ids[0]))
-        p->bos = e->tokens.ids[0];
+    p->n_ctx = (uint32_t)o->window;
+    p->stride = (uint32_t)o->stride;
+    perplexity_complete(p, e->model, e->tokens.ids, e->tokens.n);
     p->notify = (struct pd_notify){.progress = terminal_progress, .progress_user = &e->progress};
 }
 
@@ -135,7 +117,7 @@ static pdvm_status open_reference(struct evaluation *e, const char *text, size_t
     const char *path = e->o->reference;
     struct token_list tokens = {0};
     PD_TRY(open_model(e, path, "source", &e->reference, err));
-    pdvm_status status = tokenize_text(e, e->reference, path, text, size, &tokens, err);
+    pdvm_status status = tokenize_text(e, e->reference, text, size, &tokens, err);
     if (status == PDVM_OK &&
         (tokens.n != e->tokens.n ||
          (tokens.n > 0 && memcmp(tokens.ids, e->tokens.ids, tokens.n * sizeof *tokens.ids) != 0)))
@@ -169,7 +151,7 @@ static pdvm_status open_files(struct evaluation *e, const char *text, size_t siz
 static pdvm_status measure(struct evaluation *e, const char *text, size_t size, pdvm_error *err) {
     const struct arguments *o = e->o;
     PD_TRY(open_model(e, o->model, o->values, &e->model, err));
-    PD_TRY(tokenize_text(e, e->model, o->model, text, size, &e->tokens, err));
+    PD_TRY(tokenize_text(e, e->model, text, size, &e->tokens, err));
     choose_windows(e);
     PD_TRY(perplexity_check(e->tokens.n, &e->options, err));
     PD_TRY(create_session(e, e->model, &e->session, err));
@@ -323,8 +305,8 @@ static int evaluate(const struct arguments *o) {
 }
 
 static int check_arguments(const struct options_page *page, const struct arguments *o) {
-    int64_t usual = o->protocol == PERPLEXITY_PAPERS ? PAPERS_WINDOW : DEFAULT_WINDOW;
-    int64_t window = o->window > 0 ? o->window : usual;
+    int64_t window = o->window;
+    if (window == 0) window = perplexity_usual_window((enum perplexity_protocol)o->protocol);
     if (!o->model) return options_error(page, "no model: pdvm eval MODEL --text FILE");
     if (!o->text) return options_error(page, "no text: give one with --text FILE");
     if (o->per_token && o->format != OUTPUT_JSON)
@@ -354,7 +336,7 @@ int cmd_eval(int argc, char **argv) {
         OPTION_STRING("-f, --text, --file", "FILE",
                       "The text, in UTF-8; - is standard input. Required.", &o.text),
         OPTION_CHOICE("--protocol", "NAME", "sliding, llama.cpp or papers, see above. [sliding]",
-                      &o.protocol, protocol_names),
+                      &o.protocol, perplexity_protocol_names),
         OPTION_INT("-c, --ctx-size", "N",
                    "Tokens of a window. [512, with --protocol papers 2048; or the model's context "
                    "if that is shorter]",

@@ -11,8 +11,6 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-static const char *const mode_names[] = {"token", "layer", "phase", "unfused", NULL};
-
 /* ---- the tables ------------------------------------------------------------------------ */
 
 void generate_settings_init(struct generate_settings *o) {
@@ -138,7 +136,7 @@ void generate_add_engine(struct option_table *table, struct generate_settings *o
         OPTION_CHOICE("--mode", "MODE",
                       "How often the threads are dispatched: once a token, layer or phase, or six "
                       "times a layer (unfused). The results are the same. [token]",
-                      &o->mode, mode_names),
+                      &o->mode, engine_mode_names),
         OPTION_STRING("--backend", "NAME",
                       "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
                       "cuda. [auto]",
@@ -207,18 +205,15 @@ int generate_settings_check(struct generate_settings *o, const struct options_pa
 
 /* ---- making what they describe --------------------------------------------------------- */
 
-pdvm_status generate_open_model(const struct generate_settings *o, char *command,
+pdvm_status generate_open_model(const struct generate_settings *o, const char *command,
                                 struct terminal_progress *progress, pdvm_model **out,
                                 pdvm_error *err) {
-    pdvm_model_options options = pdvm_model_options_default();
+    struct pd_notify notify = terminal_notify(command, progress, o->verbose);
+    pdvm_model_options options = model_options_with(&notify);
     options.n_threads = (int)o->n_threads;
     options.kernels = o->kernels;
     options.cache_packed = o->cache_packed;
     options.backend = o->backend;
-    options.progress = terminal_progress;
-    options.progress_user = progress;
-    options.log = o->verbose ? terminal_log_verbose : terminal_log;
-    options.log_user = command;
     PD_TRY(pdvm_model_open(o->model, &options, out, err));
     terminal_progress_end(progress);
     return PDVM_OK;

@@ -13,6 +13,21 @@ pdvm_model_options pdvm_model_options_default(void) {
     return (pdvm_model_options){.backend = "auto", .kernels = "auto"};
 }
 
+const char *const engine_mode_names[] = {[PDVM_MODE_TOKEN] = "token",
+                                         [PDVM_MODE_LAYER] = "layer",
+                                         [PDVM_MODE_PHASE] = "phase",
+                                         [PDVM_MODE_UNFUSED] = "unfused",
+                                         [PDVM_MODE_UNFUSED + 1] = NULL};
+
+pdvm_model_options model_options_with(const struct pd_notify *notify) {
+    pdvm_model_options o = pdvm_model_options_default();
+    o.progress = notify->progress;
+    o.progress_user = notify->progress_user;
+    o.log = notify->log;
+    o.log_user = notify->log_user;
+    return o;
+}
+
 static pdvm_status open_tokenizer(pdvm_model *m, pdvm_error *err) {
     PD_TRY(source_open_tokenizer(m->source, &m->tokenizer, err));
     if (!m->tokenizer)
@@ -335,7 +350,7 @@ bool pdvm_model_is_end(const pdvm_model *model, int32_t token) {
     return false;
 }
 
-static pdvm_status need_tokenizer(const pdvm_model *m, pdvm_error *err) {
+pdvm_status model_need_tokenizer(const pdvm_model *m, pdvm_error *err) {
     if (m->tokenizer) return PDVM_OK;
     return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", m->source->path,
                    SOURCE_TOKENIZER);
@@ -347,7 +362,7 @@ pdvm_status pdvm_tokenize(const pdvm_model *model, const char *text, size_t len,
     if (!model || !n || (!text && len > 0) || (!tokens && capacity > 0))
         return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_tokenize: an argument is NULL");
     *n = 0;
-    PD_TRY(need_tokenizer(model, err));
+    PD_TRY(model_need_tokenizer(model, err));
     pdvm_status status = tokenizer_encode(model->tokenizer, text, len, flags, &list, err);
     if (status == PDVM_OK) {
         *n = list.n;
@@ -366,7 +381,7 @@ pdvm_status pdvm_detokenize(const pdvm_model *model, const int32_t *tokens, size
     if (!model || !len || (!tokens && n > 0) || (!text && capacity > 0))
         return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_detokenize: an argument is NULL");
     *len = 0;
-    PD_TRY(need_tokenizer(model, err));
+    PD_TRY(model_need_tokenizer(model, err));
     for (size_t i = 0; i < n; i++) {
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= model->config.n_vocab)
             return pd_fail(err, PDVM_ERR_RANGE, "token %d is outside the vocabulary of %u",

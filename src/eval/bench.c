@@ -17,12 +17,11 @@
 /* Of the available memory, models may take this share; the rest is for caches and buffers. */
 #define MEMORY_SHARE 0.9
 
-static const char *const mode_names[BENCH_N_MODES] = {"token", "layer", "phase", "unfused"};
 static const char *const phase_names[BENCH_N_PHASES] = {"embed",   "qkv",  "attn", "out",
                                                         "gate_up", "down", "head"};
 
 const char *bench_mode_name(pdvm_mode mode) {
-    return (unsigned)mode < BENCH_N_MODES ? mode_names[mode] : "?";
+    return (unsigned)mode < BENCH_N_MODES ? engine_mode_names[mode] : "?";
 }
 
 const char *bench_phase_name(enum phase_kind kind) {
@@ -231,17 +230,14 @@ static pdvm_status load_model(struct bench *b, size_t i, pdvm_error *err) {
     const struct bench_options *o = b->o;
     struct bench_model_info *info = &b->r->models[i];
     struct model_source *source;
-    pdvm_model_options options = pdvm_model_options_default();
+    pdvm_model_options options = model_options_with(&o->notify);
     options.n_threads = most_threads(o);
     options.kernels = o->kernels;
     options.backend = o->backend;
     options.values = o->values;
-    options.progress = o->notify.progress;
-    options.progress_user = o->notify.progress_user;
     /* Random weights need no tokenizer, and this is no place to warn of a missing one. */
-    if (o->models[i].path) options.log = o->notify.log;
+    if (!o->models[i].path) options.log = NULL;
     options.cache_packed = o->cache_packed && o->models[i].path;
-    options.log_user = o->notify.log_user;
     PD_TRY(open_source(b, i, &source, err));
     double start = pd_seconds();
     PD_TRY(model_open_source(source, &options, &b->models[i].model, err));
