@@ -2,7 +2,7 @@
 #include "base/alloc.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
-#include "cmd/options.h"
+#include "cmd/shared_options.h"
 #include "cmd/terminal.h"
 #include "compress/convert.h"
 #include "engine/engine.h"
@@ -361,44 +361,28 @@ int cmd_eval(int argc, char **argv) {
         OPTION_GROUP("Output"),
         OPTION_CHOICE("-o, --output", "text|json", "How to print the result. [text]", &o.format,
                       output_formats),
-        OPTION_FLAG("--json", "The same as -o json.", &o.json),
+        SHARED_OPTION_JSON(&o.json),
         OPTION_FLAG(
             "--per-token",
             "With JSON: also the place in the text (token_positions), the number (token_ids) "
             "and the negative log likelihood in nats (token_nll) of each scored token.",
             &o.per_token),
-        OPTION_FLAG("-q, --quiet", "Show no progress.", &o.quiet),
-        OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &o.verbose),
+        SHARED_OPTION_QUIET(&o.quiet),
+        SHARED_OPTION_VERBOSE(&o.verbose),
         OPTION_GROUP("Engine"),
         OPTION_CHOICE("--values", "TYPE",
                       "How weights are held that are not coded yet: f32, bf16, f16, int8, lut8, "
                       "lut4, or source, as they are. [int8]",
                       &values, value_names),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per physical core. [0]", &o.threads, 0,
-                   1024),
+        SHARED_OPTION_THREADS(&o.threads),
         OPTION_INT("-b, --batch-size", "N", "Most tokens computed together. [256]", &o.batch, 1,
                    1 << 24),
-        OPTION_CHOICE("--prompt-activations", "BITS",
-                      "Precision where several tokens are computed together: 16, or 8, which is "
-                      "faster and less accurate. [16]",
-                      &o.activations, activation_names),
-        OPTION_CHOICE("-ctk, --cache-type-k", "TYPE",
-                      "How the keys in the KV cache are stored: f32, f16, int8. [f16]", &o.type_k,
-                      kv_type_names),
-        OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
-                      "How the values in the KV cache are stored. [f16]", &o.type_v, kv_type_names),
-        OPTION_STRING("--backend", "NAME",
-                      "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
-                      "cuda. [auto]",
-                      &o.backend),
-        OPTION_STRING(
-            "--kernels", "SET",
-            "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, amx. [auto]",
-            &o.kernels),
-        OPTION_FLAG("--cache-packed",
-                    "Keep the weights as packed for this machine in a file beside the model, or in "
-                    "the user's cache directory, and start from it the next time.",
-                    &o.cache_packed),
+        SHARED_OPTION_ACTIVATIONS(&o.activations),
+        SHARED_OPTION_TYPE_K(&o.type_k),
+        SHARED_OPTION_TYPE_V(&o.type_v),
+        SHARED_OPTION_BACKEND(&o.backend),
+        SHARED_OPTION_KERNELS(&o.kernels),
+        SHARED_OPTION_CACHE_PACKED(&o.cache_packed),
         OPTION_END,
     };
     const struct options_page page = {.command = "eval",

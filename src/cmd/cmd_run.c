@@ -5,7 +5,7 @@
 #include "cmd/cmd.h"
 #include "cmd/common.h"
 #include "cmd/generate_options.h"
-#include "cmd/options.h"
+#include "cmd/shared_options.h"
 #include "cmd/terminal.h"
 #include "engine/engine.h"
 
@@ -369,7 +369,7 @@ int cmd_run(int argc, char **argv) {
                       "json: one object at the end with text, tokens, stop reason, timings and "
                       "memory. [text]",
                       &o->format, output_formats),
-        OPTION_FLAG("--json", "The same as -o json.", &o->json),
+        SHARED_OPTION_JSON(&o->json),
         OPTION_END,
     };
     const struct option_spec unsupported[] = {
