@@ -11,6 +11,18 @@
 
 #include "pdvm.h"
 
+/** 1 under ThreadSanitizer, where everything takes ten times as long and more. */
+#if defined(__SANITIZE_THREAD__)
+#define SUPPORT_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SUPPORT_TSAN 1
+#endif
+#endif
+#ifndef SUPPORT_TSAN
+#define SUPPORT_TSAN 0
+#endif
+
 /** Fails the test with a printf-like message, and does not return, as analysers must know. */
 _Noreturn void support_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
