@@ -11,16 +11,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static int make_dir(void **state) {
-    *state = support_tmpdir();
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    support_tmpdir_remove(*state);
-    return 0;
-}
-
 static struct model_source *open_good(const char *dir) {
     struct model_source *s;
     pdvm_error err = {0};
@@ -474,7 +464,7 @@ static void fingerprint_tells_models_apart(void **state) {
     assert_true(fingerprint_of(*state, &(struct hf_model){.config = config}) != plain);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, support_make_dir, support_remove_dir)
 
 int main(void) {
     const struct CMUnitTest tests[] = {

@@ -35,11 +35,18 @@ char *support_tmpdir(void);
 /** Removes a directory of support_tmpdir with all that is in it, and frees `dir`. NULL allowed. */
 void support_tmpdir_remove(char *dir);
 
+/** Set-up and tear-down of cmocka for tests that have such a directory as their state. */
+int support_make_dir(void **state);
+int support_remove_dir(void **state);
+
 /** "dir/name" in a new string, freed with free(). */
 char *support_path(const char *dir, const char *name);
 
 /** Path of a file of the source tree, as in "tests/golden/x.json"; freed with free(). */
 char *support_source_path(const char *name);
+
+/** Path of "tests/golden/name"; freed with free(). */
+char *support_golden_path(const char *name);
 
 /**
  * Path of something in the directory of shared test data (environment variable PDVM_SHARED, or
