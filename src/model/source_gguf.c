@@ -260,8 +260,8 @@ static pdvm_status check_unused(const struct source_gguf *g, pdvm_error *err) {
                            gguf_path(g->set.entries[i].file), name, block, g->base.config.n_layers);
         /* The frequencies are in the configuration, or follow from it. */
         if (strcmp(name, "rope_freqs.weight") == 0 ||
-            (in_block &&
-             (pd_ends_with(name, ".attn_rot_embd.weight") || pd_ends_with(name, ".rope_freqs.weight"))))
+            (in_block && (pd_ends_with(name, ".attn_rot_embd.weight") ||
+                          pd_ends_with(name, ".rope_freqs.weight"))))
             continue;
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,
                        "%s: tensor \"%.200s\" is not part of a model of type %s as this version "

@@ -183,7 +183,8 @@ static pdvm_status open_shard(struct source_hf *hf, const char *name, pdvm_error
 
 /* An index from somebody else must not reach files outside the model's directory. */
 static bool plain_file_name(const char *name) {
-    return name[0] != 0 && name[0] != '.' && !strchr(name, '/') && pd_ends_with(name, ".safetensors");
+    return name[0] != 0 && name[0] != '.' && !strchr(name, '/') &&
+           pd_ends_with(name, ".safetensors");
 }
 
 /* Opens every shard that the index names, and finds each tensor of `map` where it says. */
