@@ -188,12 +188,11 @@ static void out_of_memory_is_an_error_and_nothing_more(void **state) {
     (void)state;
     struct cuda_pair p;
     pdvm_error err;
-    cuda_pair_open(
-        &p, "hidden=256,layers=8,intermediate=256,heads=64,kv-heads=64,head-dim=128,vocab=300",
-        "int8", 0.5, 0);
+    cuda_pair_open(&p, "hidden=256,layers=40,intermediate=256,heads=8,head-dim=128,vocab=300",
+                   "int8", 0.5, 0);
     struct backend *b = p.cuda->backend;
     pdvm_session *s = cuda_session(p.cuda, PDVM_MODE_TOKEN, PDVM_KV_F32, 64);
-    /* 8 layers * 64 heads * 128 * 4 bytes * 2 * 2^24: more than eight terabytes. */
+    /* 40 layers * 8 heads * 128 * 4 bytes * 2 * 2^24: more than five terabytes. */
     assert_error(b->ops->kv_reserve(b, s->cache.memory, 1u << 24, &err), PDVM_ERR_MEMORY, &err,
                  "the KV cache needs");
     assert_ok(pdvm_session_step(s, 1, &err), &err);

@@ -91,6 +91,8 @@ struct batch {
     uint64_t *n_dispatches; /**< raised by the number of dispatches */
     double *phase_seconds;  /**< [plan.n_phases] each raised by the time its phase took, the barrier
                                  behind it included; NULL: not measured */
+    double *barrier_seconds; /**< with phase_seconds: raised by the mean time from the last worker's
+                                  arrival at a barrier until one goes on, where that is known */
 };
 
 /** How a device chooses tokens: the steps of pdvm_sampler_options that it knows. */

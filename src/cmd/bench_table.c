@@ -166,6 +166,9 @@ static void print_phases(FILE *f, const struct bench_result *r, const struct ben
                 total > 0 ? 100 * p->seconds / total : 0, p->bytes / 1e6,
                 p->seconds > 0 ? p->bytes / p->seconds / 1e9 : 0);
     }
+    if (row->barrier > 0)
+        fprintf(f, "\nA barrier: %.2f us from the last arrival until one goes on.\n",
+                1e6 * row->barrier);
 }
 
 void print_bench_markdown(FILE *f, const struct bench_result *r, const struct bench_context *c) {

@@ -5,9 +5,10 @@
 #include "cmd/cmd.h"
 #include "cmd/common.h"
 #include "cmd/lists.h"
-#include "cmd/options.h"
+#include "cmd/shared_options.h"
 #include "cmd/terminal.h"
 #include "compress/settings.h"
+#include "engine/engine.h"
 #include "model/shapes.h"
 #include "pdvm_build.h"
 
@@ -35,10 +36,6 @@ static const char examples[] =
     "pdvm bench --shape llama2-13b --sparsity 0.5 --values lut4 -p 0 -n 16 -r 3 --phases\n"
     "pdvm bench --pdvm-table -n 64 -r 3\n"
     "pdvm bench model.pdvm -o json > before.json; pdvm bench model.pdvm --compare before.json\n";
-
-enum bench_format { FORMAT_MD, FORMAT_CSV, FORMAT_JSON };
-static const char *const formats[] = {"md", "csv", "json", NULL};
-static const char *const modes[] = {"token", "layer", "phase", "unfused", NULL};
 
 struct arguments {
     const char *model;
@@ -183,7 +180,7 @@ static int print_result(const struct arguments *a, const struct bench_result *r,
     pdvm_error err;
     json_t *value = NULL;
     int code = CMD_OK;
-    if (a->format == FORMAT_JSON || before) {
+    if (a->format == TABLE_JSON || before) {
         value = bench_to_json(r, context);
         if (!value) {
             terminal_error("bench", "out of memory while making JSON");
@@ -192,11 +189,11 @@ static int print_result(const struct arguments *a, const struct bench_result *r,
     }
     if (before && bench_compare(value, a->compare, before, &comparison, &err) != PDVM_OK)
         code = terminal_fail("bench", &err);
-    if (a->format == FORMAT_JSON) {
+    if (a->format == TABLE_JSON) {
         int printed = print_json("bench", value);
         value = NULL;
         if (code == CMD_OK) code = printed;
-    } else if (a->format == FORMAT_CSV) {
+    } else if (a->format == TABLE_CSV) {
         print_bench_csv(stdout, r, context);
     } else {
         print_bench_markdown(stdout, r, context);
@@ -209,7 +206,6 @@ static int print_result(const struct arguments *a, const struct bench_result *r,
 
 static struct bench_options options_of(const struct arguments *a, const struct lists *l,
                                        struct terminal_progress *progress) {
-    static char name[] = "bench";
     return (struct bench_options){
         .models = l->models,
         .n_models = l->n_models,
@@ -233,10 +229,7 @@ static struct bench_options options_of(const struct arguments *a, const struct l
         .type_k = kv_type_of(a->type_k),
         .type_v = kv_type_of(a->type_v),
         .seed = (uint64_t)a->seed,
-        .notify = {.progress = terminal_progress,
-                   .progress_user = progress,
-                   .log = a->verbose ? terminal_log_verbose : terminal_log,
-                   .log_user = name},
+        .notify = terminal_notify("bench", progress, a->verbose),
     };
 }
 
@@ -359,7 +352,7 @@ int cmd_bench(int argc, char **argv) {
         OPTION_CHOICE("--mode", "MODE",
                       "How the phases of a token are dispatched: token, layer, phase, unfused. "
                       "[token]",
-                      &a.mode, modes),
+                      &a.mode, engine_mode_names),
         OPTION_FLAG("--modes", "Generation in all four modes side by side.", &a.all_modes),
         OPTION_FLAG("--sync",
                     "On a GPU: wait for it after every launch; with --modes, one more row of mode "
@@ -381,33 +374,21 @@ int cmd_bench(int argc, char **argv) {
         OPTION_INT("-s, --seed", "N", "Seed of the weights and tokens. [1]", &a.seed, 0, INT32_MAX),
         OPTION_GROUP("Output"),
         OPTION_CHOICE("-o, --output", "md|csv|json", "How to print the result. [md]", &a.format,
-                      formats),
-        OPTION_FLAG("--json", "The same as -o json.", &a.json),
+                      table_formats),
+        SHARED_OPTION_JSON(&a.json),
         OPTION_STRING("--compare", "FILE",
                       "An earlier result of -o json: also print before, now and ratio of each row.",
                       &a.compare),
-        OPTION_FLAG("-q, --quiet", "Show no progress.", &a.quiet),
-        OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &a.verbose),
+        SHARED_OPTION_QUIET(&a.quiet),
+        SHARED_OPTION_VERBOSE(&a.verbose),
         OPTION_GROUP("Engine"),
         OPTION_INT("-b, --batch-size", "N", "Most prompt tokens computed together. [256]", &a.batch,
                    1, 1 << 24),
-        OPTION_CHOICE("--prompt-activations", "BITS",
-                      "Precision where several tokens are computed together: 16, or 8, which is "
-                      "faster and less accurate. [16]",
-                      &a.activations, activation_names),
-        OPTION_CHOICE("-ctk, --cache-type-k", "TYPE",
-                      "How the keys in the KV cache are stored: f32, f16, int8. [f16]", &a.type_k,
-                      kv_type_names),
-        OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
-                      "How the values in the KV cache are stored. [f16]", &a.type_v, kv_type_names),
-        OPTION_STRING("--backend", "NAME",
-                      "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
-                      "cuda. [auto]",
-                      &a.backend),
-        OPTION_STRING(
-            "--kernels", "SET",
-            "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, amx. [auto]",
-            &a.kernels),
+        SHARED_OPTION_ACTIVATIONS(&a.activations),
+        SHARED_OPTION_TYPE_K(&a.type_k),
+        SHARED_OPTION_TYPE_V(&a.type_v),
+        SHARED_OPTION_BACKEND(&a.backend),
+        SHARED_OPTION_KERNELS(&a.kernels),
         OPTION_FLAG("--cache-packed",
                     "Keep the weights as packed for this machine in a file beside the model, or in "
                     "the user's cache directory, and start from it the next time. Not for shapes.",
@@ -423,17 +404,17 @@ int cmd_bench(int argc, char **argv) {
                                       .operand_hint = "further models are given with -m"};
     int code = options_parse(&page, argc, argv);
     if (code == OPTIONS_GO_ON) {
-        if (a.json) a.format = FORMAT_JSON;
+        if (a.json) a.format = TABLE_JSON;
         if (a.pdvm_table && (a.model || a.models.n > 0))
             code = options_error(&page, "--pdvm-table is for synthetic models: give a --shape");
-        else if (a.pdvm_table && (a.format != FORMAT_MD || a.compare))
+        else if (a.pdvm_table && (a.format != TABLE_MD || a.compare))
             code = options_error(&page, "--pdvm-table prints Markdown, and compares with nothing");
         else if (!a.pdvm_table && !a.model && a.models.n == 0 && a.shapes.n == 0)
             code = options_error(&page, "no model: pdvm bench MODEL, or pdvm bench --shape SHAPE");
         else if (!a.pdvm_table && a.shapes.n == 0 && (a.sparsity || a.group_given))
             code = options_error(&page, "%s is for synthetic models: give a --shape",
                                  a.sparsity ? "--sparsity" : "--group");
-        else if (a.compare && a.format == FORMAT_CSV)
+        else if (a.compare && a.format == TABLE_CSV)
             code = options_error(&page, "--compare needs -o md or json");
     }
     if (code == OPTIONS_GO_ON) {

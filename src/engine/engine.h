@@ -38,6 +38,15 @@ struct pdvm_model {
     pdvm_model_info info;
 };
 
+/** Names of the execution modes, NULL behind the last: "token", ... */
+extern const char *const engine_mode_names[];
+
+/** pdvm_model_options_default with these callbacks. */
+pdvm_model_options model_options_with(const struct pd_notify *notify);
+
+/** PDVM_ERR_UNSUPPORTED for a model without a tokenizer. */
+pdvm_status model_need_tokenizer(const pdvm_model *m, pdvm_error *err);
+
 /**
  * pdvm_model_open from an open source, which the model then owns; it is closed on failure, too.
  * For sources that are not at a path.
@@ -69,9 +78,10 @@ struct pdvm_session {
     size_t token_capacity;
     float *logits; /* [n_logit_rows, n_vocab] */
     uint32_t n_logit_rows;
-    bool logits_valid;     /* of the last token, in the first row */
-    double *phase_seconds; /* borrowed, NULL by default: see struct batch */
-    bool sync, graph;      /* for measurements: see struct batch */
+    bool logits_valid;      /* of the last token, in the first row */
+    double *phase_seconds;  /* borrowed, NULL by default: see struct batch */
+    double barrier_seconds; /* sum over the timed passes, as in struct batch */
+    bool sync, graph;       /* for measurements: see struct batch */
     pdvm_session_stats stats;
 };
 

@@ -108,6 +108,7 @@ static pdvm_status place_pass(pdvm_session *s, struct batch *batch, pdvm_error *
     batch->short_activations = s->options.prompt_activations == 8;
     batch->n_dispatches = &s->stats.n_dispatches;
     batch->phase_seconds = s->phase_seconds;
+    batch->barrier_seconds = &s->barrier_seconds;
     batch->sync = s->sync;
     batch->graph = s->graph;
     return PDVM_OK;

@@ -7,12 +7,12 @@
 #include "base/utf8.h"
 #include "engine/engine.h"
 #include "eval/bandwidth.h"
+#include "model/encoding.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* Of the available memory, models may take this share; the rest is for caches and buffers. */
 #define MEMORY_SHARE 0.9
@@ -21,19 +21,18 @@
 #define PER_LAUNCH 16u
 #define MOST_PER_LAUNCH 256u
 
-static const char *const mode_names[BENCH_N_MODES] = {"token", "layer", "phase", "unfused"};
 static const char *const phase_names[BENCH_N_PHASES] = {"embed",   "qkv",  "attn", "out",
                                                         "gate_up", "down", "head"};
 
 const char *bench_mode_name(pdvm_mode mode) {
-    return (unsigned)mode < BENCH_N_MODES ? mode_names[mode] : "?";
+    return (unsigned)mode < BENCH_N_MODES ? engine_mode_names[mode] : "?";
 }
 
 const char *bench_way_name(const struct bench_row *row) {
     static const char *const sync[BENCH_N_MODES] = {"token+sync", "layer+sync", "phase+sync",
                                                     "unfused+sync"};
     if ((unsigned)row->mode >= BENCH_N_MODES) return "?";
-    return row->graph ? "phase+graph" : row->sync ? sync[row->mode] : mode_names[row->mode];
+    return row->graph ? "phase+graph" : row->sync ? sync[row->mode] : engine_mode_names[row->mode];
 }
 
 const struct bench_bandwidth *bench_row_bandwidth(const struct bench_result *r,
@@ -162,14 +161,6 @@ static void name_model(struct bench *b, size_t i, const struct model_source *sou
     out->synthetic = true;
 }
 
-/* About the bytes that a model will take; 0 if unknown. */
-static uint64_t estimate(const struct bench_model *m, const struct model_source *source) {
-    struct stat st;
-    if (!m->path) return synthetic_bytes(source);
-    if (stat(m->path, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size < 0) return 0;
-    return (uint64_t)st.st_size;
-}
-
 static pdvm_status open_source(struct bench *b, size_t i, struct model_source **out,
                                pdvm_error *err) {
     const struct bench_model *m = &b->o->models[i];
@@ -196,11 +187,13 @@ static double gigabytes(uint64_t bytes) {
 /* Looks at every model before any is loaded: names, and whether they fit. */
 static pdvm_status look_at_models(struct bench *b, bool *together, pdvm_error *err) {
     uint64_t available = pd_memory_available(), sum = 0;
+    enum mdcsr_values values = MDCSR_INT8;
+    if (b->o->values) mdcsr_values_parse(b->o->values, &values);
     for (size_t i = 0; i < b->o->n_models; i++) {
         struct model_source *source;
         PD_TRY(open_source(b, i, &source, err));
         name_model(b, i, source);
-        uint64_t weights = estimate(&b->o->models[i], source);
+        uint64_t weights = encoding_bytes(source, values);
         uint64_t cache = cache_bytes(b, &source->config);
         if (i == 0 || source->config.n_vocab < b->n_vocab) b->n_vocab = source->config.n_vocab;
         snprintf(b->r->models[i].architecture, sizeof b->r->models[i].architecture, "%s",
@@ -254,17 +247,14 @@ static pdvm_status load_model(struct bench *b, size_t i, pdvm_error *err) {
     const struct bench_options *o = b->o;
     struct bench_model_info *info = &b->r->models[i];
     struct model_source *source;
-    pdvm_model_options options = pdvm_model_options_default();
+    pdvm_model_options options = model_options_with(&o->notify);
     options.n_threads = most_threads(o);
     options.kernels = o->kernels;
     options.backend = o->backend;
     options.values = o->values;
-    options.progress = o->notify.progress;
-    options.progress_user = o->notify.progress_user;
     /* Random weights need no tokenizer, and this is no place to warn of a missing one. */
-    if (o->models[i].path) options.log = o->notify.log;
+    if (!o->models[i].path) options.log = NULL;
     options.cache_packed = o->cache_packed && o->models[i].path;
-    options.log_user = o->notify.log_user;
     PD_TRY(open_source(b, i, &source, err));
     double start = pd_seconds();
     PD_TRY(model_open_source(source, &options, &b->models[i].model, err));
@@ -355,6 +345,7 @@ static void phase_bytes(const struct bench *b, const struct pdvm_model *m, struc
 struct measured {
     double seconds;
     double dispatches; /* per token */
+    double barrier;    /* seconds */
 };
 
 static pdvm_status time_prompt(struct bench *b, pdvm_session *s, const struct bench_test *t,
@@ -401,12 +392,14 @@ static pdvm_status time_generation(struct bench *b, pdvm_session *s, const struc
     PD_TRY(pdvm_session_rewind(s, t->depth, err));
     memset(b->phase_seconds, 0, b->n_phases * sizeof *b->phase_seconds);
     s->phase_seconds = b->o->phases ? b->phase_seconds : NULL;
+    s->barrier_seconds = 0;
     bool chooses = session_can_generate(s) && !s->phase_seconds && !s->sync && !s->graph;
     uint64_t before = s->stats.n_dispatches;
     double start = pd_seconds();
     pdvm_status status = chooses ? generate_tokens(b, s, t, err) : step_tokens(b, s, t, err);
     out->seconds = pd_seconds() - start;
     out->dispatches = (double)(s->stats.n_dispatches - before) / t->n_gen;
+    out->barrier = s->barrier_seconds / t->n_gen;
     s->phase_seconds = NULL;
     return status;
 }
@@ -448,6 +441,7 @@ static pdvm_status sample(struct bench *b, struct open_model *m, struct bench_ro
     PD_TRY(t->n_prompt ? time_prompt(b, s, t, &measured, err)
                        : time_generation(b, s, t, &measured, err));
     row->dispatches = measured.dispatches;
+    row->barrier += measured.barrier / b->o->repetitions;
     double rate = measured.seconds > 0 ? n / measured.seconds : 0;
     if (bandwidth > 0) row->shares[row->n_samples] = rate * row->token_bytes / bandwidth;
     row->samples[row->n_samples++] = rate;

@@ -86,6 +86,7 @@ struct bench_row {
     size_t n_samples;
     double dispatches;  /**< per token; less than 1 where a launch computes several */
     double token_bytes; /**< read for a token: weights, and the mean of the cache; 0 for prompts */
+    double barrier;     /**< seconds of a barrier, the mean over the samples; 0: not measured */
     bool has_phases;
     struct bench_phase phases[BENCH_N_PHASES];
 };

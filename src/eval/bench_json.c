@@ -85,6 +85,11 @@ static json_t *row_json(const struct bench_result *r, const struct bench_row *ro
         json_decref(value);
         return NULL;
     }
+    if (value && row->barrier > 0 &&
+        json_object_set_new(value, "barrier_seconds", json_real(row->barrier)) != 0) {
+        json_decref(value);
+        return NULL;
+    }
     if (value && !row->test.n_prompt &&
         json_object_set_new(value, "shares", samples_json(row->shares, row->n_samples)) != 0) {
         json_decref(value);

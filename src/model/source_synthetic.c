@@ -1,7 +1,6 @@
 #include "model/source_synthetic.h"
 
 #include "base/alloc.h"
-#include "base/checked.h"
 #include "base/half.h"
 #include "base/hash.h"
 #include "base/random.h"
@@ -232,7 +231,7 @@ static pdvm_status make_index(struct making *k, double density, pdvm_error *err)
 /* What becomes of a tensor: as `convert` does it, embedding and head stay dense. */
 static struct mdcsr_options coding_of(const struct source_synthetic *s, const struct tensor_info *t,
                                       double *density) {
-    bool embedding = t->role == TENSOR_EMBED || t->role == TENSOR_HEAD;
+    bool embedding = tensor_is_vocabulary(t->role);
     struct mdcsr_options o = encoding_default(t->role, s->options.values);
     o.group = mdcsr_has_scales(o.values) && !embedding ? s->options.group : 0;
     *density = embedding ? 1 : 1 - s->options.sparsity;
@@ -293,9 +292,6 @@ static bool is_norm(enum tensor_role role) {
 static pdvm_status synthetic_read_rows(struct model_source *base, const struct tensor_info *t,
                                        int64_t begin, int64_t n, float *out, pdvm_error *err) {
     struct source_synthetic *s = (struct source_synthetic *)base;
-    if (begin < 0 || n < 0 || begin > t->rows || n > t->rows - begin)
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: rows %" PRId64 " + %" PRId64 " of %" PRId64,
-                       t->name, begin, n, t->rows);
     if (t->is_matrix) {
         struct mdcsr m;
         PD_TRY(synthetic_read_mdcsr(base, t, &m, err));
@@ -358,21 +354,6 @@ static const struct model_source_ops synthetic_ops = {
     .release = synthetic_release,
     .close = synthetic_close,
 };
-
-uint64_t synthetic_bytes(const struct model_source *base) {
-    const struct source_synthetic *s = (const struct source_synthetic *)base;
-    struct tensor_info t;
-    uint64_t total = 0;
-    enum mdcsr_values values;
-    for (size_t i = 0; i < tensors_count(&base->config); i++) {
-        tensors_at(&base->config, i, &t);
-        if (t.is_matrix) total += matrix_bytes(s, &t, &values);
-        /* A tied head is packed beside the rows that the embedding looks up. */
-        if (t.role == TENSOR_EMBED && base->config.tie_word_embeddings)
-            total += matrix_bytes(s, &t, &values);
-    }
-    return total;
-}
 
 static pdvm_status check_options(const struct synthetic_options *o, pdvm_error *err) {
     if (!(o->sparsity >= 0 && o->sparsity <= 1))

@@ -28,7 +28,4 @@ struct synthetic_options {
 pdvm_status source_open_synthetic(const struct synthetic_options *options,
                                   struct model_source **out, pdvm_error *err);
 
-/** Bytes of all of its matrices in MdCSR with 32-bit scales: about what a backend needs. */
-uint64_t synthetic_bytes(const struct model_source *base);
-
 #endif

@@ -13,7 +13,7 @@ out_has "note: GPU, unfused: not measured: "
 
 PDVM_LIBCUDA=$PDVM_STANDIN PDVM_CUDA_KERNELS=$PDVM_STANDIN_KERNELS \
     expect 0 "$PDVM" bench --pdvm-table --shape $shape -n 2 -r 1 -q
-grep -qE '^\| GPU, unfused, a wait .*\| +15 \| +1.00 \|' out || fail "no GPU row: $(cat out)"
+grep -qE '^\| GPU, unfused, a wait .*\| +14 \| +1.00 \|' out || fail "no GPU row: $(cat out)"
 grep -qE '^\| GPU, one launch for many .*\| +0.5 \|' out || fail "not two tokens in a launch: $(cat out)"
 if python3 -c 'import numpy' 2>/dev/null; then
     grep -qE '^\| Python reference' out || fail "no Python row: $(cat out)"

@@ -4,6 +4,7 @@
 
 #include "base/half.h"
 #include "emulator/emulator.h"
+#include "emulator/entry.h"
 
 #include <math.h>
 
@@ -106,21 +107,5 @@ static inline uint32_t ptx_load_relaxed(const uint32_t *p) {
 #define ptx_mbarrier_expect(b, bytes) emu_expect(b, bytes)
 #define ptx_mbarrier_wait(b, parity) emu_wait(b, parity)
 #define ptx_bulk_load(dst, src, n, b) emu_copy(dst, src, n, b)
-
-#define KERNEL(name)                                                                               \
-    void EMU_NAME(name)(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p)
-#define KERNEL_CTX                                                                                 \
-    const struct emu_self *self = emu_self();                                                      \
-    struct Ctx ctx = {w,                                                                           \
-                      g,                                                                           \
-                      k,                                                                           \
-                      self->shared,                                                                \
-                      self->block,                                                                 \
-                      self->n_blocks,                                                              \
-                      self->thread,                                                                \
-                      self->n_threads,                                                             \
-                      self->thread % 32,                                                           \
-                      self->thread / 32,                                                           \
-                      self->n_threads / 32}
 
 #endif

@@ -13,8 +13,6 @@
 #include <immintrin.h>
 #include <string.h>
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-
 /** How far ahead of use values and masks are requested. */
 #define PREFETCH_BYTES 4096
 
@@ -54,34 +52,29 @@ ALWAYS_INLINE void store32(void *p, __m256i v) {
     _mm256_storeu_si256((__m256i *)p, v);
 }
 
-/** Declares a product kernel. */
-#define AVX2_PRODUCT(NAME)                                                                         \
-    void NAME(const struct cpu_matrix *m, int64_t tile0, int64_t tile1, const struct cpu_act *act, \
-              uint32_t n, float *out, int64_t stride)
-
 /* products_avx2.c */
-AVX2_PRODUCT(avx2_int8_bitmap);
-AVX2_PRODUCT(avx2_int8_dense);
-AVX2_PRODUCT(avx2_lut4_bitmap);
-AVX2_PRODUCT(avx2_lut4_dense);
+CPU_PRODUCT(avx2_int8_bitmap);
+CPU_PRODUCT(avx2_int8_dense);
+CPU_PRODUCT(avx2_lut4_bitmap);
+CPU_PRODUCT(avx2_lut4_dense);
 void avx2_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                  int8_t *out);
 
 /* products_avxvnni.c */
-AVX2_PRODUCT(avxvnni_int8_bitmap);
-AVX2_PRODUCT(avxvnni_int8_dense);
-AVX2_PRODUCT(avxvnni_lut4_bitmap);
-AVX2_PRODUCT(avxvnni_lut4_dense);
+CPU_PRODUCT(avxvnni_int8_bitmap);
+CPU_PRODUCT(avxvnni_int8_dense);
+CPU_PRODUCT(avxvnni_lut4_bitmap);
+CPU_PRODUCT(avxvnni_lut4_dense);
 
 /* float_products_avx2.c */
-AVX2_PRODUCT(avx2_f32_bitmap);
-AVX2_PRODUCT(avx2_f32_dense);
-AVX2_PRODUCT(avx2_bf16_bitmap);
-AVX2_PRODUCT(avx2_bf16_dense);
-AVX2_PRODUCT(avx2_f16_bitmap);
-AVX2_PRODUCT(avx2_f16_dense);
-AVX2_PRODUCT(avx2_lut8_bitmap);
-AVX2_PRODUCT(avx2_lut8_dense);
+CPU_PRODUCT(avx2_f32_bitmap);
+CPU_PRODUCT(avx2_f32_dense);
+CPU_PRODUCT(avx2_bf16_bitmap);
+CPU_PRODUCT(avx2_bf16_dense);
+CPU_PRODUCT(avx2_f16_bitmap);
+CPU_PRODUCT(avx2_f16_dense);
+CPU_PRODUCT(avx2_lut8_bitmap);
+CPU_PRODUCT(avx2_lut8_dense);
 void avx2_expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride);
 
 /* vectors_avx2.c */

@@ -10,8 +10,6 @@
 
 #include <immintrin.h>
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-
 /**
  * How far ahead of use values and masks are requested, along each of the four lines that a product
  * walks. The hardware prefetcher does not follow streams of uneven pace. Not 4096: what is requested
@@ -39,9 +37,7 @@ ALWAYS_INLINE __mmask16 tail(int64_t n, int64_t i) {
 }
 
 /** Declares a product kernel. */
-#define AVX512_PRODUCT(NAME)                                                                       \
-    void NAME(const struct cpu_matrix *m, int64_t tile0, int64_t tile1, const struct cpu_act *act, \
-              uint32_t n, float *out, int64_t stride)
+#define AVX512_PRODUCT(NAME) CPU_PRODUCT(NAME)
 
 /* products_avx512.c */
 AVX512_PRODUCT(avx512_int8_bitmap);

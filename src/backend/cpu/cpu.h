@@ -13,6 +13,9 @@
 
 #include <stdatomic.h>
 
+/** Parts of kernels whose arguments are constants only in their callers. */
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
 /**
  * Rows of a tile, the unit that work is split by, and the columns that matrices and activations are
  * padded to multiples of: a block is a tile's part of BLOCK_COLS columns.
@@ -195,6 +198,11 @@ void cpu_act_place(struct cpu_act *act, void *memory, size_t cols);
 typedef void (*cpu_product_fn)(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
                                const struct cpu_act *act, uint32_t n, float *out, int64_t stride);
 
+/** Declares, or begins, the cpu_product_fn of that name. */
+#define CPU_PRODUCT(NAME)                                                                          \
+    void NAME(const struct cpu_matrix *m, int64_t tile0, int64_t tile1, const struct cpu_act *act, \
+              uint32_t n, float *out, int64_t stride)
+
 /**
  * Writes the codes of a tile's columns [64 * block0, 64 * block1), LUT4 through the table, zero where
  * nothing is stored: out[column / 4][16 rows][4 columns], 1024 bytes per block. Integer kinds only.
@@ -232,8 +240,7 @@ struct cpu_kernels {
 extern const struct cpu_kernels cpu_kernels_scalar;
 
 /** The product of integer kinds in plain C, for tables that have none of their own for SELL. */
-void cpu_product_integer(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
-                         const struct cpu_act *act, uint32_t n, float *out, int64_t stride);
+CPU_PRODUCT(cpu_product_integer);
 
 #ifdef PDVM_HAVE_NEON
 extern const struct cpu_kernels cpu_kernels_neon;

@@ -247,7 +247,7 @@ ALWAYS_INLINE void product(const struct cpu_matrix *m, enum cpu_kind kind, bool 
 }
 
 #define PRODUCT(SUFFIX, KIND, DENSE)                                                               \
-    AVX2_PRODUCT(NAME(SUFFIX)) {                                                                   \
+    CPU_PRODUCT(NAME(SUFFIX)) {                                                                    \
         product(m, KIND, DENSE, tile0, tile1, act, n, out, stride);                                \
     }
 PRODUCT(int8_bitmap, CPU_INT8, false)

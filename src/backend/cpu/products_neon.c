@@ -192,7 +192,7 @@ ALWAYS_INLINE void product(const struct cpu_matrix *m, enum cpu_kind kind, bool 
 }
 
 #define PRODUCT(NAME, KIND, DENSE)                                                                 \
-    NEON_PRODUCT(NAME) {                                                                           \
+    CPU_PRODUCT(NAME) {                                                                            \
         product(m, KIND, DENSE, tile0, tile1, act, n, out, stride);                                \
     }
 PRODUCT(neon_int8_bitmap, CPU_INT8, false)

@@ -87,6 +87,8 @@ static const struct mdcsr *matrix_of(void *user, const struct phase *phase, int 
 static pdvm_status upload(void *user, uint64_t offset, const void *data, uint64_t size,
                           pdvm_error *err) {
     struct cuda_backend *b = user;
+    if (b->notify)
+        PD_TRY(pd_progress(b->notify, "packing", (double)offset / (double)b->image.w_size, err));
     return cuda_try(b, b->cu->copy_to_device(b->w + offset, data, (size_t)size),
                     "uploading weights", err);
 }

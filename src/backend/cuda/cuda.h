@@ -41,7 +41,7 @@ struct cuda_backend {
     cu_function token; /* any range of phases and steps, cooperative */
     cu_function phase; /* one phase */
     cu_stream stream;
-    cu_event *events; /* [plan->n_phases + 2], made when phases are timed */
+    cu_event *events; /* [image.plan.n_phases + 1], made when phases are timed */
     size_t n_events;
     struct gpu_image image;
     cu_address w, g;

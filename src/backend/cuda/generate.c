@@ -13,7 +13,7 @@ bool cuda_can_generate(const struct backend *base, pdvm_mode mode) {
 static pdvm_status copy_generated(struct cuda_backend *b, const struct batch *batch,
                                   int32_t *chosen, uint32_t *n, pdvm_error *err) {
     const struct gpu_plan *plan = &b->image.plan;
-    const size_t head = offsetof(struct gpu_result, candidate);
+    const size_t head = offsetof(struct gpu_result, candidate) + sizeof(struct gpu_candidate);
     size_t row = batch->n_logits ? plan->n_vocab * sizeof(float) : 0;
     uint8_t *logits = b->host + b->staging_size;
     uint8_t *result = b->host + b->host_size - sizeof(struct gpu_result);
@@ -29,7 +29,7 @@ static pdvm_status copy_generated(struct cuda_backend *b, const struct batch *ba
                         "reading logits", err));
     PD_TRY(cuda_try(b, b->cu->stream_synchronize(b->stream), "computing", err));
     memcpy(&r, result, head);
-    if (isnan(r.mass))
+    if (isnan(r.mass) || isnan(r.candidate[0].logit))
         return pd_fail(err, PDVM_ERR_ARGUMENT, "a logit is not a number: the weights may be bad");
     *n = r.n_steps < batch->n_tokens ? r.n_steps : batch->n_tokens;
     memcpy(chosen, b->host, *n * sizeof *chosen);

@@ -72,9 +72,10 @@ static pdvm_status run_pieces(struct pass *p, uint32_t begin, uint32_t end, pdvm
     return PDVM_OK;
 }
 
-static pdvm_status need_events(struct cuda_backend *b, size_t n, pdvm_error *err) {
+pdvm_status cuda_need_events(struct cuda_backend *b, size_t n, pdvm_error *err) {
     if (b->n_events >= n) return PDVM_OK;
-    if (!b->events) PD_TRY(pd_calloc(&b->events, n, sizeof *b->events, "timers", err));
+    if (!b->events)
+        PD_TRY(pd_calloc(&b->events, b->image.plan.n_phases + 1, sizeof *b->events, "timers", err));
     for (; b->n_events < n; b->n_events++)
         PD_TRY(cuda_try(b, b->cu->event_create(&b->events[b->n_events], 0), "making a timer", err));
     return PDVM_OK;
@@ -84,7 +85,7 @@ static pdvm_status need_events(struct cuda_backend *b, size_t n, pdvm_error *err
 static pdvm_status run_timed(struct pass *p, uint32_t begin, uint32_t end) {
     struct cuda_backend *b = p->b;
     double *seconds = p->batch->phase_seconds;
-    PD_TRY(need_events(b, b->image.plan.n_phases + 1, p->err));
+    PD_TRY(cuda_need_events(b, b->image.plan.n_phases + 1, p->err));
     PD_TRY(cuda_try(b, b->cu->event_record(b->events[begin], b->stream), "timing", p->err));
     for (uint32_t i = begin; i < end; i++) {
         PD_TRY(run_range(p, i, i + 1));
@@ -95,8 +96,7 @@ static pdvm_status run_timed(struct pass *p, uint32_t begin, uint32_t end) {
         float ms = 0;
         PD_TRY(cuda_try(b, b->cu->event_elapsed(&ms, b->events[i], b->events[i + 1]), "timing",
                         p->err));
-        /* The candidates' phase is the device's own: it goes with the head. */
-        seconds[i < b->plan->n_phases ? i : b->plan->n_phases - 1] += 1e-3 * (double)ms;
+        seconds[i] += 1e-3 * (double)ms;
     }
     return PDVM_OK;
 }
@@ -158,7 +158,7 @@ static pdvm_status capture(struct pass *p, uint32_t end, cu_graph_exec *out) {
 /* The graph of a step with or without the head; made anew for another cache. */
 static pdvm_status graph_for(struct pass *p, uint32_t end, cu_graph_exec *out) {
     struct cuda_backend *b = p->b;
-    struct cuda_graph *g = &b->graphs[end == b->image.plan.n_phases];
+    struct cuda_graph *g = &b->graphs[end == b->plan->n_phases];
     cu_address memory = p->batch->kv->memory;
     bool same = g->executable && g->end == end && g->kv_memory == memory &&
                 memcmp(&g->kv, &p->launch.kv, sizeof g->kv) == 0 && g->n_sink == p->launch.n_sink;
@@ -205,7 +205,7 @@ static pdvm_status stage_step(struct pass *p, uint32_t t, bool place) {
 /* One step after the other, for modes that launch less than a whole token. */
 static pdvm_status run_steps(struct pass *p, uint32_t end) {
     const struct batch *batch = p->batch;
-    const uint32_t n_phases = p->b->image.plan.n_phases;
+    const uint32_t n_phases = (uint32_t)p->b->plan->n_phases;
     bool timed = batch->phase_seconds != NULL;
     bool graph = !timed && !batch->sync &&
                  (batch->graph || (batch->mode == PDVM_MODE_TOKEN && !p->b->cooperative));
@@ -219,7 +219,7 @@ static pdvm_status run_steps(struct pass *p, uint32_t end) {
         p->launch.slot = batch->slot + t;
         p->launch.n_visible = batch->n_visible + t;
         PD_TRY(stage_step(p, t, graph));
-        uint32_t last = head || end < n_phases ? end : n_phases - 2;
+        uint32_t last = head || end < n_phases ? end : n_phases - 1;
         if (timed)
             PD_TRY(run_timed(p, 0, last));
         else if (graph)
@@ -246,7 +246,7 @@ static pdvm_status run_token(struct pass *p, uint32_t end) {
     p->launch.n_steps = p->launch.n_given = batch->n_tokens;
     p->launch.first_logits = batch->n_tokens - batch->n_logits;
     p->launch.n_logit_rows = batch->n_logits ? batch->n_logits : 1;
-    PD_TRY(cuda_launch(p, false));
+    PD_TRY(batch->phase_seconds ? cuda_launch_timed(p, end) : cuda_launch(p, false));
     return copy_back(b, b->image.plan.logits, batch->logits,
                      (size_t)batch->n_logits * b->plan->n_vocab * sizeof(float), p->err);
 }
@@ -271,11 +271,13 @@ struct gpu_launch cuda_launch_of(const struct cuda_backend *b, const struct batc
 pdvm_status cuda_run(struct backend *base, const struct batch *batch, pdvm_error *err) {
     struct cuda_backend *b = (struct cuda_backend *)base;
     struct pass p = {.b = b, .batch = batch, .launch = cuda_launch_of(b, batch), .err = err};
+    /* Logits go to the host, so nobody needs candidates: that phase, behind the plan's, is left out. */
     uint32_t end = (uint32_t)batch->end_phase;
-    if (end == b->plan->n_phases) end = b->image.plan.n_phases; /* the candidates, too */
     PD_TRY(cuda_enter(b, err));
     if (batch->x) return run_activation(&p, (uint32_t)batch->first_phase, end);
-    if (batch->mode == PDVM_MODE_TOKEN && b->cooperative && !batch->phase_seconds && !batch->graph)
+    /* The times of several steps would be those of the last one. */
+    bool timed = batch->phase_seconds && (batch->n_tokens > 1 || batch->n_logits == 0);
+    if (batch->mode == PDVM_MODE_TOKEN && b->cooperative && !timed && !batch->graph)
         return run_token(&p, end);
     return run_steps(&p, end);
 }
