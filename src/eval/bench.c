@@ -138,9 +138,11 @@ static void name_model(struct bench *b, size_t i, const struct model_source *sou
     }
     const struct synthetic_options *s = &spec->synthetic;
     char group[16] = "", zeros[24] = " dense";
+    const bool linear = s->values == MDCSR_LUT4 && s->codebook == MDCSR_LINEAR;
     if (s->group) snprintf(group, sizeof group, "/g%u", s->group);
     if (s->sparsity > 0) snprintf(zeros, sizeof zeros, " %.3g %%", 100 * s->sparsity);
-    snprintf(out->coding, sizeof out->coding, "%s%s%s", mdcsr_values_name(s->values), group, zeros);
+    snprintf(out->coding, sizeof out->coding, "%s%s%s%s", mdcsr_values_name(s->values),
+             linear ? " linear" : "", group, zeros);
     snprintf(out->name, sizeof out->name, "%.80s %s", s->shape, out->coding);
     out->synthetic = true;
 }

@@ -69,6 +69,10 @@ struct cpu_matrix {
     uint32_t *steps;   /* SELL: [n_tiles / 4, rounded up][n_groups] steps of each of 4 tiles */
     float *scales;     /* [place of the tile][n_groups][16]; NULL for F32, BF16, F16 */
     float table[256];  /* LUT8 */
+    /* LUT4 with evenly spaced entries: entry c is factor * ((c << shift) - zero). Else factor 0. */
+    struct {
+        uint8_t factor, shift, zero;
+    } linear4;
     _Alignas(64) int8_t table4[64]; /* LUT4: the 16 entries four times over, so that vpermb may
                                        see junk in index bits 4 and 5 */
 };

@@ -521,6 +521,22 @@ void cpu_matrix_init(struct cpu_matrix *m, int64_t rows, int64_t cols, enum mdcs
     m->n_groups = group ? (m->n_blocks * BLOCK_COLS + group - 1) / group : 1;
 }
 
+/* Whole steps from a whole number of half steps on: 0, 2, 4, ... or 1, 3, 5, ... among them. */
+static void find_linear4(struct cpu_matrix *m) {
+    const int8_t *t = m->table4;
+    int step = t[1] - t[0], unit = step;
+    memset(&m->linear4, 0, sizeof m->linear4);
+    for (int i = 1; i < 15; i++)
+        if (t[i + 1] - t[i] != step) return;
+    if (step <= 0) return;
+    if (t[0] % unit != 0 && unit % 2 == 0) unit /= 2;
+    int zero = -t[0] / unit;
+    if (t[0] % unit != 0 || zero < 0) return;
+    m->linear4.factor = (uint8_t)unit;
+    m->linear4.shift = unit != step;
+    m->linear4.zero = (uint8_t)zero;
+}
+
 void cpu_matrix_set_table(struct cpu_matrix *m, const float *codebook) {
     memcpy(m->table, codebook, sizeof m->table);
     if (m->kind == CPU_LUT4)
@@ -528,6 +544,7 @@ void cpu_matrix_set_table(struct cpu_matrix *m, const float *codebook) {
             float c = codebook[i % 16]; /* of a file, perhaps, and not checked yet */
             m->table4[i] = c >= -127 && c <= 127 ? (int8_t)c : 0;
         }
+    if (m->kind == CPU_LUT4) find_linear4(m);
 }
 
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
