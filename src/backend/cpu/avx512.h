@@ -33,6 +33,16 @@ ALWAYS_INLINE float sum16(__m512 v) {
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
 
+/** 16 bfloat16 numbers as floats. */
+ALWAYS_INLINE __m512 widen_bf16(__m256i v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+
+/** The scales of a group of a tile's columns. */
+ALWAYS_INLINE __m512 load_group_scales(const uint16_t *scales, int64_t group) {
+    return widen_bf16(_mm256_loadu_si256((const void *)(scales + group * TILE_ROWS)));
+}
+
 /** Mask of the lanes that exist at position i of n. */
 ALWAYS_INLINE __mmask16 tail(int64_t n, int64_t i) {
     return n - i >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << (n - i)) - 1);

@@ -99,7 +99,7 @@ static void cpu_free_matrix(struct backend *base, struct backend_matrix *m) {
 }
 
 /* A change of the packed layout, or of what is packed in which form, needs a new number. */
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
 static const char *cpu_layout(struct backend *base) {
     struct cpu_backend *b = (struct cpu_backend *)base;

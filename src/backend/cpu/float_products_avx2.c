@@ -7,8 +7,7 @@ ALWAYS_INLINE __m256 load_values(const uint8_t *p, enum cpu_kind kind, const flo
     switch (kind) {
     case CPU_F32: return _mm256_loadu_ps((const float *)(const void *)p);
     case CPU_F16: return _mm256_cvtph_ps(load16(p));
-    case CPU_BF16:
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p)), 16));
+    case CPU_BF16: return widen_bf16(load16(p));
     default:
         return _mm256_mul_ps(_mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(load8(p)), 4),
                              _mm256_set1_ps(scale));
@@ -32,7 +31,7 @@ ALWAYS_INLINE float scale_of(const struct cpu_matrix *m, int64_t stream, int64_t
                              enum cpu_kind kind) {
     if (kind != CPU_LUT8) return 1;
     int64_t g = m->group ? 16 * i / m->group : 0;
-    return cpu_tile_scales(m, stream / 4)[g * TILE_ROWS + stream % 4 * 4 + r];
+    return cpu_scale(m, stream / 4, g, stream % 4 * 4 + r);
 }
 
 /* Four rows, one stream. */

@@ -21,8 +21,8 @@ ALWAYS_INLINE struct eight load_values(const uint8_t *p, enum cpu_kind kind, con
         uint16x8_t h = vreinterpretq_u16_u8(vld1q_u8(p));
         uint16x4_t half[2] = {vget_low_u16(h), vget_high_u16(h)};
         for (int i = 0; i < 2; i++)
-            v.v[i] = kind == CPU_F16 ? vcvt_f32_f16(vreinterpret_f16_u16(half[i]))
-                                     : vreinterpretq_f32_u32(vshll_n_u16(half[i], 16));
+            v.v[i] =
+                kind == CPU_F16 ? vcvt_f32_f16(vreinterpret_f16_u16(half[i])) : widen_bf16(half[i]);
     }
     return v;
 }
@@ -56,7 +56,7 @@ ALWAYS_INLINE float scale_of(const struct cpu_matrix *m, int64_t stream, int64_t
                              enum cpu_kind kind) {
     if (kind != CPU_LUT8) return 1;
     int64_t g = m->group ? 16 * i / m->group : 0;
-    return cpu_tile_scales(m, stream / 4)[g * TILE_ROWS + stream % 4 * 4 + r];
+    return cpu_scale(m, stream / 4, g, stream % 4 * 4 + r);
 }
 
 /* Four rows, one stream. */

@@ -3,6 +3,7 @@
 #include "backend/cpu/cpu.h"
 #include "base/alloc.h"
 #include "base/checked.h"
+#include "mdcsr/layout.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -333,19 +334,32 @@ static void pack_floats(const struct pack *pk, const struct pack_worker *w, int6
 
 /* ---- tiles ----------------------------------------------------------------------------- */
 
+/* Scales of groups are bfloat16 numbers in files; others would change on packing. */
+static pdvm_status check_group_scales(const struct mdcsr *m, pdvm_error *err) {
+    for (int64_t i = 0; i < m->rows * m->n_groups; i++)
+        if (pd_float_bits(m->scales[i]) & 0xffff)
+            return pd_fail(err, PDVM_ERR_ARGUMENT, "a group's scale is no bfloat16 number");
+    return PDVM_OK;
+}
+
+/* Those of padding stay zero, as the array was. */
 static void pack_scales(const struct mdcsr *m, struct cpu_matrix *p, int64_t tile) {
-    float *out = cpu_tile_scales(p, tile);
+    const float *in = m->scales + tile * TILE_ROWS * m->n_groups;
     int64_t rows = m->rows - tile * TILE_ROWS;
     if (rows > TILE_ROWS) rows = TILE_ROWS;
-    memset(out, 0, (size_t)p->n_groups * TILE_ROWS * sizeof *out);
+    if (!m->group) {
+        memcpy(cpu_tile_scales(p, tile), in, (size_t)rows * sizeof *in);
+        return;
+    }
+    uint16_t *out = cpu_tile_group_scales(p, tile);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t g = 0; g < m->n_groups; g++)
-            out[g * TILE_ROWS + r] = m->scales[(tile * TILE_ROWS + r) * m->n_groups + g];
+            out[g * TILE_ROWS + r] = (uint16_t)(pd_float_bits(in[r * m->n_groups + g]) >> 16);
 }
 
 static void pack_tile(const struct pack *pk, int64_t tile, struct pack_worker *w) {
     const struct cpu_matrix *p = pk->p;
-    if (p->scales) pack_scales(pk->m, pk->p, tile);
+    if (pk->m->scales) pack_scales(pk->m, pk->p, tile);
     /* Its masks stay untouched: a few rows of an almost empty matrix cost a few pages. */
     if (read_tile(pk, tile, w) == 0 && !p->dense) return;
     if (p->kind == CPU_SELL)
@@ -501,10 +515,13 @@ static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_er
         PD_TRY(allocate_array(pk, &p->masks,
                               n_tiles * (size_t)p->n_blocks * BLOCK_MICROS * sizeof *p->masks,
                               "packed masks", err));
-    if (pk->m->scales)
-        PD_TRY(allocate_array(pk, &p->scales,
-                              n_tiles * (size_t)p->n_groups * TILE_ROWS * sizeof *p->scales,
+    if (p->group) {
+        PD_TRY(check_group_scales(pk->m, err));
+        PD_TRY(allocate_array(pk, &p->group_scales, n_tiles * cpu_tile_scales_bytes(p),
                               "packed scales", err));
+    } else if (pk->m->scales)
+        PD_TRY(allocate_array(pk, &p->scales, n_tiles * cpu_tile_scales_bytes(p), "packed scales",
+                              err));
     return PDVM_OK;
 }
 
@@ -599,8 +616,14 @@ void cpu_matrix_free(struct cpu_matrix *m) {
         free(m->bytes);
         free(m->steps);
         free(m->scales);
+        free(m->group_scales);
     }
     free(m);
+}
+
+size_t cpu_tile_scales_bytes(const struct cpu_matrix *m) {
+    if (m->group) return (size_t)m->n_groups * TILE_ROWS * sizeof *m->group_scales;
+    return mdcsr_has_scales(m->values_coding) ? TILE_ROWS * sizeof *m->scales : 0;
 }
 
 size_t cpu_matrix_bytes_before(const struct cpu_matrix *m, int64_t tile) {
@@ -608,8 +631,7 @@ size_t cpu_matrix_bytes_before(const struct cpu_matrix *m, int64_t tile) {
     size_t bytes = (size_t)m->bytes[tile];
     if (m->masks) bytes += t * (size_t)m->n_blocks * BLOCK_MICROS * sizeof *m->masks;
     if (m->steps) bytes += t / STREAM_TEAM * (size_t)m->n_groups * sizeof *m->steps;
-    if (m->scales) bytes += t * (size_t)m->n_groups * TILE_ROWS * sizeof *m->scales;
-    return bytes;
+    return bytes + t * cpu_tile_scales_bytes(m);
 }
 
 size_t cpu_matrix_bytes(const struct cpu_matrix *m) {

@@ -253,9 +253,9 @@ ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct 
                                              __m512 result[]) {
     const int64_t micros = cpu_stream_micros(m), group_micros = m->group / 4;
     const int n = tiles * tokens;
-    const float *scales[CHAINS];
+    const uint16_t *scales[CHAINS];
     __m512 lanes[16][CHAINS];
-    for (int k = 0; k < tiles; k++) scales[k] = cpu_tile_scales(m, tile + k);
+    for (int k = 0; k < tiles; k++) scales[k] = cpu_tile_group_scales(m, tile + k);
     for (int i = 0; i < 16; i++)
         for (int k = 0; k < n; k++) lanes[i][k] = _mm512_setzero_ps();
     for (int64_t g = 0; g < m->n_groups; g++) {
@@ -277,7 +277,7 @@ ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct 
             __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[k], 8), low[k]);
             if (coding == LINEAR4) sum = _mm512_mullo_epi32(sum, _mm512_set1_epi32(d->factor));
             __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sum),
-                                     _mm512_loadu_ps(scales[tiles > 1 ? k : 0] + g * TILE_ROWS));
+                                     load_group_scales(scales[tiles > 1 ? k : 0], g));
             lanes[g % 16][k] = _mm512_add_ps(lanes[g % 16][k], v);
         }
     }
