@@ -275,7 +275,8 @@ ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct 
 #pragma GCC unroll 4
         for (int k = 0; k < n; k++) {
             __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[k], 8), low[k]);
-            if (coding == LINEAR4) sum = _mm512_mullo_epi32(sum, _mm512_set1_epi32(d->factor));
+            if (coding == LINEAR4 && d->factor > 1)
+                sum = _mm512_mullo_epi32(sum, _mm512_set1_epi32(d->factor));
             __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sum),
                                      load_group_scales(scales[tiles > 1 ? k : 0], g));
             lanes[g % 16][k] = _mm512_add_ps(lanes[g % 16][k], v);
