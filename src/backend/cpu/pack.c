@@ -165,7 +165,7 @@ static void pack_integers(const struct pack *pk, int64_t tile, struct pack_worke
     size_t size[2];
     squeeze_tile(pk, tile, w, size);
     if (size[1] > size[0]) memset(w->values + size[0], 0, size[1] - size[0]);
-    for (size_t i = 0; i < size[1]; i++) w->values[i] = (uint8_t)(w->values[i] | w->odd[i] << 4);
+    pk->packer->join_nibbles(w->values, w->odd, size[1]);
     memcpy(cpu_stream_values(pk->p, tile), w->values, size[0] > size[1] ? size[0] : size[1]);
 }
 
@@ -251,27 +251,38 @@ static pdvm_status choose_sell(struct pack *pk, struct pd_threads *threads, pdvm
     return PDVM_OK;
 }
 
-/* One step of a block: four k of each row that has it. */
-static uint8_t *pack_step(const struct pack *pk, const struct pack_worker *w, size_t block,
-                          const int fours[TILE_ROWS], uint64_t left[TILE_ROWS], int k,
-                          uint16_t skip, uint8_t *out) {
+/* A block's entries as packers gather them. */
+struct gathered {
+    uint8_t cols[TILE_ROWS][BLOCK_COLS], values[TILE_ROWS][BLOCK_COLS];
+};
+
+static void gather_block(const struct pack *pk, const struct pack_worker *w, size_t block,
+                         struct gathered *out) {
     const struct cpu_matrix *p = pk->p;
+    const int8_t *table = pk->m->value_coding == MDCSR_LUT4 ? p->table4 : NULL;
+    for (size_t r = 0; r < TILE_ROWS; r++)
+        pk->packer->gather(w->rows + r * padded_cols(p) + block * BLOCK_COLS,
+                           w->masks[r * mask_stride(p) + block], table, out->cols[r],
+                           out->values[r]);
+}
+
+/* One step of a block: four k of each row that has it. */
+static uint8_t *pack_step(const struct gathered *in, const int fours[TILE_ROWS], int k,
+                          uint16_t skip, uint8_t *out) {
     struct cpu_step_head head = {0, skip};
-    for (int r = 0; r < TILE_ROWS; r++)
-        if (fours[r] > k) head.rows |= (uint16_t)(1u << r);
-    memcpy(out, &head, sizeof head);
-    uint8_t *cols = out + sizeof head, *values = cols + 4 * __builtin_popcount(head.rows);
-    for (size_t r = 0; r < TILE_ROWS; r++) {
-        if (fours[r] <= k) continue;
-        const uint8_t *row = w->rows + r * padded_cols(p) + block * BLOCK_COLS;
-        for (int j = 0; j < 4; j++, left[r] &= left[r] - 1) {
-            int c = left[r] ? __builtin_ctzll(left[r]) : 0;
-            int code = pk->m->value_coding == MDCSR_LUT4 ? p->table4[row[c]] : (int8_t)row[c];
-            *cols++ = (uint8_t)c;
-            *values++ = (uint8_t)(left[r] ? code + 128 : 128);
-        }
+    uint8_t cols[4 * TILE_ROWS], values[4 * TILE_ROWS];
+    size_t n = 0;
+    for (int r = 0; r < TILE_ROWS; r++) { /* no branches: nobody could predict them */
+        const bool has = fours[r] > k;
+        memcpy(cols + n, in->cols[r] + 4 * k, 4);
+        memcpy(values + n, in->values[r] + 4 * k, 4);
+        head.rows |= (uint16_t)(has << r);
+        n += has ? 4 : 0;
     }
-    return values;
+    memcpy(out, &head, sizeof head);
+    memcpy(out + sizeof head, cols, n);
+    memcpy(out + sizeof head + n, values, n);
+    return out + sizeof head + 2 * n;
 }
 
 static void pack_sell(const struct pack *pk, int64_t tile, const struct pack_worker *w) {
@@ -284,12 +295,11 @@ static void pack_sell(const struct pack *pk, int64_t tile, const struct pack_wor
         uint32_t n = 0;
         for (int64_t b = begin; b < end && b < p->n_blocks; b++) {
             int fours[TILE_ROWS];
-            uint64_t left[TILE_ROWS];
+            struct gathered in;
             int most = block_fours(pk, w, (size_t)b, fours);
-            for (size_t r = 0; r < TILE_ROWS; r++)
-                left[r] = w->masks[r * mask_stride(p) + (size_t)b];
+            gather_block(pk, w, (size_t)b, &in);
             for (int k = 0; k < most; k++, n++) {
-                out = pack_step(pk, w, (size_t)b, fours, left, k, (uint16_t)(b - last), out);
+                out = pack_step(&in, fours, k, (uint16_t)(b - last), out);
                 last = b;
             }
         }
