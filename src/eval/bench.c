@@ -235,6 +235,12 @@ static void check_cache(struct bench *b, const struct bench_model_info *m) {
              m->name, bytes / 1e6, bytes / cache);
 }
 
+/* Random weights need no tokenizer, and this is no place to warn of a missing one. */
+static void log_synthetic(void *user, pdvm_log_level level, const char *message) {
+    const struct pd_notify *notify = user;
+    if (level < PDVM_LOG_WARN) notify->log(notify->log_user, level, message);
+}
+
 static pdvm_status load_model(struct bench *b, size_t i, pdvm_error *err) {
     const struct bench_options *o = b->o;
     struct bench_model_info *info = &b->r->models[i];
@@ -246,10 +252,9 @@ static pdvm_status load_model(struct bench *b, size_t i, pdvm_error *err) {
     options.values = o->values;
     options.progress = o->notify.progress;
     options.progress_user = o->notify.progress_user;
-    /* Random weights need no tokenizer, and this is no place to warn of a missing one. */
-    if (o->models[i].path) options.log = o->notify.log;
+    options.log = o->models[i].path ? o->notify.log : o->notify.log ? log_synthetic : NULL;
+    options.log_user = o->models[i].path ? o->notify.log_user : (void *)(uintptr_t)&o->notify;
     options.cache_packed = o->cache_packed && o->models[i].path;
-    options.log_user = o->notify.log_user;
     PD_TRY(open_source(b, i, &source, err));
     double start = pd_seconds();
     PD_TRY(model_open_source(source, &options, &b->models[i].model, err));

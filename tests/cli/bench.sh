@@ -29,6 +29,10 @@ expect 0 "$PDVM" bench --shape "$shape" --values int8,lut4@0.75 --sparsity 0.5,0
 expect 0 "$PDVM" bench --shape "$shape" --values lut4 --codebook linear -p 0 -n 1 -r 1 -t 1 -q
 out_has "lut4 linear/g64 50 %"
 
+# Which layouts the weights are packed in.
+expect 0 "$PDVM" bench --shape "$shape" --values int8 --sparsity 0 -p 0 -n 1 -r 1 -t 1 -v
+err_has "packed as int8 dense: "
+
 # The same result in the other formats.
 expect 0 "$PDVM" bench --shape "$shape" "${small[@]}" --modes --phases -q -o csv
 [ "$(wc -l <out)" = 6 ] || fail "a header, a prompt and four modes: $(cat out)"

@@ -131,6 +131,16 @@ static pdvm_status cpu_map_matrix(struct backend *base, const struct safetensors
     return PDVM_OK;
 }
 
+static const char *cpu_matrix_layout(const struct backend_matrix *m) {
+    static const char *const names[CPU_N_KINDS][2] = {
+        [CPU_INT8] = {"int8 bitmap", "int8 dense"}, [CPU_LUT4] = {"lut4 bitmap", "lut4 dense"},
+        [CPU_SELL] = {"int8 SELL", NULL},           [CPU_F32] = {"f32 bitmap", "f32 dense"},
+        [CPU_BF16] = {"bf16 bitmap", "bf16 dense"}, [CPU_F16] = {"f16 bitmap", "f16 dense"},
+        [CPU_LUT8] = {"lut8 bitmap", "lut8 dense"},
+    };
+    return names[m->packed->kind][m->packed->dense];
+}
+
 static size_t cpu_bytes_of(const struct backend_matrix *m) {
     return m->bytes;
 }
@@ -472,6 +482,7 @@ static const struct backend_ops cpu_ops = {
     .layout = cpu_layout,
     .save_matrix = cpu_save_matrix,
     .map_matrix = cpu_map_matrix,
+    .matrix_layout = cpu_matrix_layout,
     .matrix_bytes = cpu_bytes_of,
     .prepare = cpu_prepare,
     .set_threads = cpu_set_threads,
