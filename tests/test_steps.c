@@ -64,6 +64,7 @@ extern void *__libc_memalign(size_t alignment, size_t size);
 static atomic_bool counting;
 static atomic_int allocations;
 
+// NOLINTBEGIN(readability-inconsistent-declaration-parameter-name): the system's have underscores
 static void count(void) {
     if (atomic_load(&counting)) atomic_fetch_add(&allocations, 1);
 }
@@ -87,6 +88,7 @@ void *aligned_alloc(size_t alignment, size_t size) {
     count();
     return __libc_memalign(alignment, size);
 }
+// NOLINTEND(readability-inconsistent-declaration-parameter-name)
 
 static int allocations_of_steps(int n_threads, pdvm_mode mode) {
     struct run run;
