@@ -1,6 +1,6 @@
 /**
  * What the files of the AVX-512 kernels share. They need AVX-512 F, BW, VL and DQ, VBMI, VBMI2 and
- * VNNI (Intel Ice Lake, AMD Zen 4 and later). Every function adds in the order that cpu.h promises,
+ * VNNI, and GFNI (Intel Ice Lake, AMD Zen 4 and later). Every function adds in the order that cpu.h promises,
  * so the results equal the scalar kernels' bit for bit.
  */
 #ifndef PDVM_BACKEND_CPU_AVX512_H
