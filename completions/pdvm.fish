@@ -112,6 +112,7 @@ complete -c pdvm -n '__fish_seen_subcommand_from eval' -l values -x -a 'f32 bf16
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l shape -x -a 'tiny smollm2-135m smollm2-1.7b tinyllama-1.1b llama2-7b llama2-13b llama2-70b llama3-8b llama3.2-1b llama3.2-3b mistral-7b qwen2.5-0.5b qwen2.5-1.5b qwen2.5-7b qwen3-0.6b qwen3-1.7b qwen3-4b qwen3-8b phi3-mini' -d 'Synthetic model of this shape'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l sparsity -x -d 'Shares of zeros'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l values -x -a 'int8 lut4 lut8 f16 bf16 f32' -d 'Value codings'
+complete -c pdvm -n '__fish_seen_subcommand_from bench' -l codebook -x -a 'learned linear' -d 'Codebook of lut4'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -l group -x -a '0 32 64 128 256' -d 'Columns that share one scale'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -s p -l n-prompt -x -d 'Tokens of a prompt'
 complete -c pdvm -n '__fish_seen_subcommand_from bench' -s n -l n-gen -x -d 'Tokens to generate'

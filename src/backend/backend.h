@@ -149,6 +149,8 @@ struct backend_ops {
     pdvm_status (*map_matrix)(struct backend *b, const struct safetensors *file, const char *name,
                               int64_t rows, int64_t cols, struct backend_matrix **out,
                               int64_t *n_entries, pdvm_error *err);
+    /** How the matrix is stored, for people: "int8 bitmap". NULL: one way for all matrices. */
+    const char *(*matrix_layout)(const struct backend_matrix *m);
     /** Bytes that the matrix occupies, and that one product reads. */
     size_t (*matrix_bytes)(const struct backend_matrix *m);
     /** Splits the work and allocates everything that passes need. Called once. */

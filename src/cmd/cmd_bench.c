@@ -41,6 +41,7 @@ struct arguments {
     const char *model;
     struct option_list models, shapes;
     const char *sparsity, *values, *prompt, *gen, *depth, *threads, *kernels, *backend, *compare;
+    int codebook;
     int64_t group, repetitions, batch, seed, per_launch;
     bool group_given, all_modes, sync, graph, pdvm_table, phases, json, quiet, verbose,
         cache_packed;
@@ -91,6 +92,9 @@ static pdvm_status add_model(struct lists *l, const struct bench_model *m, pdvm_
     return PDVM_OK;
 }
 
+static const char *const codebook_names[] = {"learned", "linear", NULL};
+static const enum mdcsr_codebook codebooks[] = {MDCSR_LEARNED, MDCSR_LINEAR};
+
 static pdvm_status list_models(const struct arguments *a, struct lists *l, pdvm_error *err) {
     if (a->model) PD_TRY(add_model(l, &(struct bench_model){.path = a->model}, err));
     for (size_t i = 0; i < a->models.n; i++)
@@ -111,6 +115,7 @@ static pdvm_status list_models(const struct arguments *a, struct lists *l, pdvm_
                     .synthetic = {.shape = standard ? "llama2-13b" : a->shapes.items[s],
                                   .sparsity = list->items[z],
                                   .values = values.items[v],
+                                  .codebook = codebooks[a->codebook],
                                   .group = group,
                                   .seed = (uint64_t)a->seed}};
                 PD_TRY(add_model(l, &m, err));
@@ -339,6 +344,10 @@ int cmd_bench(int argc, char **argv) {
             "f32; lut4@0.5 is lut4 at this sparsity only. Without --shape, the one that a "
             "Hugging Face directory or a GGUF file is converted to. [int8]",
             &a.values),
+        OPTION_CHOICE("--codebook", "KIND",
+                      "With --shape: what lut4 chooses from: learned values or linear, evenly "
+                      "spaced ones. [learned]",
+                      &a.codebook, codebook_names),
         group,
         OPTION_GROUP("Tests"),
         OPTION_STRING("-p, --n-prompt", "LIST", "Tokens of a prompt; 0: no such test. [512]",
@@ -411,9 +420,11 @@ int cmd_bench(int argc, char **argv) {
             code = options_error(&page, "--pdvm-table prints Markdown, and compares with nothing");
         else if (!a.pdvm_table && !a.model && a.models.n == 0 && a.shapes.n == 0)
             code = options_error(&page, "no model: pdvm bench MODEL, or pdvm bench --shape SHAPE");
-        else if (!a.pdvm_table && a.shapes.n == 0 && (a.sparsity || a.group_given))
+        else if (!a.pdvm_table && a.shapes.n == 0 && (a.sparsity || a.group_given || a.codebook))
             code = options_error(&page, "%s is for synthetic models: give a --shape",
-                                 a.sparsity ? "--sparsity" : "--group");
+                                 a.sparsity      ? "--sparsity"
+                                 : a.group_given ? "--group"
+                                                 : "--codebook");
         else if (a.compare && a.format == TABLE_CSV)
             code = options_error(&page, "--compare needs -o md or json");
     }

@@ -198,6 +198,25 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
     return pd_progress(&m->notify, "loading", 1, err);
 }
 
+/* Says which layouts the backend chose, and for how much of the model. */
+static void log_layouts(pdvm_model *m) {
+    const struct backend_ops *ops = m->backend->ops;
+    for (size_t i = 0; ops->matrix_layout && i < m->n_matrices; i++) {
+        const char *name = ops->matrix_layout(m->matrices[i]);
+        size_t first = 0, n = 0;
+        double bytes = 0;
+        while (strcmp(ops->matrix_layout(m->matrices[first]), name) != 0) first++;
+        if (first < i) continue;
+        for (size_t j = i; j < m->n_matrices; j++) {
+            if (strcmp(ops->matrix_layout(m->matrices[j]), name) != 0) continue;
+            bytes += (double)ops->matrix_bytes(m->matrices[j]);
+            n++;
+        }
+        pd_log(&m->notify, PDVM_LOG_INFO, "packed as %s: %zu of %zu matrices, %.1f MiB", name, n,
+               m->n_matrices, bytes / 1048576);
+    }
+}
+
 static void fill_info(pdvm_model *m) {
     const struct model_config *c = &m->config;
     pdvm_model_info *i = &m->info;
@@ -253,6 +272,7 @@ static pdvm_status open_into(pdvm_model *m, const pdvm_model_options *o, pdvm_er
     free_canonical(m);
     count_bytes(m);
     fill_info(m);
+    log_layouts(m);
     return PDVM_OK;
 }
 

@@ -54,6 +54,9 @@ pdvm_status pdvm_session_create(pdvm_model *model, const pdvm_session_options *o
         kv_cache_create(&s->cache, model->backend, &shape, o.n_ctx, o.rolling, o.n_sink, err);
     if (status == PDVM_OK)
         status = pd_calloc(&s->logits, model->config.n_vocab, sizeof *s->logits, "logits", err);
+    /* Room for a whole context, of which only touched pages cost memory: steps allocate nothing. */
+    if (status == PDVM_OK)
+        status = pd_grow(&s->tokens, &s->token_capacity, o.n_ctx, sizeof *s->tokens, "tokens", err);
     s->n_logit_rows = 1;
     if (status != PDVM_OK) {
         pdvm_session_free(s);

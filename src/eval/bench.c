@@ -154,9 +154,11 @@ static void name_model(struct bench *b, size_t i, const struct model_source *sou
     }
     const struct synthetic_options *s = &spec->synthetic;
     char group[16] = "", zeros[24] = " dense";
+    const bool linear = s->values == MDCSR_LUT4 && s->codebook == MDCSR_LINEAR;
     if (s->group) snprintf(group, sizeof group, "/g%u", s->group);
     if (s->sparsity > 0) snprintf(zeros, sizeof zeros, " %.3g %%", 100 * s->sparsity);
-    snprintf(out->coding, sizeof out->coding, "%s%s%s", mdcsr_values_name(s->values), group, zeros);
+    snprintf(out->coding, sizeof out->coding, "%s%s%s%s", mdcsr_values_name(s->values),
+             linear ? " linear" : "", group, zeros);
     snprintf(out->name, sizeof out->name, "%.80s %s", s->shape, out->coding);
     out->synthetic = true;
 }
@@ -243,6 +245,12 @@ static void check_cache(struct bench *b, const struct bench_model_info *m) {
              m->name, bytes / 1e6, bytes / cache);
 }
 
+/* Random weights need no tokenizer, and this is no place to warn of a missing one. */
+static void log_synthetic(void *user, pdvm_log_level level, const char *message) {
+    const struct pd_notify *notify = user;
+    if (level < PDVM_LOG_WARN) notify->log(notify->log_user, level, message);
+}
+
 static pdvm_status load_model(struct bench *b, size_t i, pdvm_error *err) {
     const struct bench_options *o = b->o;
     struct bench_model_info *info = &b->r->models[i];
@@ -252,8 +260,10 @@ static pdvm_status load_model(struct bench *b, size_t i, pdvm_error *err) {
     options.kernels = o->kernels;
     options.backend = o->backend;
     options.values = o->values;
-    /* Random weights need no tokenizer, and this is no place to warn of a missing one. */
-    if (!o->models[i].path) options.log = NULL;
+    if (!o->models[i].path && o->notify.log) {
+        options.log = log_synthetic;
+        options.log_user = (void *)(uintptr_t)&o->notify;
+    }
     options.cache_packed = o->cache_packed && o->models[i].path;
     PD_TRY(open_source(b, i, &source, err));
     double start = pd_seconds();

@@ -61,10 +61,13 @@ static void fill_tables(struct source_synthetic *s) {
     }
 }
 
-/* Codebooks: 16 values of a normal distribution, with an exact zero for dense matrices. */
-static const int8_t book4[2][16] = {
-    {-127, -97, -76, -59, -45, -32, -20, -8, 8, 20, 32, 45, 59, 76, 97, 127},
-    {-127, -97, -76, -59, -45, -32, -20, -10, 0, 12, 25, 39, 54, 72, 94, 127}};
+/* Codebooks as the encoder makes them: evenly spaced, or 16 values of a normal distribution; the second
+ * ones, for dense matrices, have an exact zero. */
+static const int8_t book4[2][2][16] = {
+    {{-15, -13, -11, -9, -7, -5, -3, -1, 1, 3, 5, 7, 9, 11, 13, 15},
+     {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}},
+    {{-127, -97, -76, -59, -45, -32, -20, -8, 8, 20, 32, 45, 59, 76, 97, 127},
+     {-127, -97, -76, -59, -45, -32, -20, -10, 0, 12, 25, 39, 54, 72, 94, 127}}};
 
 /* ---- one matrix ------------------------------------------------------------------------ */
 
@@ -250,13 +253,14 @@ static pdvm_status make_matrix(const struct source_synthetic *s, const struct te
     m->rows = t->rows;
     m->cols = t->cols;
     m->value_coding = o.values;
-    m->codebook_kind = MDCSR_LEARNED;
+    const bool linear = o.values == MDCSR_LUT4 && s->options.codebook == MDCSR_LINEAR;
+    m->codebook_kind = linear ? MDCSR_LINEAR : MDCSR_LEARNED;
     m->group = o.group;
     m->n_groups = mdcsr_groups(o.values, t->cols, o.group);
     m->n_entries = m->rows * m->cols;
     m->owned = true;
     for (int i = 0; i < 16 && o.values == MDCSR_LUT4; i++)
-        m->codebook[i] = (float)book4[density >= 1][i];
+        m->codebook[i] = (float)book4[!linear][density >= 1][i];
     for (int i = 0; i < 256 && o.values == MDCSR_LUT8; i++)
         m->codebook[i] = i == 128 ? 0 : s->normal[i];
     if (density < 1) PD_TRY(make_index(&k, density, err));

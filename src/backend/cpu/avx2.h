@@ -44,6 +44,11 @@ ALWAYS_INLINE __m128i load16(const void *p) {
     return _mm_loadu_si128((const __m128i *)p);
 }
 
+/** 8 bfloat16 numbers as floats. */
+ALWAYS_INLINE __m256 widen_bf16(__m128i v) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+
 ALWAYS_INLINE __m256i load32(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
 }

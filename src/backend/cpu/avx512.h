@@ -1,6 +1,6 @@
 /**
  * What the files of the AVX-512 kernels share. They need AVX-512 F, BW, VL and DQ, VBMI, VBMI2 and
- * VNNI (Intel Ice Lake, AMD Zen 4 and later). Every function adds in the order that cpu.h promises,
+ * VNNI, and GFNI (Intel Ice Lake, AMD Zen 4 and later). Every function adds in the order that cpu.h promises,
  * so the results equal the scalar kernels' bit for bit.
  */
 #ifndef PDVM_BACKEND_CPU_AVX512_H
@@ -29,6 +29,16 @@ ALWAYS_INLINE float sum16(__m512 v) {
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
+}
+
+/** 16 bfloat16 numbers as floats. */
+ALWAYS_INLINE __m512 widen_bf16(__m256i v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+
+/** The scales of a group of a tile's columns. */
+ALWAYS_INLINE __m512 load_group_scales(const uint16_t *scales, int64_t group) {
+    return widen_bf16(_mm256_loadu_si256((const void *)(scales + group * TILE_ROWS)));
 }
 
 /** Mask of the lanes that exist at position i of n. */

@@ -10,6 +10,7 @@
 
 #include "backend/backend.h"
 #include "base/arena.h"
+#include "base/half.h"
 
 #include <stdatomic.h>
 
@@ -64,14 +65,19 @@ struct cpu_matrix {
     bool owned;       /* the arrays are freed with the matrix */
     int streams;      /* of a tile: 1 or 4 */
     uint32_t group;   /* columns per scale; 0: one scale per row */
-    int64_t n_groups; /* scales per row in `scales`, padded to whole blocks */
+    int64_t n_groups; /* scales per row, padded to whole blocks */
     uint64_t *masks;  /* [place of the stream][n_blocks * 16 / streams]; NULL when dense */
     uint8_t *values;
-    uint64_t *offsets; /* [n_tiles * streams] where each stream's values begin */
-    uint64_t *bytes;   /* [n_tiles + 1] bytes of values of the tiles before */
-    uint32_t *steps;   /* SELL: [n_tiles / 4, rounded up][n_groups] steps of each of 4 tiles */
-    float *scales;     /* [place of the tile][n_groups][16]; NULL for F32, BF16, F16 */
-    float table[256];  /* LUT8 */
+    uint64_t *offsets;      /* [n_tiles * streams] where each stream's values begin */
+    uint64_t *bytes;        /* [n_tiles + 1] bytes of values of the tiles before */
+    uint32_t *steps;        /* SELL: [n_tiles / 4, rounded up][n_groups] steps of each of 4 tiles */
+    float *scales;          /* one per row: [place of the tile][16]; else NULL */
+    uint16_t *group_scales; /* in groups: [place of the tile][n_groups][16], bfloat16 as in files */
+    float table[256];       /* LUT8 */
+    /* LUT4 with evenly spaced entries: entry c is factor * ((c << shift) - zero). Else factor 0. */
+    struct {
+        uint8_t factor, shift, zero;
+    } linear4;
     _Alignas(64) int8_t table4[64]; /* LUT4: the 16 entries four times over, so that vpermb may
                                        see junk in index bits 4 and 5 */
 };
@@ -125,11 +131,29 @@ static inline const uint32_t *cpu_tile_steps(const struct cpu_matrix *m, int64_t
 void cpu_sell_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                      int8_t *out);
 
-/** A tile's scales, [n_groups][16]; NULL if it has none. */
-static inline float *cpu_tile_scales(const struct cpu_matrix *m, int64_t tile) {
-    int64_t place = m->streams == 1 ? cpu_stream_place(m, tile) : tile;
-    return m->scales ? m->scales + place * m->n_groups * TILE_ROWS : NULL;
+/** Position of a tile's scales among all. */
+static inline int64_t cpu_tile_place(const struct cpu_matrix *m, int64_t tile) {
+    return m->streams == 1 ? cpu_stream_place(m, tile) : tile;
 }
+
+/** A tile's 16 scales where each row has one. */
+static inline float *cpu_tile_scales(const struct cpu_matrix *m, int64_t tile) {
+    return m->scales + cpu_tile_place(m, tile) * TILE_ROWS;
+}
+
+/** A tile's scales where there are groups, [n_groups][16]. */
+static inline uint16_t *cpu_tile_group_scales(const struct cpu_matrix *m, int64_t tile) {
+    return m->group_scales + cpu_tile_place(m, tile) * m->n_groups * TILE_ROWS;
+}
+
+/** The scale of row r of a tile in group g; 1 if the matrix has none. */
+static inline float cpu_scale(const struct cpu_matrix *m, int64_t tile, int64_t g, int64_t r) {
+    if (m->group) return pd_bf16_to_float(cpu_tile_group_scales(m, tile)[g * TILE_ROWS + r]);
+    return m->scales ? cpu_tile_scales(m, tile)[r] : 1;
+}
+
+/** Bytes of a tile's scales. */
+size_t cpu_tile_scales_bytes(const struct cpu_matrix *m);
 
 /**
  * Packs a checked matrix. The arrays come from `arena` and live as long as it does; with NULL they

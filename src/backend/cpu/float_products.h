@@ -18,7 +18,7 @@ ALWAYS_INLINE float stream_scale(const struct cpu_matrix *m, int64_t stream, int
                                  enum cpu_kind kind) {
     if (kind != CPU_LUT8) return 1;
     int64_t g = m->group ? 16 * i / m->group : 0;
-    return cpu_tile_scales(m, stream / 4)[g * TILE_ROWS + stream % 4 * 4 + r];
+    return cpu_scale(m, stream / 4, g, stream % 4 * 4 + r);
 }
 
 /** cpu_product_fn, stream after stream and token after token. */

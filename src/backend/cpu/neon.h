@@ -19,6 +19,11 @@ ALWAYS_INLINE void prefetch_line(const void *p) {
     __builtin_prefetch((const char *)p + PREFETCH_BYTES);
 }
 
+/** 4 bfloat16 numbers as floats. */
+ALWAYS_INLINE float32x4_t widen_bf16(uint16x4_t v) {
+    return vreinterpretq_f32_u32(vshll_n_u16(v, 16));
+}
+
 /** Sixteen lanes of floats. */
 struct lanes {
     float32x4_t v[4];
