@@ -198,18 +198,25 @@ static void run_windows(void *arg, int64_t begin, int64_t end, int worker) {
  * float32 (at most a few thousand of one sign on the diagonal, which is what damping and masks
  * depend on), the windows in double. The order is that of the windows whatever the threads do.
  */
-static void add_tile(const struct stage_run *r, int64_t row, int64_t col, float *tile) {
+static void add_tile(const struct stage_run *r, int64_t row, int64_t col, int worker) {
     const struct calibration *c = r->c;
+    float *tile = c->tiles + (int64_t)worker * TILE * TILE;
     int64_t cols = r->cols, m = cols - row < r->tile ? cols - row : r->tile;
     int64_t n = cols - col < r->tile ? cols - col : r->tile;
+    struct matmul_task product = {.m = m,
+                                  .n = n,
+                                  .k = c->seq,
+                                  .a_stride = cols,
+                                  .b_stride = cols,
+                                  .c = tile,
+                                  .c_stride = TILE,
+                                  .transposed = true,
+                                  .upper = row == col,
+                                  .exact = true};
     for (int64_t i = 0; i < r->n; i++) {
-        const float *x = inputs(r, i);
-        if (row == col)
-            c->blas->ssyrk(BLAS_ROW_MAJOR, BLAS_UPPER, BLAS_TRANS, (int)n, (int)c->seq, 1, x + col,
-                           (int)cols, 0, tile, TILE);
-        else
-            c->blas->sgemm(BLAS_ROW_MAJOR, BLAS_TRANS, BLAS_NO_TRANS, (int)m, (int)n, (int)c->seq,
-                           1, x + row, (int)cols, x + col, (int)cols, 0, tile, TILE);
+        product.a = inputs(r, i) + row;
+        product.b = inputs(r, i) + col;
+        matmul_run(&c->pass.matmul, &product, worker);
         for (int64_t a = 0; a < m; a++) {
             double *h = r->h + (row + a) * cols + col;
             for (int64_t b = row == col ? a : 0; b < n; b++) h[b] += (double)tile[a * TILE + b];
@@ -222,8 +229,7 @@ static void add_tiles(void *arg, int64_t begin, int64_t end, int worker) {
     int64_t n_tiles = (r->cols + r->tile - 1) / r->tile;
     for (int64_t i = begin; i < end; i++) {
         int64_t row = i / n_tiles, col = i % n_tiles;
-        if (row <= col)
-            add_tile(r, row * r->tile, col * r->tile, r->c->tiles + (int64_t)worker * TILE * TILE);
+        if (row <= col) add_tile(r, row * r->tile, col * r->tile, worker);
     }
 }
 
