@@ -17,7 +17,7 @@ static int create(void **state) {
     if (blas_open(&blas, &err) != PDVM_OK) return 0;
     assert_ok(matmul_create(blas, 2, &by_default, &err), &err);
     by_blas = by_default;
-    by_blas.split = NULL;
+    by_blas.split = NULL; /* shares no memory then */
     return 0;
 }
 
@@ -71,6 +71,25 @@ static void check(const struct matmul *m, struct matmul_task *t, float *c, doubl
     free(before);
 }
 
+/* Preparing an operand changes nothing. */
+static void check_prepared(struct matmul_task *t, uint64_t *seed) {
+    size_t size = (size_t)(t->m * t->c_stride) * sizeof(float);
+    float *now = random_matrix(t->m, t->c_stride, t->c_stride, seed), *later = malloc(size);
+    char *parts;
+    pdvm_error err;
+    memcpy(later, now, size);
+    t->c = now;
+    matmul_run(&by_default, t, 0);
+    assert_ok(matmul_prepare(&by_default, t, NULL, &parts, &err), &err);
+    t->b_parts = parts;
+    t->c = later;
+    matmul_run(&by_default, t, 1);
+    assert_memory_equal(now, later, size);
+    free(now);
+    free(later);
+    free(parts);
+}
+
 static void check_shape(int64_t m, int64_t n, int64_t k, uint64_t *seed) {
     for (int kind = 0; kind < 8; kind++) {
         bool transposed = kind & 1, add = kind & 2, square = (kind & 4) && m == n;
@@ -94,6 +113,7 @@ static void check_shape(int64_t m, int64_t n, int64_t k, uint64_t *seed) {
         t.b = b;
         check(&by_default, &t, c, by_default.split && !t.exact ? 0x1p-15 : 0x1p-19);
         check(&by_blas, &t, d, 0x1p-19);
+        check_prepared(&t, seed);
         if (b != a) free(b);
         free(a);
         free(c);

@@ -15,7 +15,7 @@ static void choose(struct matmul *m) {
     if (!pd_amx_supported(PD_AMX_BF16) || !__builtin_cpu_supports("avx512f") ||
         !__builtin_cpu_supports("avx512bw"))
         return;
-    m->split = matmul_split_amx;
+    m->split = &matmul_split_amx;
     m->name = "amx";
 #endif
 }
@@ -28,10 +28,9 @@ pdvm_status matmul_create(const struct blas *blas, int n_workers, struct matmul 
     pdvm_status status =
         pd_calloc(&out->scratch, (size_t)n_workers, sizeof *out->scratch, "products", err);
     if (status == PDVM_OK) out->n_workers = n_workers;
-#ifdef PDVM_HAVE_AMX
     for (int i = 0; i < n_workers && status == PDVM_OK; i++)
-        status = pd_alloc_aligned(&out->scratch[i], MATMUL_AMX_BYTES, "products", err);
-#endif
+        status =
+            pd_alloc_aligned(&out->scratch[i], (size_t)out->split->scratch_bytes, "products", err);
     if (status != PDVM_OK) matmul_free(out);
     return status;
 }
@@ -54,9 +53,39 @@ static void run_blas(const struct blas *blas, const struct matmul_task *t) {
                     (int)t->a_stride, t->b, (int)t->b_stride, beta, t->c, (int)t->c_stride);
 }
 
+static bool splits(const struct matmul *m, const struct matmul_task *t) {
+    return m->split && t->m >= LEAST && t->n >= LEAST && t->k >= LEAST;
+}
+
+struct preparation {
+    const struct matmul *matmul;
+    const struct matmul_task *task;
+    char *parts;
+};
+
+static void prepare_columns(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct preparation *p = arg;
+    int64_t n = p->task->n, last = end * MATMUL_COLUMNS;
+    (void)worker;
+    p->matmul->split->prepare(p->task, begin * MATMUL_COLUMNS, last < n ? last : n, p->parts);
+}
+
+pdvm_status matmul_prepare(const struct matmul *m, const struct matmul_task *task,
+                           struct pd_threads *threads, char **out, pdvm_error *err) {
+    struct preparation p = {m, task, NULL};
+    *out = NULL;
+    if (!splits(m, task)) return PDVM_OK;
+    PD_TRY(
+        pd_alloc_aligned(&p.parts, (size_t)m->split->parts_bytes(task), "a matrix in parts", err));
+    pd_threads_for(threads, (task->n + MATMUL_COLUMNS - 1) / MATMUL_COLUMNS, 1, prepare_columns,
+                   &p);
+    *out = p.parts;
+    return PDVM_OK;
+}
+
 void matmul_run(const struct matmul *m, const struct matmul_task *task, int worker) {
-    if (m->split && task->m >= LEAST && task->n >= LEAST && task->k >= LEAST)
-        m->split(task, m->scratch[worker]);
+    if (splits(m, task))
+        m->split->run(task, m->scratch[worker]);
     else
         run_blas(m->blas, task);
 }

@@ -21,9 +21,7 @@
 
 /* What is packed at once: A's part comes from the third-level cache, B's stays in the second. */
 #define ROWS ((int64_t)1024)
-#define COLUMNS ((int64_t)256)
 #define BLOCK ((int64_t)1024) /* terms */
-_Static_assert((ROWS + COLUMNS) * BLOCK * 2 * MOST_PARTS <= MATMUL_AMX_BYTES, "memory");
 
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -195,40 +193,92 @@ static const float *at(const float *x, int64_t stride, bool transposed, int64_t 
     return transposed ? x + term * stride + row : x + row * stride + term;
 }
 
-ALWAYS_INLINE void run(const struct matmul_task *t, int parts, char *scratch) {
-    const int64_t step = 2 * parts * TILE;
-    char *a = scratch, *b = scratch + ROWS * BLOCK * 2 * parts;
+static int64_t padded(int64_t n) {
+    return (n + 31) / 32 * 32;
+}
+
+/* Columns [column, column + columns) of B in a block of terms. */
+ALWAYS_INLINE void pack_b(const struct matmul_task *t, int64_t column, int64_t columns,
+                          int64_t term, int64_t terms, int parts, char *out) {
+    pack(at(t->b, t->b_stride, t->transposed, column, term), t->b_stride, t->transposed, false,
+         columns, terms, parts, out);
+}
+
+/* Where they are among the parts of all of B: block after block of terms, each column by column. */
+static int64_t place_b(const struct matmul_task *t, int64_t column, int64_t term, int64_t terms,
+                       int parts) {
+    return (term * padded(t->n) + column * padded(terms)) * 2 * parts;
+}
+
+/* All products of a block of rows with a panel of columns. */
+ALWAYS_INLINE void run_panel(const char *a, const char *b, int64_t rows, int64_t columns,
+                             int64_t steps, int parts, int64_t first, bool add, bool upper,
+                             float *c, int64_t stride) {
     _Alignas(64) float sums[4][256];
+    const int64_t strip = steps * 2 * parts * TILE;
+    for (int64_t i = 0; i < rows; i += STRIP) {
+        for (int64_t j = 0; j < columns; j += STRIP) {
+            if (upper && first + j + STRIP <= i) continue;
+            multiply(a + i / STRIP * strip, b + j / STRIP * strip, steps, parts, sums);
+            put(sums, c + i * stride + j, stride, smaller(rows - i, STRIP), columns - j, add);
+        }
+    }
+}
+
+ALWAYS_INLINE void run_parts(const struct matmul_task *t, int parts, char *scratch) {
+    char *a = scratch, *own_b = scratch + ROWS * BLOCK * 2 * parts;
     for (int64_t term = 0; term < t->k; term += BLOCK) {
         int64_t terms = smaller(t->k - term, BLOCK), steps = (terms + TERMS - 1) / TERMS;
         for (int64_t row = 0; row < t->m; row += ROWS) {
             int64_t rows = smaller(t->m - row, ROWS);
             pack(at(t->a, t->a_stride, t->transposed, row, term), t->a_stride, t->transposed, true,
                  rows, terms, parts, a);
-            for (int64_t column = 0; column < t->n; column += COLUMNS) {
-                int64_t columns = smaller(t->n - column, COLUMNS);
+            for (int64_t column = 0; column < t->n; column += MATMUL_COLUMNS) {
+                int64_t columns = smaller(t->n - column, MATMUL_COLUMNS);
+                const char *b = own_b;
                 if (t->upper && column + columns <= row) continue;
-                pack(at(t->b, t->b_stride, t->transposed, column, term), t->b_stride, t->transposed,
-                     false, columns, terms, parts, b);
-                for (int64_t i = 0; i < rows; i += STRIP) {
-                    for (int64_t j = 0; j < columns; j += STRIP) {
-                        if (t->upper && column + j + STRIP <= row + i) continue;
-                        multiply(a + i / STRIP * steps * step, b + j / STRIP * steps * step, steps,
-                                 parts, sums);
-                        put(sums, t->c + (row + i) * t->c_stride + column + j, t->c_stride,
-                            smaller(rows - i, STRIP), columns - j, t->add || term > 0);
-                    }
-                }
+                if (t->b_parts)
+                    b = t->b_parts + place_b(t, column, term, terms, parts);
+                else
+                    pack_b(t, column, columns, term, terms, parts, own_b);
+                run_panel(a, b, rows, columns, steps, parts, column - row, t->add || term > 0,
+                          t->upper, t->c + row * t->c_stride + column, t->c_stride);
             }
         }
     }
 }
 
-void matmul_split_amx(const struct matmul_task *t, char *scratch) {
+static void run(const struct matmul_task *t, char *scratch) {
     configure();
     if (t->exact)
-        run(t, 3, scratch);
+        run_parts(t, 3, scratch);
     else
-        run(t, 2, scratch);
+        run_parts(t, 2, scratch);
     _tile_release(); /* tiles in use make every switch of tasks slower */
 }
+
+static int64_t parts_bytes(const struct matmul_task *t) {
+    return padded(t->n) * padded(t->k) * 2 * (t->exact ? 3 : 2);
+}
+
+static void prepare(const struct matmul_task *t, int64_t begin, int64_t end, char *out) {
+    for (int64_t term = 0; term < t->k; term += BLOCK) {
+        int64_t terms = smaller(t->k - term, BLOCK);
+        for (int64_t column = begin; column < end; column += MATMUL_COLUMNS) {
+            int64_t columns = smaller(end - column, MATMUL_COLUMNS);
+            if (t->exact)
+                pack_b(t, column, columns, term, terms, 3,
+                       out + place_b(t, column, term, terms, 3));
+            else
+                pack_b(t, column, columns, term, terms, 2,
+                       out + place_b(t, column, term, terms, 2));
+        }
+    }
+}
+
+const struct matmul_split matmul_split_amx = {
+    .scratch_bytes = (ROWS + MATMUL_COLUMNS) * BLOCK * 2 * MOST_PARTS,
+    .run = run,
+    .parts_bytes = parts_bytes,
+    .prepare = prepare,
+};
