@@ -6,6 +6,7 @@
 #include "cmd/options.h"
 #include "cmd/plan_report.h"
 #include "cmd/terminal.h"
+#include "compress/blas.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +30,8 @@ static const char examples[] =
     "pdvm plan models/tales --budget 12MB --calib stories.txt\n"
     "pdvm plan models/tales --max-loss 0.05 --calib stories.txt --apply tales.pdvm --svg plan.svg\n"
     "pdvm plan models/tales --speed 300 --calib stories.txt --quick --settings tales.rules\n"
-    "pdvm convert models/tales -o tales.pdvm --method magnitude --layers-file tales.rules";
+    "pdvm convert models/tales -o tales.pdvm --method sparsegpt --calib stories.txt \\\n"
+    "    --layers-file tales.rules";
 
 /* Windows of the text that the damage is measured on, and their tokens. */
 #define DEFAULT_WINDOWS 4
@@ -155,16 +157,29 @@ static pdvm_status make_request(const struct arguments *a, struct terminal_progr
     return PDVM_OK;
 }
 
+/*
+ * There is a text to calibrate on anyway, and calibrating costs little beside measuring every
+ * matrix; but not every system has OpenBLAS.
+ */
+static const char *default_method(void) {
+    const struct blas *blas;
+    if (blas_open(&blas, NULL) == PDVM_OK) return "sparsegpt";
+    fprintf(stderr,
+            "pdvm plan: there is no OpenBLAS, which better methods need: --method magnitude\n");
+    return "magnitude";
+}
+
 /* One rule a line, for pdvm convert --layers-file. */
 static pdvm_status write_settings(const struct arguments *a, const struct plan_result *r,
                                   pdvm_error *err) {
     struct pd_writer *w;
     char line[512];
+    bool calibrates = prune_method_find(a->method)->calibration != PRUNE_NO_CALIBRATION;
     PD_TRY(pd_writer_open(a->settings, &w, err));
     int n = snprintf(line, sizeof line,
-                     "# made by pdvm plan: pdvm convert SOURCE -o FILE --method %s --layers-file "
+                     "# made by pdvm plan: pdvm convert SOURCE -o FILE --method %s%s --layers-file "
                      "THIS\n",
-                     a->method);
+                     a->method, calibrates ? " --calib TEXT" : "");
     pdvm_status status = pd_writer_append(w, line, (size_t)n, err);
     for (size_t i = 0; i < r->n_rules && status == PDVM_OK; i++) {
         n = snprintf(line, sizeof line, "%s\n", r->rules[i]);
@@ -215,8 +230,7 @@ static int run(const struct options_page *page, const struct arguments *a) {
 }
 
 int cmd_plan(int argc, char **argv) {
-    struct arguments a = {.method = "magnitude",
-                          .sparsity = "0,0.3,0.5,0.7",
+    struct arguments a = {.sparsity = "0,0.3,0.5,0.7",
                           .values = "int8,lut4",
                           .kernels = "auto",
                           .calib_tokens = DEFAULT_CALIB_TOKENS,
@@ -258,7 +272,9 @@ int cmd_plan(int argc, char **argv) {
                    &a.calib_seq, 1, 1 << 24),
         OPTION_GROUP("Menu"),
         OPTION_STRING("--method", "METHOD",
-                      "How weights become zero; see pdvm convert. [magnitude]", &a.method),
+                      "How weights become zero; see pdvm convert. [sparsegpt; magnitude without "
+                      "OpenBLAS]",
+                      &a.method),
         OPTION_STRING("--sparsity", "LIST", "Shares of zeros. [0,0.3,0.5,0.7]", &a.sparsity),
         OPTION_STRING("--values", "LIST",
                       "Value codings: int8, lut8, lut4, f16, bf16, f32. [int8,lut4]", &a.values),
@@ -309,5 +325,6 @@ int cmd_plan(int argc, char **argv) {
     if (!a.source) return options_error(&page, "no source: pdvm plan SOURCE --budget SIZE ...");
     if (!a.calib) return options_error(&page, "no text: give one with --calib FILE");
     if (!a.text) a.text = a.calib;
+    if (!a.method) a.method = default_method();
     return run(&page, &a);
 }
