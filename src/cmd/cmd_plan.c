@@ -7,6 +7,7 @@
 #include "cmd/plan_report.h"
 #include "cmd/shared_options.h"
 #include "cmd/terminal.h"
+#include "compress/blas.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,7 +31,8 @@ static const char examples[] =
     "pdvm plan models/tales --budget 12MB --calib stories.txt\n"
     "pdvm plan models/tales --max-loss 0.05 --calib stories.txt --apply tales.pdvm --svg plan.svg\n"
     "pdvm plan models/tales --speed 300 --calib stories.txt --quick --settings tales.rules\n"
-    "pdvm convert models/tales -o tales.pdvm --method magnitude --layers-file tales.rules";
+    "pdvm convert models/tales -o tales.pdvm --method sparsegpt --calib stories.txt \\\n"
+    "    --layers-file tales.rules";
 
 /* Windows of the text that the damage is measured on, and their tokens. */
 #define DEFAULT_WINDOWS 4
@@ -121,16 +123,29 @@ static pdvm_status make_request(struct arguments *a, struct terminal_progress *b
     return PDVM_OK;
 }
 
+/*
+ * There is a text to calibrate on anyway, and calibrating costs little beside measuring every
+ * matrix; but not every system has OpenBLAS.
+ */
+static const char *default_method(void) {
+    const struct blas *blas;
+    if (blas_open(&blas, NULL) == PDVM_OK) return "sparsegpt";
+    fprintf(stderr,
+            "pdvm plan: there is no OpenBLAS, which better methods need: --method magnitude\n");
+    return "magnitude";
+}
+
 /* One rule a line, for pdvm convert --layers-file. */
 static pdvm_status write_settings(const struct arguments *a, const struct plan_result *r,
                                   pdvm_error *err) {
     struct pd_writer *w;
     char line[512];
+    bool calibrates = prune_method_find(a->method)->calibration != PRUNE_NO_CALIBRATION;
     PD_TRY(pd_writer_open(a->settings, &w, err));
     int n = snprintf(line, sizeof line,
-                     "# made by pdvm plan: pdvm convert SOURCE -o FILE --method %s --layers-file "
+                     "# made by pdvm plan: pdvm convert SOURCE -o FILE --method %s%s --layers-file "
                      "THIS\n",
-                     a->method);
+                     a->method, calibrates ? " --calib TEXT" : "");
     pdvm_status status = pd_writer_append(w, line, (size_t)n, err);
     for (size_t i = 0; i < r->n_rules && status == PDVM_OK; i++) {
         n = snprintf(line, sizeof line, "%s\n", r->rules[i]);
@@ -181,7 +196,6 @@ static int run(const struct options_page *page, struct arguments *a) {
 
 int cmd_plan(int argc, char **argv) {
     struct arguments a = {.m = measuring_default(),
-                          .method = "magnitude",
                           .windows = DEFAULT_WINDOWS,
                           .layers = 1,
                           .front = DEFAULT_FRONT};
@@ -219,7 +233,9 @@ int cmd_plan(int argc, char **argv) {
                    &a.m.calib_seq, 1, 1 << 24),
         OPTION_GROUP("Menu"),
         OPTION_STRING("--method", "METHOD",
-                      "How weights become zero; see pdvm convert. [magnitude]", &a.method),
+                      "How weights become zero; see pdvm convert. [sparsegpt; magnitude without "
+                      "OpenBLAS]",
+                      &a.method),
         OPTION_STRING("--sparsity", "LIST", "Shares of zeros. [0,0.3,0.5,0.7]", &a.m.sparsity),
         SHARED_OPTION_VALUES(&a.m.values),
         SHARED_OPTION_GROUP(&a.m.group),
@@ -265,5 +281,6 @@ int cmd_plan(int argc, char **argv) {
     if (!a.m.source) return options_error(&page, "no source: pdvm plan SOURCE --budget SIZE ...");
     if (!a.m.calib) return options_error(&page, "no text: give one with --calib FILE");
     if (!a.m.text) a.m.text = a.m.calib;
+    if (!a.method) a.method = default_method();
     return run(&page, &a);
 }

@@ -5,10 +5,14 @@
  *
  * Both work on scaled weights B = W S and the Hessian A = S^-1 (H + damping I) S^-1 with
  * S^2 = diag(H) + damping: the diagonal preconditioning, which makes A's diagonal 1.
+ *
+ * The products of the iterations are float32's: the support is fed by all of them, and conjugate
+ * gradients start from a residual in double. What they add up is double.
  */
 #include "base/alloc.h"
 #include "compress/factor.h"
 #include "compress/grid.h"
+#include "compress/matmul.h"
 #include "compress/select.h"
 #include "compress/solver.h"
 
@@ -40,8 +44,11 @@ struct admm {
     double *a;     /* [n, n] */
     double *l;     /* [n, n] A + rho I = L L^T, and the inverse of L */
     double *m;     /* [n, n] the inverse of A + rho I */
-    double *panel; /* scratch of factor_invert */
-    double *y;     /* [rows, n] target times S times A: the right-hand side */
+    struct matmul matmul;
+    float *factor;      /* [n, n] what rows are multiplied with: the inverse, then A */
+    char *factor_parts; /* it, prepared */
+    double *panel;      /* scratch of factor_invert */
+    double *y;          /* [rows, n] target times S times A: the right-hand side */
     /*
      * ADMM's B + V / rho. The projection D of it is itself on the support, and the new dual
      * V = rho (B + V / rho - D) itself times rho elsewhere: it holds all three.
@@ -108,6 +115,8 @@ static pdvm_status prepare(struct admm *s, pdvm_error *err) {
     s->damping = share * s->mean;
     PD_TRY(pd_calloc(&s->scale, n, sizeof *s->scale, "scales of columns", err));
     PD_TRY(pd_calloc(&s->a, n * n, sizeof *s->a, "a scaled Hessian", err));
+    PD_TRY(matmul_create(s->blas, (int)workers, &s->matmul, err));
+    PD_TRY(pd_alloc_aligned(&s->factor, n * n * sizeof *s->factor, "a scaled Hessian", err));
     PD_TRY(pd_calloc(&s->y, rows * n, sizeof *s->y, "a matrix in work", err));
     PD_TRY(pd_calloc(&s->keep, rows * n, 1, "a support", err));
     PD_TRY(pd_calloc(&s->work, workers * 3 * ROWS * n, sizeof *s->work, "rows in work", err));
@@ -126,6 +135,9 @@ static void release(struct admm *s) {
     free(s->l);
     free(s->m);
     free(s->panel);
+    matmul_free(&s->matmul);
+    free(s->factor);
+    free(s->factor_parts);
     free(s->y);
     free(s->t);
     free(s->keep);
@@ -134,6 +146,46 @@ static void release(struct admm *s) {
     free(s->end);
     free(s->counters);
     free(s->work);
+}
+
+/* ---- products -------------------------------------------------------------------------- */
+
+struct copying {
+    const double *from;
+    float *to;
+    int64_t n;
+};
+
+static void to_float(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct copying *c = arg;
+    (void)worker;
+    for (int64_t i = begin * c->n; i < end * c->n; i++) c->to[i] = (float)c->from[i];
+}
+
+static struct matmul_task product_of(const struct admm *s, const float *rows, int64_t n_rows,
+                                     float *out) {
+    /* The factor is symmetric, so its rows are its columns. */
+    return (struct matmul_task){.m = n_rows,
+                                .n = s->n,
+                                .k = s->n,
+                                .a = rows,
+                                .a_stride = s->n,
+                                .b = s->factor,
+                                .b_stride = s->n,
+                                .c = out,
+                                .c_stride = s->n,
+                                .exact = true,
+                                .b_parts = s->factor_parts};
+}
+
+/* Makes a symmetric matrix the factor of the products to come. */
+static pdvm_status set_factor(struct admm *s, const double *matrix, pdvm_error *err) {
+    struct copying c = {matrix, s->factor, s->n};
+    pd_threads_for(s->task->threads, s->n, PIECE / s->n + 1, to_float, &c);
+    free(s->factor_parts);
+    s->factor_parts = NULL;
+    struct matmul_task task = product_of(s, NULL, ROWS, NULL);
+    return matmul_prepare(&s->matmul, &task, s->task->threads, &s->factor_parts, err);
 }
 
 /* ---- the support ----------------------------------------------------------------------- */
@@ -158,17 +210,17 @@ static void copy_rows(void *arg, int64_t begin, int64_t end, int worker) {
 static void step_pieces(void *arg, int64_t begin, int64_t end, int worker) {
     const struct admm *s = arg;
     int64_t n = s->n;
-    double *right = s->work + worker * 3 * ROWS * n, *b = right + ROWS * n;
+    float *right = (float *)(s->work + worker * 3 * ROWS * n), *b = right + ROWS * n;
     for (int64_t piece = begin; piece < end; piece++) {
         int64_t first = piece * ROWS * n, rows = piece_rows(s, piece);
         double *t = s->t + first;
         const uint8_t *keep = s->keep + first;
         for (int64_t i = 0; i < rows * n; i++)
-            right[i] = s->y[first + i] + (keep[i] ? s->rho : -s->dual) * t[i];
-        s->blas->dgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_NO_TRANS, (int)rows, (int)n, (int)n, 1,
-                       right, (int)n, s->m, (int)n, 0, b, (int)n);
+            right[i] = (float)(s->y[first + i] + (keep[i] ? s->rho : -s->dual) * t[i]);
+        struct matmul_task product = product_of(s, right, rows, b);
+        matmul_run(&s->matmul, &product, worker);
         for (int64_t i = 0; i < rows * n; i++)
-            t[i] = b[i] + (keep[i] ? 0 : s->dual / s->rho * t[i]);
+            t[i] = (double)b[i] + (keep[i] ? 0 : s->dual / s->rho * t[i]);
     }
 }
 
@@ -247,7 +299,7 @@ static pdvm_status invert(struct admm *s, pdvm_error *err) {
     if (factor_cholesky(s->blas, s->l, s->n, threads) &&
         factor_invert(s->blas, s->l, s->n, s->panel, threads)) {
         factor_product(s->blas, s->l, s->n, s->m, threads);
-        return PDVM_OK;
+        return set_factor(s, s->m, err);
     }
     return pd_fail(err, PDVM_ERR_FORMAT,
                    "the Hessian of the inputs cannot be factored with a penalty of %g", s->rho);
@@ -291,22 +343,33 @@ static double dot(const double *x, const double *y, int64_t n) {
     return sum;
 }
 
+static double dot_floats(const float *x, const float *y, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * (double)y[i];
+    return sum;
+}
+
 /*
  * Conjugate gradients for x A = y on the support, each row a system of its own, side by side so
- * that the product is one of matrices. x comes in as the start and is 0 off the support.
+ * that the product is one of matrices. x comes in as the start and is 0 off the support. `work` is
+ * [2, ROWS, n].
  */
-static void cg_rows(const struct admm *s, int64_t first, int64_t rows, double *x, double *work) {
+static void cg_rows(const struct admm *s, int64_t first, int64_t rows, double *x, double *work,
+                    int worker) {
     int64_t n = s->n;
-    double *p = work, *image = work + ROWS * n, *y = s->y + first * n;
+    double *start = work, *y = s->y + first * n;
+    float *p = (float *)(work + ROWS * n), *image = p + ROWS * n;
     const uint8_t *keep = s->keep + first * n;
     double residual[ROWS], limit[ROWS];
+    struct matmul_task product = product_of(s, p, rows, image);
     s->blas->dgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_NO_TRANS, (int)rows, (int)n, (int)n, 1, x,
-                   (int)n, s->a, (int)n, 0, image, (int)n);
+                   (int)n, s->a, (int)n, 0, start, (int)n);
     for (int64_t r = 0; r < rows; r++) {
         double norm = 0;
         for (int64_t i = r * n; i < (r + 1) * n; i++) {
             norm += keep[i] ? y[i] * y[i] : 0;
-            y[i] = p[i] = keep[i] ? y[i] - image[i] : 0; /* y holds the residual from here on */
+            y[i] = keep[i] ? y[i] - start[i] : 0; /* y holds the residual from here on */
+            p[i] = (float)y[i];
         }
         residual[r] = dot(y + r * n, y + r * n, n);
         limit[r] = norm * CG_TOLERANCE * CG_TOLERANCE;
@@ -315,23 +378,23 @@ static void cg_rows(const struct admm *s, int64_t first, int64_t rows, double *x
         bool open = false;
         for (int64_t r = 0; r < rows; r++) open |= residual[r] > limit[r];
         if (!open) break;
-        s->blas->dgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_NO_TRANS, (int)rows, (int)n, (int)n, 1,
-                       p, (int)n, s->a, (int)n, 0, image, (int)n);
+        matmul_run(&s->matmul, &product, worker);
         for (int64_t r = 0; r < rows; r++) {
             if (!(residual[r] > limit[r])) continue;
-            double curvature = dot(p + r * n, image + r * n, n), before = residual[r];
+            double curvature = dot_floats(p + r * n, image + r * n, n), before = residual[r];
             if (!(curvature > 0)) {
                 residual[r] = 0;
                 continue;
             }
             double alpha = before / curvature;
             for (int64_t i = r * n; i < (r + 1) * n; i++) {
-                x[i] += alpha * p[i];
-                y[i] -= keep[i] ? alpha * image[i] : 0;
+                x[i] += alpha * (double)p[i];
+                y[i] -= keep[i] ? alpha * (double)image[i] : 0;
             }
             residual[r] = dot(y + r * n, y + r * n, n);
             double beta = residual[r] / before;
-            for (int64_t i = r * n; i < (r + 1) * n; i++) p[i] = y[i] + beta * p[i];
+            for (int64_t i = r * n; i < (r + 1) * n; i++)
+                p[i] = (float)(y[i] + beta * (double)p[i]);
         }
     }
 }
@@ -348,7 +411,7 @@ static void cg_pieces(void *arg, int64_t begin, int64_t end, int worker) {
             double from = s->t ? s->t[first * n + i] : (double)w[i] * s->scale[i % n];
             x[i] = keep[i] ? from : 0;
         }
-        cg_rows(s, first, rows, x, x + ROWS * n);
+        cg_rows(s, first, rows, x, x + ROWS * n, worker);
         for (int64_t i = 0; i < rows * n; i++) w[i] = keep[i] ? (float)(x[i] / s->scale[i % n]) : 0;
     }
 }
@@ -402,6 +465,7 @@ static pdvm_status solve(struct admm *s, struct solver_result *out, pdvm_error *
     }
     if (task->sparsity > 0) {
         PD_TRY(search(s, target, err));
+        PD_TRY(set_factor(s, s->a, err));
         pd_threads_for(task->threads, pieces_of(s), 1, cg_pieces, s);
     }
     PD_TRY(pd_progress(task->notify, "solving", 0.9, err));
@@ -412,6 +476,7 @@ static pdvm_status refine(struct admm *s, struct solver_result *out, pdvm_error 
     PD_TRY(prepare(s, err));
     for (int64_t i = 0; i < s->rows * s->n; i++)
         s->keep[i] = s->task->w[i] != 0 && !is_dead(s, i % s->n);
+    PD_TRY(set_factor(s, s->a, err));
     pd_threads_for(s->task->threads, pieces_of(s), 1, cg_pieces, s);
     PD_TRY(pd_progress(s->task->notify, "solving", 0.9, err));
     return finish(s, out, err);

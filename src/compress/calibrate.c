@@ -10,11 +10,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows and columns of the pieces that a Hessian is added up in: large ones have to be copied less
- * often for the products, small ones give more workers something to do. */
-#define TILE 512
-#define SMALL_TILE 256
-#define SMALL_COLS 1024
+/*
+ * Rows and columns of the pieces that a Hessian is added up in: large ones cost fewer copies for the
+ * products.
+ */
+#define TILE ((int64_t)1024)
+
+/*
+ * Small Hessians have few pieces, so windows go in turns to several sums, which fit in this many bytes.
+ * Their number must not depend on that of the workers.
+ */
+#define SUM_BYTES ((int64_t)64 << 20)
+#define MOST_SUMS ((int64_t)16)
 
 /* Windows are taken in groups whose normed inputs fit in about this many bytes. */
 #define GROUP_BYTES ((int64_t)64 << 20)
@@ -28,7 +35,7 @@ static int64_t widest(const struct calibration *c) {
 }
 
 static pdvm_status allocate(struct calibration *c, const char *beside, pdvm_error *err) {
-    int64_t tokens = c->n_windows * c->seq, h = c->config->hidden_size, bytes = 0, n_tiles;
+    int64_t tokens = c->n_windows * c->seq, h = c->config->hidden_size, bytes = 0;
     int n_workers = pd_threads_count(c->threads);
     PD_TRY(layer_pass_create(c->config, c->blas, c->seq, n_workers, &c->pass, err));
     c->n_group = GROUP_BYTES / (c->seq * h * (int64_t)sizeof(float));
@@ -43,8 +50,8 @@ static pdvm_status allocate(struct calibration *c, const char *beside, pdvm_erro
                             "inputs of a group of windows", err));
     PD_TRY(pd_calloc(&c->squares, (size_t)(c->n_group * widest(c)), sizeof *c->squares,
                      "sums of inputs", err));
-    n_tiles = n_workers;
-    return pd_alloc_aligned(&c->tiles, (size_t)(n_tiles * TILE * TILE) * sizeof(float),
+    c->tile = widest(c) < TILE ? widest(c) : TILE;
+    return pd_alloc_aligned(&c->tiles, (size_t)(n_workers * c->tile * c->tile) * sizeof(float),
                             "pieces of a Hessian", err);
 }
 
@@ -118,7 +125,7 @@ static double stage_work(const struct calibration *c, int stage) {
 
 static double moments_work(const struct calibration *c, enum calibration_stage stage, bool full) {
     double cols = (double)calibration_cols(c, stage);
-    return full ? cols * (cols + SMALL_TILE) / 2 : cols;
+    return full ? cols * (cols + 1) / 2 : cols;
 }
 
 double calibration_layer_work(const struct calibration *c, bool full) {
@@ -144,7 +151,9 @@ struct stage_run {
     int64_t cols;
     int64_t tile;
     bool squares; /* add up the inputs' squares window by window */
-    double *h;    /* [cols, cols] upper tiles of the sum; NULL: not asked for */
+    double *h;    /* [cols, cols] upper tiles of the first sum; NULL: not asked for */
+    double *more; /* [n_sums - 1, cols, cols] the others */
+    int64_t n_sums;
 };
 
 static float *stream(const struct calibration *c, int64_t window) {
@@ -194,36 +203,49 @@ static void run_windows(void *arg, int64_t begin, int64_t end, int worker) {
 }
 
 /*
- * Adds one tile of the inputs' moments, window after window. A window's products are added up in
- * float32 (at most a few thousand of one sign on the diagonal, which is what damping and masks
- * depend on), the windows in double. The order is that of the windows whatever the threads do.
+ * Adds one tile of the inputs' moments to one of the sums, window after window. A window's products
+ * are added up in float32 (at most a few thousand of one sign on the diagonal, which is what damping
+ * and masks depend on), the windows in double. The order is that of the windows whatever the threads
+ * do.
  */
-static void add_tile(const struct stage_run *r, int64_t row, int64_t col, float *tile) {
+static void add_tile(const struct stage_run *r, int64_t row, int64_t col, int64_t sum, int worker) {
     const struct calibration *c = r->c;
-    int64_t cols = r->cols, m = cols - row < r->tile ? cols - row : r->tile;
-    int64_t n = cols - col < r->tile ? cols - col : r->tile;
+    int64_t cols = r->cols, stride = c->tile;
+    float *tile = c->tiles + (int64_t)worker * stride * stride;
+    double *out = sum ? r->more + (sum - 1) * cols * cols : r->h;
+    struct matmul_task product = {.m = cols - row < r->tile ? cols - row : r->tile,
+                                  .n = cols - col < r->tile ? cols - col : r->tile,
+                                  .k = c->seq,
+                                  .a_stride = cols,
+                                  .b_stride = cols,
+                                  .c = tile,
+                                  .c_stride = stride,
+                                  .transposed = true,
+                                  .upper = row == col,
+                                  .exact = true};
     for (int64_t i = 0; i < r->n; i++) {
-        const float *x = inputs(r, i);
-        if (row == col)
-            c->blas->ssyrk(BLAS_ROW_MAJOR, BLAS_UPPER, BLAS_TRANS, (int)n, (int)c->seq, 1, x + col,
-                           (int)cols, 0, tile, TILE);
-        else
-            c->blas->sgemm(BLAS_ROW_MAJOR, BLAS_TRANS, BLAS_NO_TRANS, (int)m, (int)n, (int)c->seq,
-                           1, x + row, (int)cols, x + col, (int)cols, 0, tile, TILE);
-        for (int64_t a = 0; a < m; a++) {
-            double *h = r->h + (row + a) * cols + col;
-            for (int64_t b = row == col ? a : 0; b < n; b++) h[b] += (double)tile[a * TILE + b];
+        if ((r->first + i) % r->n_sums != sum) continue;
+        product.a = inputs(r, i) + row;
+        product.b = inputs(r, i) + col;
+        matmul_run(&c->pass.matmul, &product, worker);
+        for (int64_t a = 0; a < product.m; a++) {
+            double *h = out + (row + a) * cols + col;
+            for (int64_t b = row == col ? a : 0; b < product.n; b++)
+                h[b] += (double)tile[a * stride + b];
         }
     }
 }
 
+static int64_t tiles_across(const struct stage_run *r) {
+    return (r->cols + r->tile - 1) / r->tile;
+}
+
 static void add_tiles(void *arg, int64_t begin, int64_t end, int worker) {
     const struct stage_run *r = arg;
-    int64_t n_tiles = (r->cols + r->tile - 1) / r->tile;
+    int64_t n = tiles_across(r);
     for (int64_t i = begin; i < end; i++) {
-        int64_t row = i / n_tiles, col = i % n_tiles;
-        if (row <= col)
-            add_tile(r, row * r->tile, col * r->tile, r->c->tiles + (int64_t)worker * TILE * TILE);
+        int64_t row = i / n % n, col = i % n;
+        if (row <= col) add_tile(r, row * r->tile, col * r->tile, i / (n * n), worker);
     }
 }
 
@@ -262,11 +284,11 @@ static pdvm_status add_squares(const struct stage_run *r, double *diagonal, pdvm
 static pdvm_status run_groups(struct stage_run *r, double *diagonal, double work, pdvm_error *err) {
     struct calibration *c = r->c;
     for (r->first = 0; r->first < c->n_windows; r->first += c->n_group) {
-        int64_t left = c->n_windows - r->first, n_tiles = (r->cols + r->tile - 1) / r->tile;
+        int64_t left = c->n_windows - r->first, n = tiles_across(r);
         r->n = left < c->n_group ? left : c->n_group;
         pd_threads_for(c->threads, r->n, 1, run_windows, r);
         if (diagonal) PD_TRY(add_squares(r, diagonal, err));
-        if (r->h) pd_threads_for(c->threads, n_tiles * n_tiles, 1, add_tiles, r);
+        if (r->h) pd_threads_for(c->threads, n * n * r->n_sums, 1, add_tiles, r);
         PD_TRY(calibration_progress(c, work * (double)(r->n * c->seq), err));
     }
     return PDVM_OK;
@@ -291,24 +313,51 @@ static void finish_moments(const struct calibration *c, int64_t cols,
     for (int64_t i = 0; i < cols; i++) m->diagonal[i] = h[i * cols + i];
 }
 
+static pdvm_status create_sums(struct stage_run *r, struct calibration_moments *m,
+                               pdvm_error *err) {
+    int64_t size = r->cols * r->cols, most = SUM_BYTES / (size * (int64_t)sizeof(double));
+    PD_TRY(solver_hessian_create(r->cols, &m->hessian, err));
+    r->h = m->hessian.h;
+    /* Tiles of equal size, whole strips of the products. */
+    int64_t across = (r->cols + r->c->tile - 1) / r->c->tile;
+    r->tile = ((r->cols + across - 1) / across + 31) / 32 * 32;
+    if (r->tile > r->c->tile) r->tile = r->c->tile;
+    r->n_sums = most < 1 ? 1 : most > MOST_SUMS ? MOST_SUMS : most;
+    if (r->n_sums > r->c->n_windows) r->n_sums = r->c->n_windows;
+    if (r->n_sums == 1) return PDVM_OK;
+    return pd_calloc(&r->more, (size_t)((r->n_sums - 1) * size), sizeof *r->more, "sums of moments",
+                     err);
+}
+
+static void add_sums(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct stage_run *r = arg;
+    int64_t size = r->cols * r->cols;
+    (void)worker;
+    for (int64_t sum = 0; sum < r->n_sums - 1; sum++) {
+        for (int64_t i = begin * r->cols; i < end * r->cols; i++)
+            r->h[i] += r->more[sum * size + i];
+    }
+}
+
 pdvm_status calibration_stage(struct calibration *c, const struct layer_weights *w,
                               enum calibration_stage stage, bool full,
                               struct calibration_moments *out, pdvm_error *err) {
-    struct stage_run r = {.c = c, .w = w, .stage = (int)stage, .squares = true};
+    struct stage_run r = {.c = c, .w = w, .stage = (int)stage, .squares = true, .n_sums = 1};
     struct calibration_moments m = {0};
     r.cols = calibration_cols(c, stage);
+    r.tile = r.cols;
     pdvm_status status = pd_calloc(&m.diagonal, (size_t)r.cols, sizeof *m.diagonal, "norms", err);
-    if (status == PDVM_OK && full && out) status = solver_hessian_create(r.cols, &m.hessian, err);
-    r.h = m.hessian.h;
-    r.tile = r.cols > SMALL_COLS ? TILE : SMALL_TILE;
+    if (status == PDVM_OK && full && out) status = create_sums(&r, &m, err);
     double work = stage_work(c, (int)stage) + moments_work(c, stage, r.h != NULL);
     if (status == PDVM_OK) status = run_groups(&r, m.diagonal, work, err);
+    if (status == PDVM_OK && r.more) pd_threads_for(c->threads, r.cols, 16, add_sums, &r);
     if (status == PDVM_OK && out) {
         finish_moments(c, r.cols, &m);
         *out = m;
     } else {
         calibration_moments_free(&m);
     }
+    free(r.more);
     return status;
 }
 

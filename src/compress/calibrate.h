@@ -61,6 +61,7 @@ struct calibration {
     float *group;            /* [n_group, seq, hidden_size] normed inputs of some windows */
     double *squares;         /* [n_group, widest] sums of their squares */
     float *tiles;            /* [workers, tile, tile] of a Hessian */
+    int64_t tile;            /* rows and columns of a piece, at most */
     int64_t n_group;
     double done, total; /* work in multiplications, for the progress */
 };

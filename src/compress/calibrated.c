@@ -453,6 +453,7 @@ static uint64_t run_key(const struct run *r) {
     hash = HASH(hash, r->calibration.text_hash);
     hash = hash_text(hash, r->calibration.blas->config());
     hash = hash_text(hash, r->calibration.blas->core());
+    hash = hash_text(hash, r->calibration.pass.matmul.name);
     hash = hash_text(hash, r->method->name);
     hash = HASH(hash, r->scope);
     hash = HASH(hash, s->damping);

@@ -63,6 +63,7 @@ pdvm_status layer_pass_create(const struct model_config *config, const struct bl
     pdvm_status status = pd_calloc(&out->scratch, (size_t)n_workers, sizeof *out->scratch,
                                    "workers of the calibration", err);
     if (status == PDVM_OK) out->n_workers = n_workers;
+    if (status == PDVM_OK) status = matmul_create(blas, n_workers, &out->matmul, err);
     if (status == PDVM_OK) status = make_rope(out, err);
     for (int i = 0; i < n_workers && status == PDVM_OK; i++)
         status = allocate_scratch(out, &out->scratch[i], err);
@@ -81,6 +82,7 @@ void layer_pass_free(struct layer_pass *p) {
         free(s->out);
     }
     free(p->scratch);
+    matmul_free(&p->matmul);
     free(p->cos);
     free(p->sin);
     *p = (struct layer_pass){0};
@@ -136,11 +138,20 @@ void layer_norm(const struct layer_pass *p, const float *x, const float *weight,
         norm_row(x + t * h, weight, h, p->config->rms_norm_eps, out + t * h);
 }
 
-/* out[seq, rows] = in[seq, cols] W^T + beta out + bias. */
+/* out[seq, rows] = in[seq, cols] W^T + bias, or that added to what out holds. */
 static void project(const struct layer_pass *p, const float *w, const float *bias, int64_t rows,
-                    int64_t cols, const float *in, float beta, float *out) {
-    p->blas->sgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_TRANS, (int)p->seq, (int)rows, (int)cols, 1,
-                   in, (int)cols, w, (int)cols, beta, out, (int)rows);
+                    int64_t cols, const float *in, int worker, bool add, float *out) {
+    const struct matmul_task product = {.m = p->seq,
+                                        .n = rows,
+                                        .k = cols,
+                                        .a = in,
+                                        .a_stride = cols,
+                                        .b = w,
+                                        .b_stride = cols,
+                                        .c = out,
+                                        .c_stride = rows,
+                                        .add = add};
+    matmul_run(&p->matmul, &product, worker);
     if (!bias) return;
     for (int64_t t = 0; t < p->seq; t++)
         for (int64_t r = 0; r < rows; r++) out[t * rows + r] += bias[r];
@@ -235,9 +246,9 @@ void layer_attention(const struct layer_pass *p, const struct layer_weights *w, 
     const struct model_config *c = p->config;
     int64_t h = c->hidden_size;
     layer_norm(p, x, w->t[TENSOR_INPUT_NORM], s->normed);
-    project(p, w->t[TENSOR_Q], w->t[TENSOR_Q_BIAS], p->q_cols, h, s->normed, 0, s->q);
-    project(p, w->t[TENSOR_K], w->t[TENSOR_K_BIAS], p->kv_cols, h, s->normed, 0, s->k);
-    project(p, w->t[TENSOR_V], w->t[TENSOR_V_BIAS], p->kv_cols, h, s->normed, 0, s->v);
+    project(p, w->t[TENSOR_Q], w->t[TENSOR_Q_BIAS], p->q_cols, h, s->normed, worker, false, s->q);
+    project(p, w->t[TENSOR_K], w->t[TENSOR_K_BIAS], p->kv_cols, h, s->normed, worker, false, s->k);
+    project(p, w->t[TENSOR_V], w->t[TENSOR_V_BIAS], p->kv_cols, h, s->normed, worker, false, s->v);
     rotate_heads(p, w->t[TENSOR_Q_NORM], c->n_heads, s->q);
     rotate_heads(p, w->t[TENSOR_K_NORM], c->n_kv_heads, s->k);
     if (!is_moderate(s->q, p->seq * p->q_cols) || !is_moderate(s->k, p->seq * p->kv_cols)) {
@@ -253,8 +264,8 @@ void layer_attention(const struct layer_pass *p, const struct layer_weights *w, 
 
 void layer_add_attention(const struct layer_pass *p, const struct layer_weights *w, const float *in,
                          int worker, float *x) {
-    (void)worker;
-    project(p, w->t[TENSOR_O], w->t[TENSOR_O_BIAS], p->config->hidden_size, p->q_cols, in, 1, x);
+    project(p, w->t[TENSOR_O], w->t[TENSOR_O_BIAS], p->config->hidden_size, p->q_cols, in, worker,
+            true, x);
 }
 
 /* ---- MLP ------------------------------------------------------------------------------- */
@@ -264,14 +275,13 @@ void layer_hidden(const struct layer_pass *p, const struct layer_weights *w, con
     const struct layer_scratch *s = &p->scratch[worker];
     int64_t h = p->config->hidden_size, m = p->config->intermediate_size;
     layer_norm(p, x, w->t[TENSOR_POST_NORM], s->normed);
-    project(p, w->t[TENSOR_GATE], NULL, m, h, s->normed, 0, out);
-    project(p, w->t[TENSOR_UP], NULL, m, h, s->normed, 0, s->out);
+    project(p, w->t[TENSOR_GATE], NULL, m, h, s->normed, worker, false, out);
+    project(p, w->t[TENSOR_UP], NULL, m, h, s->normed, worker, false, s->out);
     silu_times(out, s->out, p->seq * m);
 }
 
 void layer_add_hidden(const struct layer_pass *p, const struct layer_weights *w, const float *in,
                       int worker, float *x) {
-    (void)worker;
-    project(p, w->t[TENSOR_DOWN], NULL, p->config->hidden_size, p->config->intermediate_size, in, 1,
-            x);
+    project(p, w->t[TENSOR_DOWN], NULL, p->config->hidden_size, p->config->intermediate_size, in,
+            worker, true, x);
 }

@@ -10,7 +10,7 @@
 #ifndef PDVM_COMPRESS_LAYER_H
 #define PDVM_COMPRESS_LAYER_H
 
-#include "compress/blas.h"
+#include "compress/matmul.h"
 #include "model/tensors.h"
 
 /** One layer's tensors, by role; NULL where the model has none. */
@@ -33,6 +33,7 @@ struct layer_scratch {
 struct layer_pass {
     const struct model_config *config;
     const struct blas *blas;
+    struct matmul matmul;
     int64_t seq;
     int64_t q_cols;  /**< n_heads * head_dim */
     int64_t kv_cols; /**< n_kv_heads * head_dim */

@@ -9,8 +9,8 @@ model=$SOURCE_DIR/tests/golden/tiny-gqa
 for i in $(seq 40); do echo "Once upon a time there were $i cats, and they saw a bird."; done >text
 mkdir scratch
 export TMPDIR=$PWD/scratch
-plan=("$PDVM" plan "$model" --calib text -c 32 --windows 2 --speed-tokens 4 --sparsity "0,0.5"
-    --front 3)
+plan=("$PDVM" plan "$model" --method magnitude --calib text -c 32 --windows 2 --speed-tokens 4
+    --sparsity "0,0.5" --front 3)
 
 # The sizes of the menu's items, all matrices alike, are those of files.
 expect 0 "${plan[@]}" --max-loss 100 --json
@@ -55,6 +55,20 @@ svg = xml.dom.minidom.parse("plan.svg")
 assert len(svg.getElementsByTagName("circle")) > 8
 PYTHON
 fi
+
+# Without a method it is SparseGPT, where there is OpenBLAS; its settings say what convert needs.
+calibrated=("$PDVM" plan "$model" --calib text -c 32 --windows 2 --speed-tokens 4 --sparsity 0.5
+    --front 0 --calib-seq 32 --calib-tokens 256 --json --max-loss 100 --settings calibrated)
+expect 0 "${calibrated[@]}"
+if [ "$(json_field out method)" = sparsegpt ]; then
+    grep -q -- "--method sparsegpt --calib TEXT --layers-file" calibrated || fail "$(head -1 calibrated)"
+else
+    [ "$(json_field out method)" = magnitude ] || fail "method $(json_field out method)"
+    grep -q "no OpenBLAS" err || fail "magnitude without a word: $(cat err)"
+fi
+expect 0 env PDVM_OPENBLAS=/nowhere.so "${calibrated[@]}"
+[ "$(json_field out method)" = magnitude ] || fail "method $(json_field out method) without OpenBLAS"
+grep -q "no OpenBLAS" err || fail "magnitude without a word: $(cat err)"
 
 # Quick measures less, and comes to a plan.
 expect 0 "${plan[@]}" --budget "$budget" --quick --json --front 0 --layers-per-group 2

@@ -3,23 +3,10 @@
  * 16384 products of bytes by one instruction.
  */
 #include "backend/cpu/batch_avx512.h"
+#include "base/amx.h"
 
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#define ARCH_REQ_XCOMP_PERM 0x1023
-#define XFEATURE_XTILEDATA 18
-
-/* The processor must have it, and the system must save the tiles; Linux wants to be asked. */
 bool cpu_amx_supported(void) {
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-    if (!(d >> 24 & 1) || !(d >> 25 & 1)) return false;                  /* AMX-TILE, AMX-INT8 */
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false; /* OSXSAVE */
-    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low >> 17 & 3) != 3) return false;
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+    return pd_amx_supported(PD_AMX_INT8);
 }
 
 /* Tiles 0 to 3 are sums of 16 tokens x 16 rows, 4 and 5 activations, 6 and 7 weights. */
