@@ -123,10 +123,10 @@ FN float exp2_f(float x) {
 }
 /** 1 / x and 1 / sqrt(x), within a few units in the last place. */
 FN float fast_inverse(float x) {
-    return __fdividef(1.0f, x);
+    return ptx_inverse(x);
 }
 FN float fast_rsqrt(float x) {
-    return rsqrtf(x);
+    return ptx_rsqrt(x);
 }
 FN float sqrt_f(float x) {
     return sqrtf(x);

@@ -93,7 +93,6 @@ typedef char sh_has_room[sizeof(struct Sh) <= GPU_SHARED_FIXED ? 1 : -1];
 FN LOCAL const struct gpu_launch *share_launch(const struct Ctx *c, const struct gpu_launch *p) {
     const uint32_t *from = (const uint32_t *)p;
     LOCAL uint32_t *to = (LOCAL uint32_t *)&SH(launch);
-    NO_UNROLL
     for (uint32_t i = c->thread; i < (uint32_t)sizeof(struct gpu_launch) / 4; i += c->n_threads)
         to[i] = from[i];
     sync();
@@ -143,7 +142,6 @@ FN void stage(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Plac
     uint64_t at = SH(plan).phases + (uint64_t)from.phase * (uint32_t)sizeof(struct gpu_phase);
     uint64_t rows = record(c, rows_of)->block_rows + 4 * (uint64_t)c->block;
     int product = is_product(record(c, rows_of)->kind);
-    NO_UNROLL
     for (uint32_t i = c->lane; i < RECORD_WORDS + 2; i += GPU_LANES) {
         if (i >= RECORD_WORDS) {
             uint32_t k = i - RECORD_WORDS;

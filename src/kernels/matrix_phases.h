@@ -19,7 +19,6 @@ FN uint32_t row_at(const struct Ctx *c, uint32_t what, uint32_t r) {
 FN void rows_look_ahead(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
                         uint32_t rows) {
     int residual = ph->kind == GPU_OUT || ph->kind == GPU_DOWN;
-    NO_UNROLL
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
         uint64_t row = 4 * (uint64_t)(row0 + r);
         async_word(c, row_at(c, ROW_UNIT, r), c->w + ph->units + row);
@@ -37,7 +36,6 @@ FN float row_bias(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_
 /** q, k and v one behind the other; RoPE and the cache come in the next phase. */
 FN void finish_qkv(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
                    uint32_t rows) {
-    NO_UNROLL
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
         float v = row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r))) + row_bias(c, ph, r);
         G(float, SH(plan).qkv + 4 * (uint64_t)(row0 + r)) = v;
@@ -49,7 +47,6 @@ FN void finish_qkv(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32
 FN void finish_residual(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
                         uint32_t rows) {
     struct gpu_part part = part_start();
-    NO_UNROLL
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
         float v =
             L(float, row_at(c, ROW_X, r)) +
@@ -63,7 +60,6 @@ FN void finish_residual(const struct Ctx *c, LOCAL const struct gpu_phase *ph, u
 FN void finish_gate_up(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
                        uint32_t rows) {
     struct gpu_part part = part_start();
-    NO_UNROLL
     for (uint32_t r = 2 * c->thread; r < rows; r += 2 * c->n_threads) {
         float gate = row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r)));
         float up = row_result(c, ph, row0, r + 1, L(float, row_at(c, ROW_UNIT, r + 1)));
@@ -79,7 +75,6 @@ FN void finish_head(const struct Ctx *c, LOCAL const struct gpu_launch *p,
                     LOCAL const struct gpu_phase *ph, uint32_t row0, uint32_t rows) {
     uint64_t line = p->n_logit_rows == 1 ? 0 : SH(step).index - p->first_logits;
     uint64_t to = SH(plan).logits + 4 * line * SH(plan).n_vocab;
-    NO_UNROLL
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
         float v = row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r)));
         G(float, to + 4 * (uint64_t)(row0 + r)) = v;

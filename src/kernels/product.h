@@ -375,7 +375,6 @@ FN void run_tasks(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
 
 /** Zeroes the sums of the block's rows. Needs a sync before run_tasks. */
 FN void clear_sums(const struct Ctx *c, uint32_t rows) {
-    NO_UNROLL
     for (uint32_t i = c->thread; i < rows; i += c->n_threads) {
         L(uint32_t, SUMS_LO + 4 * i) = 0;
         L(uint32_t, SH(at_sums_hi) + 4 * i) = 0;

@@ -16,6 +16,19 @@ PTX_FN uint32_t ptx_once(uint32_t v) {
     return v;
 }
 
+/* Approximations, spelled out: compilers must not choose another one in another place. */
+PTX_FN float ptx_inverse(float x) {
+    float v;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(v) : "f"(x));
+    return v;
+}
+
+PTX_FN float ptx_rsqrt(float x) {
+    float v;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(v) : "f"(x));
+    return v;
+}
+
 PTX_FN void ptx_prefetch_l2(const uint8_t *p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }

@@ -29,12 +29,10 @@ FN void walk_to(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t 
 FN void run_init(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     const uint32_t words = (uint32_t)sizeof(struct gpu_plan) / 4;
     LOCAL uint32_t *plan = (LOCAL uint32_t *)&SH(plan);
-    NO_UNROLL
     for (uint32_t i = c->thread; i < words; i += c->n_threads)
         plan[i] = W(uint32_t, p->plan + 4 * (uint64_t)i);
     stream_init(c);
     LOCAL uint32_t *streams = (LOCAL uint32_t *)&SH(stream);
-    NO_UNROLL
     for (uint32_t i = c->thread; i < (uint32_t)sizeof(struct Stream) / 4 * GPU_MAX_WARPS;
          i += c->n_threads)
         streams[i] = 0;
@@ -47,7 +45,7 @@ FN void run_init(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     struct Place staging = at;
     NO_UNROLL
     for (uint32_t i = 0; i + 1 < STAGED; i++) {
-        stage(c, p, staging, i, 0);
+        stage(c, p, staging, i, i == 0 ? STAGED - 1 : 0); /* where nothing is */
         staging = place_after(c, p, staging);
         async_wait();
         sync();

@@ -88,8 +88,8 @@ static inline uint32_t atomicAdd(uint32_t *p, uint32_t v) {
 #define ptx_load_stream_x4(p) (*(const uint4 *)(const void *)(p))
 #define ptx_load_stream_x2(p) (*(const uint2 *)(const void *)(p))
 #define ptx_load_stream_x1(p) (*(const uint32_t *)(const void *)(p))
-#define __fdividef(a, b) ((a) / (b))
-#define rsqrtf(x) (1.0f / sqrtf(x))
+#define ptx_inverse(x) (1.0f / (x))
+#define ptx_rsqrt(x) (1.0f / sqrtf(x))
 #define ptx_red_release(p, v) ((void)(v), emu_arrive(p))
 #define ptx_fence_acquire() ((void)0)
 static inline uint32_t ptx_load_relaxed(const uint32_t *p) {
