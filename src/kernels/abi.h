@@ -133,6 +133,9 @@ enum gpu_phase_kind {
     GPU_ROPE  /**< the first part of the ATTN phase of the same index */
 };
 
+/** The largest integer of a vector: the CPU backend's, so that both round activations alike. */
+#define GPU_ACT_MAX 32639.0f
+
 /** gpu_phase.act: forms of the activations that the phase's matrices multiply. */
 #define GPU_ACT_INT 1u
 #define GPU_ACT_FLOAT 2u

@@ -48,16 +48,16 @@ FN struct Quantiser quantiser(const struct Ctx *c, struct gpu_part part, int nor
     q.amax = bits_float(part.largest) * q.norm;
     int finite = (float_bits(q.amax) & 0x7fffffffu) < 0x7f800000u &&
                  (float_bits(part.squares) & 0x7fffffffu) < 0x7f800000u;
-    int usable = finite && q.amax >= 1e-30f; /* below, 32767 / amax overflows */
-    q.inverse = usable ? 32767.0f * fast_inverse(q.amax) * q.norm : 0.0f;
-    q.scale = usable ? q.amax * (1.0f / 32767.0f) : finite ? 0.0f : bits_float(0x7fc00000u);
+    int usable = finite && q.amax >= 1e-30f; /* below, GPU_ACT_MAX / amax overflows */
+    q.inverse = usable ? GPU_ACT_MAX * fast_inverse(q.amax) * q.norm : 0.0f;
+    q.scale = usable ? q.amax * (1.0f / GPU_ACT_MAX) : finite ? 0.0f : bits_float(0x7fc00000u);
     if (!usable) q.amax = 0.0f;
     return q;
 }
 
 /**
  * Two numbers as 16-bit integers, nearest, ties to even: 1.5 * 2^23 has them in the low bits of the
- * sum. |v * inverse| is at most 32767 but for rounding. NaN, which only a vector with scale NaN has,
+ * sum. |v * inverse| is at most GPU_ACT_MAX but for rounding. NaN, which only a vector with scale NaN has,
  * becomes something.
  */
 FN uint32_t quantise2(uint32_t a, uint32_t b, float inverse) {
