@@ -31,15 +31,17 @@ threads=1
 
 "$pdvm" bench --shape "$shape" --sparsity 0,0.5,0.6,0.7,0.9 --values int8,lut4@0.5 \
     -p 0 -n "${GEN:-16}" -r "$repetitions" -t "$threads" -o json >"$work/generation.json"
+"$pdvm" bench --shape "$shape" --sparsity 0.5 --values int8,lut4 --codebook linear --group 0 \
+    -p 0 -n "${GEN:-16}" -r "$repetitions" -t "$threads" -o json >"$work/linear.json"
 "$pdvm" bench --shape "$shape" --sparsity 0,0.5 --values int8,lut4@0.5 \
     -p "${PROMPT:-256}" -n 0 -r "$repetitions" -t "$threads" -o json >"$work/prompts.json"
 
-python3 "$here/report.py" --bars "$work/generation.json" "$work/prompts.json" >"$work/report.md"
+python3 "$here/report.py" --bars "$work"/{generation,linear,prompts}.json >"$work/report.md"
 cat "$work/report.md"
 if [ -n "$name" ]; then
     mkdir -p "$here/results"
     cp "$work/report.md" "$here/results/$name.md"
-    python3 "$here/report.py" --merge "$work/generation.json" "$work/prompts.json" \
+    python3 "$here/report.py" --merge "$work"/{generation,linear,prompts}.json \
         >"$here/results/$name.json"
     echo "kept as bench/results/$name.md and .json" >&2
 fi

@@ -8,7 +8,7 @@ include(CheckCCompilerFlag)
 set(PDVM_AVX2_FLAGS -mavx2 -mfma -mf16c -mbmi2 -mpopcnt)
 set(PDVM_AVXVNNI_FLAGS ${PDVM_AVX2_FLAGS} -mavxvnni)
 set(PDVM_AVX512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512vbmi2
-    -mavx512vnni -mfma -mf16c -mbmi2 -mpopcnt)
+    -mavx512vnni -mgfni -mfma -mf16c -mbmi2 -mpopcnt)
 set(PDVM_AMX_FLAGS ${PDVM_AVX512_FLAGS} -mamx-tile -mamx-int8 -mamx-bf16)
 set(PDVM_NEON_FLAGS -march=armv8.2-a+dotprod)
 

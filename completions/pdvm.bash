@@ -62,8 +62,8 @@ _pdvm_flags() {
             --json -q --quiet -v --verbose -t --threads --kernels"
         ;;
     bench)
-        flags+=" -m --model --shape --sparsity --values --group -p --n-prompt -n --n-gen -d --n-depth
-            -t --threads -r --repetitions --mode --modes --phases -s --seed -o --output --json
+        flags+=" -m --model --shape --sparsity --values --codebook --group -p --n-prompt -n --n-gen -d --n-depth
+            -t --threads -r --repetitions --mode --modes --sync --graph --per-launch --pdvm-table --phases -s --seed -o --output --json
             --compare -q --quiet -v --verbose -b --batch-size --prompt-activations -ctk --cache-type-k -ctv
             --cache-type-v --backend --kernels --cache-packed"
         ;;
@@ -91,6 +91,7 @@ _pdvm_value() {
     plan:--budget | plan:--speed | plan:--max-loss | plan:--windows | plan:--layers-per-group | plan:--front | *:--speed-tokens) ;;
     bench:--shape) _pdvm_words "$_pdvm_shapes" ;;
     bench:--values) _pdvm_words int8 lut4 lut8 f16 bf16 f32 ;;
+    bench:--codebook) _pdvm_words learned linear ;;
     bench:--group) _pdvm_words 0 32 64 128 256 ;;
     bench:--mode) _pdvm_words token layer phase unfused ;;
     bench:-o | bench:--output) _pdvm_words md csv json ;;

@@ -4,7 +4,6 @@
 #include "support/support.h"
 
 #include <math.h>
-#include <stdlib.h>
 
 #define MOST_GROUPS 300
 #define MOST_ITEMS 12

@@ -149,7 +149,11 @@ static void times_of_phases_add_up_in_every_mode(void **state) {
 static struct bench_options small_options(void) {
     static const struct bench_model models[] = {
         {.synthetic = {.shape = SHAPE, .sparsity = 0, .values = MDCSR_INT8}},
-        {.synthetic = {.shape = SHAPE, .sparsity = 0.5, .values = MDCSR_LUT4, .group = 64}}};
+        {.synthetic = {.shape = SHAPE,
+                       .sparsity = 0.5,
+                       .values = MDCSR_LUT4,
+                       .codebook = MDCSR_LEARNED,
+                       .group = 64}}};
     static const struct bench_test rows[] = {
         {.n_prompt = 20}, {.n_gen = 3}, {.n_gen = 2, .depth = 70}};
     static const int threads[] = {1, 2};

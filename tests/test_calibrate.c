@@ -3,6 +3,7 @@
 // ctest: labels=threads
 
 #include "support/hf_model.h"
+#include "support/solver_layer.h"
 #include "support/support.h"
 
 #include "base/random.h"
@@ -16,31 +17,6 @@
 #include <string.h>
 
 #define SEQ 40
-
-static int make_dir(void **state) {
-    *state = support_tmpdir();
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    support_tmpdir_remove(*state);
-    return 0;
-}
-
-static char *golden(const char *name) {
-    char *dir = support_source_path("tests/golden"), *path = support_path(dir, name);
-    free(dir);
-    return path;
-}
-
-static const struct blas *blas_or_skip(void) {
-    const struct blas *blas;
-    pdvm_error err = {0};
-    if (blas_open(&blas, &err) == PDVM_OK) return blas;
-    print_message("%s\n", err.message);
-    skip();
-    return NULL;
-}
 
 static struct model_source *open_source(const char *path) {
     struct model_source *s;
@@ -122,7 +98,7 @@ static void expect_engine_states(const char *model, const struct calibration *c,
 }
 
 static void check_states(const char *dir, const char *name) {
-    char *path = golden(name), *file = support_path(dir, "f32.pdvm");
+    char *path = support_golden_path(name), *file = support_path(dir, "f32.pdvm");
     struct convert_options o = convert_options_default();
     struct convert_result result = {0};
     struct calibration c;
@@ -165,7 +141,7 @@ static void hidden_states_are_the_engines(void **state) {
     static const char *const models[] = {"tiny-gqa",    "tiny-odd",   "tiny-llama3", "tiny-yarn",
                                          "tiny-linear", "tiny-qwen2", "tiny-qwen3",  "tiny-mistral",
                                          "tiny-phi3",   "tiny-pruned"};
-    blas_or_skip();
+    solver_layer_blas();
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) check_states(*state, models[i]);
 }
 
@@ -191,7 +167,7 @@ static void expect_moments(const struct calibration_moments *m, const float *x, 
 }
 
 static void hessians_are_the_mean_of_the_inputs_squares(void **state) {
-    char *path = golden("tiny-odd");
+    char *path = support_golden_path("tiny-odd");
     struct model_source *s = open_source(path);
     struct calibration c;
     struct calibration_moments m = {0}, norms = {0};
@@ -199,7 +175,7 @@ static void hessians_are_the_mean_of_the_inputs_squares(void **state) {
     struct mdcsr embedding;
     struct tensor_info t;
     pdvm_error err = {0};
-    blas_or_skip();
+    solver_layer_blas();
     open_calibration(s, *state, NULL, &c);
     int64_t h = s->config.hidden_size, n = c.n_windows * c.seq;
     tensors_describe(&s->config, TENSOR_EMBED, 0, &t);
@@ -243,12 +219,12 @@ static void hessians_are_the_mean_of_the_inputs_squares(void **state) {
 }
 
 static void infinite_activations_name_their_place(void **state) {
-    char *path = golden("tiny-gqa");
+    char *path = support_golden_path("tiny-gqa");
     struct model_source *s = open_source(path);
     struct calibration c;
     struct layer_weights w;
     pdvm_error err = {0};
-    blas_or_skip();
+    solver_layer_blas();
     open_calibration(s, *state, NULL, &c);
     int64_t h = s->config.hidden_size;
     for (int64_t i = 0; i < c.n_windows * c.seq * h; i++) ((float *)c.x.data)[i] = 0.5f;
@@ -272,14 +248,14 @@ static void infinite_activations_name_their_place(void **state) {
 /* ---- texts ----------------------------------------------------------------------------- */
 
 static void texts_that_cannot_calibrate_are_refused(void **state) {
-    char *model = golden("tiny-gqa"), *few = support_path(*state, "few.txt");
+    char *model = support_golden_path("tiny-gqa"), *few = support_path(*state, "few.txt");
     struct model_source *s = open_source(model);
     char *words = write_words(*state);
     struct pd_notify notify = {0};
     struct calibration c;
     char text[4096];
     pdvm_error err = {0};
-    blas_or_skip();
+    solver_layer_blas();
     memset(text, 'a', sizeof text - 1);
     text[sizeof text - 1] = 0;
     free(support_write_text(*state, "few.txt", text));
@@ -313,12 +289,12 @@ static void texts_that_cannot_calibrate_are_refused(void **state) {
 
 // Windows cover the text from its beginning to its end, without overlap.
 static void windows_are_spread_over_the_text(void **state) {
-    char *path = golden("tiny-gqa"), *words = write_words(*state);
+    char *path = support_golden_path("tiny-gqa"), *words = write_words(*state);
     struct model_source *s = open_source(path);
     struct pd_notify notify = {0};
     struct calibration few, all;
     pdvm_error err = {0};
-    blas_or_skip();
+    solver_layer_blas();
     struct calibration_options o = {.path = words, .n_tokens = 1 << 20, .seq = 16};
     assert_ok(calibration_open(s, &o, NULL, &notify, words, &all, &err), &err);
     o.n_tokens = 5 * 16 + 3;
@@ -336,14 +312,16 @@ static void windows_are_spread_over_the_text(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(hidden_states_are_the_engines, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(hessians_are_the_mean_of_the_inputs_squares, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(infinite_activations_name_their_place, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(texts_that_cannot_calibrate_are_refused, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(windows_are_spread_over_the_text, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(hidden_states_are_the_engines, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(hessians_are_the_mean_of_the_inputs_squares,
+                                        support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(infinite_activations_name_their_place, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(texts_that_cannot_calibrate_are_refused, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(windows_are_spread_over_the_text, support_make_dir,
+                                        support_remove_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,7 @@
 // zeros are exact, methods differ as they should, and damaged models are named.
 // ctest: labels=threads timeout=180
 
+#include "support/solver_layer.h"
 #include "support/support.h"
 
 #include "base/random.h"
@@ -16,30 +17,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static int make_dir(void **state) {
-    *state = support_tmpdir();
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    support_tmpdir_remove(*state);
-    return 0;
-}
-
-static char *golden(const char *name) {
-    char *dir = support_source_path("tests/golden"), *path = support_path(dir, name);
-    free(dir);
-    return path;
-}
-
-static void need_blas(void) {
-    const struct blas *blas;
-    pdvm_error err = {0};
-    if (blas_open(&blas, &err) == PDVM_OK) return;
-    print_message("%s\n", err.message);
-    skip();
-}
 
 static char *write_words(const char *dir) {
     static const char *const words[] = {"the ",    "fox ",  "house ",   "ran. ", "A ",
@@ -85,9 +62,9 @@ static const char *const methods[] = {"wanda", "sparsegpt", "admm"};
 #define N_METHODS (sizeof methods / sizeof *methods)
 
 static void the_file_does_not_depend_on_the_number_of_threads(void **state) {
-    char *source = golden("tiny-odd"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-odd"), *text = write_words(*state);
     char *one = support_path(*state, "one.pdvm"), *four = support_path(*state, "four.pdvm");
-    need_blas();
+    solver_layer_blas();
     for (size_t i = 0; i < N_METHODS; i++) {
         struct convert_options o = calibrated(methods[i], 0.6, text);
         o.plan.general.values = i == 1 ? MDCSR_LUT4 : MDCSR_INT8;
@@ -118,11 +95,11 @@ static int64_t zeros_of_row(const struct mdcsr *m, int64_t r, float *row) {
 
 /* Every row of every pruned matrix has exactly the target's zeros, floats being exact. */
 static void rows_reach_their_exact_share(void **state) {
-    char *source = golden("tiny-gqa"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
     char *file = support_path(*state, "rows.pdvm");
     struct container *c;
     pdvm_error err = {0};
-    need_blas();
+    solver_layer_blas();
     for (size_t i = 0; i < N_METHODS; i++) {
         struct convert_options o = calibrated(methods[i], 0.37, text);
         o.scope = PRUNE_ROW;
@@ -151,9 +128,9 @@ static void rows_reach_their_exact_share(void **state) {
 }
 
 static void layers_that_differ_reach_the_target_together(void **state) {
-    char *source = golden("tiny-gqa"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
     char *file = support_path(*state, "owl.pdvm");
-    need_blas();
+    solver_layer_blas();
     for (int rule = LAYER_SPARSITY_OWL; rule < LAYER_SPARSITY_N_RULES; rule++) {
         struct convert_options o = calibrated("wanda", 0.5, text);
         struct convert_result result = {0};
@@ -197,9 +174,9 @@ static double mean_output_error(const char *source, const char *file,
 }
 
 static void better_methods_lose_less_of_the_outputs(void **state) {
-    char *source = golden("tiny-gqa"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
     char *file = support_path(*state, "m.pdvm");
-    need_blas();
+    solver_layer_blas();
     struct convert_options o = calibrated("magnitude", 0.6, text);
     o.calibration.refine = true;
     double refined_magnitude = mean_output_error(source, file, &o);
@@ -234,13 +211,13 @@ static bool stop_when_there(void *user, const char *stage, double fraction) {
 }
 
 static void an_interrupted_run_goes_on_to_the_same_bytes(void **state) {
-    char *source = golden("tiny-gqa"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
     char *whole = support_path(*state, "whole.pdvm"), *parts = support_path(*state, "parts.pdvm");
     char *work = support_path(*state, "parts.pdvm.work");
     char *layer = support_path(work, "layer-0001.pdvm");
     struct stop stop = {layer};
     pdvm_error err = {0};
-    need_blas();
+    solver_layer_blas();
     for (int rule = 0; rule < LAYER_SPARSITY_N_RULES; rule++) {
         struct convert_options o = calibrated("sparsegpt", 0.5, text);
         struct convert_result result = {0};
@@ -283,13 +260,13 @@ static void an_interrupted_run_goes_on_to_the_same_bytes(void **state) {
 }
 
 static void without_resume_the_work_begins_anew(void **state) {
-    char *source = golden("tiny-gqa"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
     char *file = support_path(*state, "a.pdvm"), *work = support_path(*state, "a.pdvm.work");
     char *layer = support_path(work, "layer-0000.pdvm");
     struct stop stop = {layer};
     struct convert_result result = {0};
     pdvm_error err = {0};
-    need_blas();
+    solver_layer_blas();
     struct convert_options o = calibrated("wanda", 0.5, text);
     o.notify = (struct pd_notify){.progress = stop_when_there, .progress_user = &stop};
     assert_int_equal(convert_model(source, file, &o, &result, &err), PDVM_ERR_CANCELLED);
@@ -331,8 +308,8 @@ static void assert_refused(const char *source, const char *dir, const struct con
 }
 
 static void requests_that_make_no_sense_are_refused(void **state) {
-    char *source = golden("tiny-gqa"), *text = write_words(*state);
-    need_blas();
+    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
+    solver_layer_blas();
     struct convert_options o = calibrated("wanda", 0.5, NULL);
     o.calibration.text = (struct calibration_options){0};
     assert_refused(source, *state, &o, PDVM_ERR_ARGUMENT, "add --calib FILE");
@@ -357,7 +334,7 @@ static void requests_that_make_no_sense_are_refused(void **state) {
 /* A copy of tiny-gqa in which weight `at` of a tensor is NaN. */
 static char *write_damaged(const char *dir, const char *tensor, int64_t at) {
     static const char *const files[] = {"config.json", "tokenizer.json", "tokenizer_config.json"};
-    char *source = golden("tiny-gqa"), *copy = support_path(dir, "model");
+    char *source = support_golden_path("tiny-gqa"), *copy = support_path(dir, "model");
     struct safetensors *st;
     pdvm_error err = {0};
     size_t size;
@@ -385,7 +362,7 @@ static char *write_damaged(const char *dir, const char *tensor, int64_t at) {
 static void weights_that_are_not_finite_are_named(void **state) {
     char *text = write_words(*state);
     char *dir = write_damaged(*state, "model.layers.1.mlp.up_proj.weight", 3 * 64 + 9);
-    need_blas();
+    solver_layer_blas();
     struct convert_options o = calibrated("wanda", 0.5, text);
     struct convert_result result = {0};
     char *file = support_path(*state, "nan.pdvm");
@@ -400,20 +377,22 @@ static void weights_that_are_not_finite_are_named(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(the_file_does_not_depend_on_the_number_of_threads, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(rows_reach_their_exact_share, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(layers_that_differ_reach_the_target_together, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(better_methods_lose_less_of_the_outputs, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(an_interrupted_run_goes_on_to_the_same_bytes, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(without_resume_the_work_begins_anew, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(requests_that_make_no_sense_are_refused, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(weights_that_are_not_finite_are_named, make_dir,
-                                        remove_dir),
+        cmocka_unit_test_setup_teardown(the_file_does_not_depend_on_the_number_of_threads,
+                                        support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(rows_reach_their_exact_share, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(layers_that_differ_reach_the_target_together,
+                                        support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(better_methods_lose_less_of_the_outputs, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(an_interrupted_run_goes_on_to_the_same_bytes,
+                                        support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(without_resume_the_work_begins_anew, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(requests_that_make_no_sense_are_refused, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(weights_that_are_not_finite_are_named, support_make_dir,
+                                        support_remove_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

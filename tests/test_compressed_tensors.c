@@ -16,16 +16,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-static int make_dir(void **state) {
-    *state = support_tmpdir();
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    support_tmpdir_remove(*state);
-    return 0;
-}
-
 /* Writes the parts into one file, or every other one into a second. */
 static void write_weight(const char *dir, const struct compressed_weight *w, int n_files) {
     for (int f = 0; f < n_files; f++) {
@@ -749,7 +739,7 @@ static void configurations_are_read_or_refused_by_name(void **state) {
     }
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, support_make_dir, support_remove_dir)
 
 int main(void) {
     const struct CMUnitTest tests[] = {

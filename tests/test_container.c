@@ -3,14 +3,11 @@
 
 #include "support/support.h"
 
-#include "base/half.h"
 #include "base/random.h"
 #include "io/safetensors.h"
 #include "mdcsr/container.h"
-#include "mdcsr/layout.h"
 #include "model/source.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

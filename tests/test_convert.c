@@ -4,35 +4,16 @@
 #include "support/hf_model.h"
 #include "support/support.h"
 
-#include "base/half.h"
 #include "compress/convert.h"
 #include "compress/scan.h"
 #include "model/encoding.h"
 
 #include <math.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
-
-static int make_dir(void **state) {
-    *state = support_tmpdir();
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    support_tmpdir_remove(*state);
-    return 0;
-}
-
-static char *golden(const char *name) {
-    char *dir = support_source_path("tests/golden");
-    char *path = support_path(dir, name);
-    free(dir);
-    return path;
-}
 
 /* Converts, and expects it to work. The options' rules are freed. */
 static void convert(const char *source, const char *output, struct convert_options *o,
@@ -120,7 +101,7 @@ static const char *const models[] = {"tiny-gqa", "tiny-odd", "tiny-pruned", "tin
 static void every_coding_stores_what_the_encoder_gives(void **state) {
     char *file = support_path(*state, "a.pdvm");
     for (size_t i = 0; i < N_MODELS; i++) {
-        char *source = golden(models[i]);
+        char *source = support_golden_path(models[i]);
         for (int values = 0; values < MDCSR_N_VALUES; values++) {
             struct convert_options o = convert_options_default();
             o.plan.general.values = values;
@@ -141,7 +122,7 @@ static void pruned_matrices_hold_what_pruning_leaves(void **state) {
     char *file = support_path(*state, "a.pdvm");
     struct prune_method method = magnitude();
     for (size_t i = 0; i < N_MODELS; i++) {
-        char *source = golden(models[i]);
+        char *source = support_golden_path(models[i]);
         struct convert_options o = convert_options_default();
         o.method = &method;
         o.scope = i % 2 ? PRUNE_MATRIX : PRUNE_ROW;
@@ -154,7 +135,7 @@ static void pruned_matrices_hold_what_pruning_leaves(void **state) {
 }
 
 static void rules_reach_the_file(void **state) {
-    char *file = support_path(*state, "a.pdvm"), *source = golden("tiny-gqa");
+    char *file = support_path(*state, "a.pdvm"), *source = support_golden_path("tiny-gqa");
     struct prune_method method = magnitude();
     struct convert_options o = convert_options_default();
     pdvm_error err = {0};
@@ -188,7 +169,7 @@ static void rules_reach_the_file(void **state) {
 static void side_files_travel_with_the_weights(void **state) {
     static const char *const names[] = {SOURCE_CONFIG, SOURCE_TOKENIZER, SOURCE_TOKENIZER_CONFIG,
                                         SOURCE_GENERATION_CONFIG};
-    char *file = support_path(*state, "a.pdvm"), *source = golden("tiny-pruned");
+    char *file = support_path(*state, "a.pdvm"), *source = support_golden_path("tiny-pruned");
     struct convert_options o = convert_options_default();
     convert(source, file, &o, NULL);
     struct model_source *from = open_source(source), *to = open_source(file);
@@ -210,7 +191,7 @@ static void the_file_does_not_depend_on_the_number_of_threads(void **state) {
     static const char *const names[] = {"one.pdvm", "three.pdvm"};
     static const int threads[] = {1, 3};
     struct prune_method method = magnitude();
-    char *source = golden("tiny-odd"), *data[2];
+    char *source = support_golden_path("tiny-odd"), *data[2];
     size_t size[2];
     for (int scope = 0; scope <= PRUNE_MATRIX; scope++) {
         for (int i = 0; i < 2; i++) {
@@ -234,7 +215,7 @@ static void the_file_does_not_depend_on_the_number_of_threads(void **state) {
 }
 
 static void a_pdvm_file_can_be_coded_anew(void **state) {
-    char *source = golden("tiny-odd"), *first = support_path(*state, "first.pdvm");
+    char *source = support_golden_path("tiny-odd"), *first = support_path(*state, "first.pdvm");
     char *second = support_path(*state, "second.pdvm");
     struct convert_options o = convert_options_default();
     o.plan.general.values = MDCSR_LUT4;
@@ -258,7 +239,7 @@ static void a_pdvm_file_can_be_coded_anew(void **state) {
 /* ---- the summary ----------------------------------------------------------------------- */
 
 static void the_report_agrees_with_the_weights(void **state) {
-    char *file = support_path(*state, "a.pdvm"), *source = golden("tiny-pruned");
+    char *file = support_path(*state, "a.pdvm"), *source = support_golden_path("tiny-pruned");
     struct prune_method method = magnitude();
     struct convert_options o = convert_options_default();
     struct convert_result result = {0};
@@ -315,7 +296,7 @@ static void the_report_agrees_with_the_weights(void **state) {
 }
 
 static void inspecting_a_file_gives_the_report_of_its_conversion(void **state) {
-    char *file = support_path(*state, "a.pdvm"), *source = golden("tiny-gqa");
+    char *file = support_path(*state, "a.pdvm"), *source = support_golden_path("tiny-gqa");
     struct prune_method method = magnitude();
     struct convert_options o = convert_options_default();
     struct convert_result result = {0};
@@ -420,7 +401,7 @@ static bool stop_after(void *user, const char *stage, double fraction) {
 }
 
 static void an_interrupt_leaves_the_old_file(void **state) {
-    char *source = golden("tiny-gqa");
+    char *source = support_golden_path("tiny-gqa");
     char *old = support_write_text(*state, "old.pdvm", "what was there");
     char *none = support_path(*state, "new.pdvm");
     int calls = 0;
@@ -457,7 +438,7 @@ static bool only_forward(void *user, const char *stage, double fraction) {
 }
 
 static void progress_never_goes_back_and_ends_at_one(void **state) {
-    char *source = golden("tiny-sharded"), *file = support_path(*state, "a.pdvm");
+    char *source = support_golden_path("tiny-sharded"), *file = support_path(*state, "a.pdvm");
     double last = 0;
     struct convert_options o = convert_options_default();
     o.notify = (struct pd_notify){.progress = only_forward, .progress_user = &last};
@@ -468,7 +449,7 @@ static void progress_never_goes_back_and_ends_at_one(void **state) {
 }
 
 static void a_full_disk_leaves_the_old_file(void **state) {
-    char *source = golden("tiny-gqa");
+    char *source = support_golden_path("tiny-gqa");
     char *old = support_write_text(*state, "old.pdvm", "what was there");
     struct rlimit before, limit;
     assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
@@ -570,7 +551,7 @@ static void weights_too_large_for_f16_are_named(void **state) {
 }
 
 static void options_that_contradict_each_other_are_explained(void **state) {
-    char *source = golden("tiny-gqa"), *out = support_path(*state, "a.pdvm");
+    char *source = support_golden_path("tiny-gqa"), *out = support_path(*state, "a.pdvm");
     struct prune_method method = magnitude();
     pdvm_error err = {0};
     struct convert_options o = convert_options_default();
@@ -588,7 +569,7 @@ static void options_that_contradict_each_other_are_explained(void **state) {
 }
 
 static void sources_and_outputs_that_are_none_are_named(void **state) {
-    char *source = golden("tiny-gqa"), *out = support_path(*state, "a.pdvm");
+    char *source = support_golden_path("tiny-gqa"), *out = support_path(*state, "a.pdvm");
     char *missing = support_path(*state, "no/such/directory.pdvm");
     struct convert_options o = convert_options_default();
     assert_convert_fails("no-such-model", out, &o, PDVM_ERR_IO, "no-such-model");
@@ -602,34 +583,42 @@ static void sources_and_outputs_that_are_none_are_named(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(every_coding_stores_what_the_encoder_gives, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(pruned_matrices_hold_what_pruning_leaves, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(rules_reach_the_file, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(side_files_travel_with_the_weights, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(the_file_does_not_depend_on_the_number_of_threads, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(a_pdvm_file_can_be_coded_anew, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(the_report_agrees_with_the_weights, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(every_coding_stores_what_the_encoder_gives,
+                                        support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(pruned_matrices_hold_what_pruning_leaves, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(rules_reach_the_file, support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(side_files_travel_with_the_weights, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(the_file_does_not_depend_on_the_number_of_threads,
+                                        support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(a_pdvm_file_can_be_coded_anew, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(the_report_agrees_with_the_weights, support_make_dir,
+                                        support_remove_dir),
         cmocka_unit_test_setup_teardown(inspecting_a_file_gives_the_report_of_its_conversion,
-                                        make_dir, remove_dir),
+                                        support_make_dir, support_remove_dir),
         cmocka_unit_test_setup_teardown(
-            scanning_a_directory_counts_its_zeros_and_forecasts_the_conversion, make_dir,
-            remove_dir),
-        cmocka_unit_test_setup_teardown(an_interrupt_leaves_the_old_file, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(progress_never_goes_back_and_ends_at_one, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(a_full_disk_leaves_the_old_file, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(the_source_is_never_written_over, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(every_part_of_a_split_source_is_safe, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(weights_that_are_no_numbers_are_named, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(weights_too_large_for_f16_are_named, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(options_that_contradict_each_other_are_explained, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(sources_and_outputs_that_are_none_are_named, make_dir,
-                                        remove_dir),
+            scanning_a_directory_counts_its_zeros_and_forecasts_the_conversion, support_make_dir,
+            support_remove_dir),
+        cmocka_unit_test_setup_teardown(an_interrupt_leaves_the_old_file, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(progress_never_goes_back_and_ends_at_one, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(a_full_disk_leaves_the_old_file, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(the_source_is_never_written_over, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(every_part_of_a_split_source_is_safe, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(weights_that_are_no_numbers_are_named, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(weights_too_large_for_f16_are_named, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(options_that_contradict_each_other_are_explained,
+                                        support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(sources_and_outputs_that_are_none_are_named,
+                                        support_make_dir, support_remove_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -210,6 +210,44 @@ static void products_of_lut4_equal_the_reference(void **state) {
     check_values(MDCSR_LUT4, true);
 }
 
+// Books that kernels may decode by shifting instead of by a table, and some that they may not.
+static void products_of_evenly_spaced_lut4_equal_the_reference(void **state) {
+    (void)state;
+    static const struct {
+        int first, step;
+        bool linear;
+    } books[] = {{-8, 1, true}, {-15, 2, true},  {-120, 16, true}, {-45, 6, true}, {-14, 2, true},
+                 {0, 8, true},  {-127, 1, true}, {-25, 3, false},  {7, 7, false},  {-7, 0, false}};
+    static const uint32_t groups[] = {0, 32, 128};
+    const int64_t rows = 150, cols = 333; // ten tiles: two times four and two more
+    uint64_t seed = 12;
+    for (size_t b = 0; b < sizeof books / sizeof *books; b++) {
+        for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+            const int64_t n_groups = groups[g] ? (cols + groups[g] - 1) / groups[g] : 1;
+            struct mdcsr_grid grid = {.scales = malloc((size_t)(rows * n_groups) * sizeof(float))};
+            for (int64_t i = 0; i < rows * n_groups; i++) grid.scales[i] = 0.25f;
+            for (int i = 0; i < 16; i++)
+                grid.codebook[i] = (float)(books[b].first + i * books[b].step);
+            struct mdcsr_options options = {
+                .values = MDCSR_LUT4, .index = MDCSR_BITMAP, .group = groups[g], .grid = &grid};
+            float *w = random_weights(rows, cols, 0.5, &seed);
+            for (int64_t i = 0; i < rows * cols; i++)
+                if (w[i] != 0) w[i] = 0.25f * grid.codebook[pd_random(&seed) % 16];
+            struct mdcsr m;
+            struct cpu_matrix *p;
+            pdvm_error err;
+            assert_ok(mdcsr_encode(w, rows, cols, &options, NULL, &m, NULL, &err), &err);
+            assert_ok(cpu_matrix_pack(&m, NULL, &p, &err), &err);
+            assert_int_equal(p->linear4.factor != 0, books[b].linear);
+            check_products(&m, seed);
+            cpu_matrix_free(p);
+            mdcsr_free(&m);
+            free(grid.scales);
+            free(w);
+        }
+    }
+}
+
 static enum cpu_kind packed_kind(enum mdcsr_values values, uint32_t group, struct shape shape,
                                  double density) {
     uint64_t seed = 3;
@@ -537,6 +575,7 @@ int main(void) {
         cmocka_unit_test(products_of_int8_equal_the_reference),
         cmocka_unit_test(products_of_lut8_equal_the_reference),
         cmocka_unit_test(products_of_lut4_equal_the_reference),
+        cmocka_unit_test(products_of_evenly_spaced_lut4_equal_the_reference),
         cmocka_unit_test(few_entries_are_packed_as_sell),
         cmocka_unit_test(products_of_long_rows_equal_the_reference),
         cmocka_unit_test(the_widest_int8_row_does_not_overflow),

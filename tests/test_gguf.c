@@ -8,7 +8,6 @@
 #include "support/support.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -530,16 +529,6 @@ static void split_models_hold_together(void **state) {
     gguf_set_close(&set);
 }
 
-static int make_dir(void **state) {
-    *state = support_tmpdir();
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    support_tmpdir_remove(*state);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_equal_the_definition_to_the_last_bit),
@@ -553,7 +542,8 @@ int main(void) {
         cmocka_unit_test(bad_keys_are_named),
         cmocka_unit_test(bad_alignments_are_refused),
         cmocka_unit_test(bad_tensors_are_named),
-        cmocka_unit_test_setup_teardown(split_models_hold_together, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(split_models_hold_together, support_make_dir,
+                                        support_remove_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

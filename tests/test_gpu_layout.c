@@ -266,6 +266,134 @@ static void warps_read_nearly_the_same_number_of_bytes(void **state) {
     free(w);
 }
 
+// How often the lanes of a warp have to wait for each other's words in banked memory.
+struct banks {
+    double gathers;
+    double wavefronts; // a gather takes as many as there are different words in its busiest bank
+};
+
+// Different words of a bank among those that 32 lanes read at once, in the busiest one.
+static uint32_t busiest_bank(const uint32_t words[32], uint32_t banks) {
+    uint32_t count[32] = {0}, most = 0;
+    for (uint32_t i = 0; i < 32; i++) {
+        bool seen = false;
+        for (uint32_t j = 0; j < i && !seen; j++) seen = words[j] == words[i];
+        if (seen) continue;
+        uint32_t n = ++count[words[i] % banks];
+        if (n > most) most = n;
+    }
+    return most;
+}
+
+static void count_banks(const struct gpu_task *t, const uint8_t *p, struct banks *b) {
+    const struct gpu_coding c = {
+        .values = (enum gpu_values)t->values, .gap_bits = t->gap_bits, .group = t->group};
+    uint32_t next[32], words[32];
+    for (uint32_t lane = 0; lane < 32; lane++) next[lane] = t->col[lane];
+    for (uint32_t k = 0; k < t->length; k++, p += 32 * gpu_coding_chunk_bytes(&c))
+        for (uint32_t i = 0; i < 16; i++) {
+            for (uint32_t lane = 0; lane < 32; lane++) {
+                uint32_t code =
+                    gap_of(p + 32 * (t->values == GPU_INT8 ? 16 : 8), t->gap_bits, lane, i);
+                if (t->flags & GPU_TASK_SKIP && code == (1u << t->gap_bits) - 1) code = 0;
+                words[lane] = (next[lane] + code) / 2; // activations have 16 bits
+                next[lane] += code + 1;
+            }
+            b->gathers++;
+            b->wavefronts += busiest_bank(words, 32);
+        }
+}
+
+// Dense: lanes read 16 bytes at a time, from four banks; as at column 0 in the whole chunk.
+static void count_dense_banks(const struct gpu_task *t, struct banks *b) {
+    uint32_t words[32];
+    for (uint32_t lane = 0; lane < 32; lane++) words[lane] = t->col[lane] / 8;
+    b->gathers += t->length;
+    b->wavefronts += t->length * busiest_bank(words, 8);
+}
+
+static struct banks simulate_banks(const struct gpu_layout *l, const uint8_t *data) {
+    struct banks b = {0, 0};
+    for (const uint8_t *p = data; p < data + l->size;) {
+        struct gpu_task t;
+        memcpy(&t, p, sizeof t);
+        const struct gpu_coding c = {
+            .values = (enum gpu_values)t.values, .gap_bits = t.gap_bits, .group = t.group};
+        if (t.gap_bits == 0)
+            count_dense_banks(&t, &b);
+        else
+            count_banks(&t, p + sizeof t, &b);
+        p += sizeof t + 32 * (uint64_t)t.length * gpu_coding_chunk_bytes(&c);
+    }
+    return b;
+}
+
+// One block of rows whose densities differ by up to `spread` of their mean; with `waves`, the
+// columns' densities do, too.
+static void encode_block(int64_t rows, int64_t cols, double zeros, double spread, bool waves,
+                         const struct mdcsr_options *o, struct mdcsr *m) {
+    uint64_t seed = 11;
+    pdvm_error err;
+    float *w = calloc((size_t)(rows * cols), sizeof *w);
+    assert_non_null(w);
+    for (int64_t r = 0; r < rows; r++) {
+        double density = (1 - zeros) * (1 + spread * (2 * pd_random_unit(&seed) - 1));
+        for (int64_t c = 0; c < cols; c++) {
+            double d = waves ? density * (1 + 0.5 * sin((double)c * 0.002)) : density;
+            if (pd_random_unit(&seed) < d) w[r * cols + c] = (float)(pd_random_unit(&seed) + 0.1);
+        }
+    }
+    assert_ok(mdcsr_encode(w, rows, cols, o, NULL, m, NULL, &err), &err);
+    free(w);
+}
+
+// Wavefronts of a gather where one block of 16 warps has the rows; `padding`: bytes for each one
+// that the entries, with those that bridge gaps, take at least.
+static double wavefronts(const struct mdcsr *m, double *padding) {
+    struct gpu_layout l;
+    pdvm_error err;
+    assert_ok(gpu_layout_create(&m, 1, false, 1, 16, NULL, &l, &err), &err);
+    uint8_t *data = malloc(l.size);
+    assert_non_null(data);
+    assert_ok(gpu_layout_write(&l, NULL, data, &err), &err);
+    struct banks b = simulate_banks(&l, data);
+    *padding = (double)l.size / ((double)l.n_slots * gpu_coding_chunk_bytes(&l.coding[0]) / 16);
+    free(data);
+    gpu_layout_free(&l);
+    return b.wavefronts / b.gathers;
+}
+
+static void lanes_seldom_wait_for_a_bank(void **state) {
+    (void)state;
+    static const int64_t shapes[][2] = {{38, 5120}, {116, 5120}, {38, 13824}, {116, 13824}};
+    static const struct {
+        enum mdcsr_values values;
+        uint32_t group;
+        double zeros, spread;
+        bool waves;
+        double wavefronts; // at most; lanes that walk on their own take 3.4
+        double padding;
+    } cases[] = {
+        {MDCSR_INT8, 0, 0.5, 0, false, 1.5, 1.08},   {MDCSR_INT8, 0, 0.7, 0, false, 2.0, 1.1},
+        {MDCSR_INT8, 0, 0.5, 0.3, false, 1.6, 1.22}, {MDCSR_INT8, 0, 0.7, 0.3, false, 2.0, 1.22},
+        {MDCSR_INT8, 0, 0.5, 0, true, 1.5, 1.08},    {MDCSR_LUT4, 0, 0.5, 0, false, 1.5, 1.1},
+        {MDCSR_INT8, 64, 0.5, 0, false, 2.0, 1.22},  {MDCSR_INT8, 0, 0, 0, false, 2.0, 1.05},
+    };
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            struct mdcsr m;
+            struct mdcsr_options o = {
+                .values = cases[i].values, .index_auto = true, .group = cases[i].group};
+            encode_block(shapes[s][0], shapes[s][1], cases[i].zeros, cases[i].spread,
+                         cases[i].waves, &o, &m);
+            double padding, found = wavefronts(&m, &padding);
+            if (found > cases[i].wavefronts || padding > cases[i].padding)
+                fail_msg("%lld x %lld, case %zu: %g wavefronts, %g times the bytes",
+                         (long long)shapes[s][0], (long long)shapes[s][1], i, found, padding);
+            mdcsr_free(&m);
+        }
+}
+
 static void too_many_columns_are_refused(void **state) {
     (void)state;
     struct mdcsr m;
@@ -287,6 +415,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_weight_comes_back),
         cmocka_unit_test(warps_read_nearly_the_same_number_of_bytes),
+        cmocka_unit_test(lanes_seldom_wait_for_a_bank),
         cmocka_unit_test(too_many_columns_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

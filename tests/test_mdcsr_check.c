@@ -1,12 +1,10 @@
 // mdcsr_check refuses every kind of corruption, one test each: everything that decodes and packs
 // matrices relies on it.
 
-#include "base/half.h"
 #include "mdcsr/mdcsr.h"
 #include "support/support.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 // Four rows: empty, a few entries, full, one entry at the end. The gaps of rows 1 and 3 hold

@@ -11,16 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int make_dir(void **state) {
-    *state = support_tmpdir();
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    support_tmpdir_remove(*state);
-    return 0;
-}
-
 static struct cpu_matrix *packed(const struct mdcsr_options *options, int64_t rows, int64_t cols,
                                  double density, uint64_t seed) {
     struct mdcsr m;
@@ -194,9 +184,12 @@ static void a_wrong_description_is_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(a_matrix_comes_back_as_it_was, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(any_changed_byte_is_found, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(a_wrong_description_is_refused, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(a_matrix_comes_back_as_it_was, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(any_changed_byte_is_found, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(a_wrong_description_is_refused, support_make_dir,
+                                        support_remove_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,14 +5,12 @@
 #include "base/half.h"
 #include "io/safetensors.h"
 
-#include <errno.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 /* A file in memory: 8 bytes of header size, the header, `data_size` zero bytes. */

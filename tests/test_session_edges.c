@@ -1,35 +1,19 @@
 // Sessions at their edges: empty ones on disk, raw activations in a full rolling cache, NULL.
 
-#include "pdvm.h"
+#include "support/session.h"
 #include "support/support.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-static pdvm_model *open_model(void) {
-    pdvm_error err;
-    pdvm_model *model;
-    char *path = support_source_path("tests/golden/tiny-gqa");
-    assert_ok(pdvm_model_open(path, NULL, &model, &err), &err);
-    free(path);
-    return model;
-}
-
-static pdvm_session *make_session(pdvm_model *model, const pdvm_session_options *options) {
-    pdvm_error err;
-    pdvm_session *session;
-    assert_ok(pdvm_session_create(model, options, &session, &err), &err);
-    return session;
-}
-
 static void a_session_without_tokens_can_be_saved_and_loaded(void **state) {
     (void)state;
     pdvm_error err;
     char *dir = support_tmpdir();
     char *path = support_path(dir, "empty.session");
-    pdvm_model *model = open_model();
-    pdvm_session *s = make_session(model, NULL);
+    pdvm_model *model = session_model(SESSION_GQA, 0, NULL);
+    pdvm_session *s = session_make(model, NULL);
     const int32_t tokens[] = {1, 2, 3};
     size_t n;
     assert_ok(pdvm_session_save(s, path, &err), &err);
@@ -50,14 +34,14 @@ static void a_session_without_tokens_can_be_saved_and_loaded(void **state) {
 static void a_layer_run_in_a_full_rolling_cache_spoils_no_prefix(void **state) {
     (void)state;
     pdvm_error err;
-    pdvm_model *model = open_model();
+    pdvm_model *model = session_model(SESSION_GQA, 0, NULL);
     pdvm_model_info info;
     pdvm_model_get_info(model, &info);
     pdvm_session_options options = pdvm_session_options_default();
     options.n_ctx = 8;
     options.rolling = true;
     options.n_sink = 2;
-    pdvm_session *s = make_session(model, &options);
+    pdvm_session *s = session_make(model, &options);
     const int32_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8};
     size_t n;
     assert_ok(pdvm_session_sync(s, tokens, 8, &err), &err);
@@ -81,8 +65,8 @@ static void a_layer_run_in_a_full_rolling_cache_spoils_no_prefix(void **state) {
 static void null_arguments_are_errors(void **state) {
     (void)state;
     pdvm_error err;
-    pdvm_model *model = open_model();
-    pdvm_session *s = make_session(model, NULL), *out;
+    pdvm_model *model = session_model(SESSION_GQA, 0, NULL);
+    pdvm_session *s = session_make(model, NULL), *out;
     float x[4096] = {0};
     int32_t tokens[4] = {1, 2, 3, 4};
     char text[8];

@@ -4,7 +4,6 @@
 
 #include "compress/settings.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

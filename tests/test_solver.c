@@ -5,7 +5,6 @@
 #include "support/solver_layer.h"
 #include "support/support.h"
 
-#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

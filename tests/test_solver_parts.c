@@ -99,11 +99,9 @@ static void test_selection_takes_the_smallest(void **state) {
 
 static void test_blocked_factors_multiply_back(void **state) {
     static const int64_t sizes[] = {1, 2, 37, 255, 256, 257, 530};
-    const struct blas *blas;
-    pdvm_error err;
+    const struct blas *blas = solver_layer_blas();
     uint64_t seed = 32;
     (void)state;
-    if (blas_open(&blas, &err) != PDVM_OK) skip();
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
         int64_t n = sizes[s], square = n * n;
         double *a = calloc((size_t)square, sizeof *a), *l = calloc((size_t)square, sizeof *l);

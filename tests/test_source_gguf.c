@@ -13,17 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-static int make_dir(void **state) {
-    *state = support_tmpdir();
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    support_tmpdir_remove(*state);
-    return 0;
-}
 
 static struct model_source *open_good(const char *path) {
     struct model_source *s;
@@ -666,29 +655,39 @@ static void bad_tokenizers_are_named(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(logits_equal_the_directory_bit_for_bit, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(logits_of_qwen2_equal_the_directory, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(rope_factors_of_another_kind_are_refused, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(tokens_equal_those_of_the_directory, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(split_models_read_as_one, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(half_floats_are_read, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(tied_heads_are_recognised, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(rows_outside_a_tensor_are_refused, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(zeros_of_quantised_blocks_survive, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(converted_files_run_like_the_source, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(committed_file_is_what_the_writer_makes, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(missing_and_wrong_keys_are_named, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(keys_that_change_the_results_are_refused, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(tensors_are_missing_too_many_or_of_another_shape, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(absurd_number_of_layers_is_a_missing_tensor, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(side_files_are_made_from_the_keys, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(bad_tokenizers_are_named, make_dir, remove_dir),
+        cmocka_unit_test_setup_teardown(logits_equal_the_directory_bit_for_bit, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(logits_of_qwen2_equal_the_directory, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(rope_factors_of_another_kind_are_refused, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(tokens_equal_those_of_the_directory, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(split_models_read_as_one, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(half_floats_are_read, support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(tied_heads_are_recognised, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(rows_outside_a_tensor_are_refused, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(zeros_of_quantised_blocks_survive, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(converted_files_run_like_the_source, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(committed_file_is_what_the_writer_makes, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(missing_and_wrong_keys_are_named, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(keys_that_change_the_results_are_refused, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(tensors_are_missing_too_many_or_of_another_shape,
+                                        support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(absurd_number_of_layers_is_a_missing_tensor,
+                                        support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(side_files_are_made_from_the_keys, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(bad_tokenizers_are_named, support_make_dir,
+                                        support_remove_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

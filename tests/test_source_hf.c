@@ -3,6 +3,7 @@
 #include "support/hf_model.h"
 #include "support/support.h"
 
+#include "model/encoding.h"
 #include "model/source.h"
 
 #include <stdio.h>
@@ -10,16 +11,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static int make_dir(void **state) {
-    *state = support_tmpdir();
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    support_tmpdir_remove(*state);
-    return 0;
-}
 
 static struct model_source *open_good(const char *dir) {
     struct model_source *s;
@@ -474,7 +465,39 @@ static void fingerprint_tells_models_apart(void **state) {
     assert_true(fingerprint_of(*state, &(struct hf_model){.config = config}) != plain);
 }
 
-#define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
+#define TEST(f) cmocka_unit_test_setup_teardown(f, support_make_dir, support_remove_dir)
+
+// Layers by the values' coding, embedding and head in int8 unless they are floats, a tied head too.
+static void the_size_in_memory_follows_from_the_coding(void **state) {
+    static const struct {
+        enum mdcsr_values values;
+        uint64_t layers_half_bytes, vocabulary; /* of a weight */
+    } cases[] = {{MDCSR_F32, 8, 4},
+                 {MDCSR_F16, 4, 2},
+                 {MDCSR_INT8, 2, 1},
+                 {MDCSR_LUT8, 2, 1},
+                 {MDCSR_LUT4, 1, 1}};
+    for (int tied = 0; tied < 2; tied++) {
+        struct model_source *s;
+        pdvm_error err;
+        uint64_t layers = 0;
+        hf_model_write(*state, &(struct hf_model){.tied = tied});
+        assert_ok(source_open(*state, &s, &err), &err);
+        for (uint32_t l = 0; l < s->config.n_layers; l++) {
+            for (int i = 0; i < TENSOR_N_LAYER_MATRICES; i++) {
+                struct tensor_info t;
+                tensors_describe(&s->config, tensor_layer_matrices[i], l, &t);
+                layers += (uint64_t)(t.rows * t.cols);
+            }
+        }
+        uint64_t vocabulary = 2 * (uint64_t)s->config.n_vocab * s->config.hidden_size;
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+            assert_int_equal(encoding_bytes(s, cases[i].values),
+                             layers * cases[i].layers_half_bytes / 2 +
+                                 vocabulary * cases[i].vocabulary);
+        source_close(s);
+    }
+}
 
 int main(void) {
     const struct CMUnitTest tests[] = {
@@ -505,6 +528,7 @@ int main(void) {
         cmocka_unit_test(opens_checkpoints_of_transformers),
         cmocka_unit_test(refuses_configurations_that_change_the_results),
         TEST(fingerprint_tells_models_apart),
+        TEST(the_size_in_memory_follows_from_the_coding),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,8 +3,6 @@
 #include "base/random.h"
 #include "engine/text_stream.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define FFFD "\xef\xbf\xbd"

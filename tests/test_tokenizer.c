@@ -1,6 +1,6 @@
 #include "support/support.h"
+#include "support/tokenizer_checks.h"
 
-#include "base/time.h"
 #include "model/tokenizer.h"
 
 #include <jansson.h>
@@ -9,24 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char GOLDEN[] = "tests/golden/tokenizer-small/";
-
-/* Time that a text of 1 MB may take: a hundred times what it takes, for slow and busy machines. */
-#define GENEROUS_SECONDS 20.0
-
 static json_t *load_json(const char *path) {
     json_error_t e;
     json_t *root = json_load_file(path, JSON_ALLOW_NUL, &e);
     if (!root) fail_msg("%s: %s", path, e.text);
-    return root;
-}
-
-static json_t *load_golden(const char *name) {
-    char relative[128];
-    snprintf(relative, sizeof relative, "%s%s", GOLDEN, name);
-    char *path = support_source_path(relative);
-    json_t *root = load_json(path);
-    free(path);
     return root;
 }
 
@@ -39,7 +25,7 @@ static pdvm_status open_json(const json_t *root, struct tokenizer **t, pdvm_erro
 }
 
 static struct tokenizer *open_small(void) {
-    json_t *root = load_golden("tokenizer.json");
+    json_t *root = tokenizer_load_golden("tokenizer.json");
     struct tokenizer *t;
     pdvm_error err;
     assert_ok(open_json(root, &t, &err), &err);
@@ -54,56 +40,19 @@ static struct tokenizer *open_text(const char *json) {
     return t;
 }
 
-static void check_ids(const struct tokenizer *t, const char *name, const json_t *text,
-                      unsigned flags, const json_t *ids) {
-    struct token_list list = {0};
-    pdvm_error err;
-    assert_ok(
-        tokenizer_encode(t, json_string_value(text), json_string_length(text), flags, &list, &err),
-        &err);
-    bool same = list.n == json_array_size(ids);
-    for (size_t i = 0; same && i < list.n; i++)
-        same = list.ids[i] == json_integer_value(json_array_get(ids, i));
-    if (!same) {
-        char *quoted = json_dumps(text, JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
-        char *expected = json_dumps(ids, 0);
-        fprintf(stderr, "%s: %s\n  expected %s\n  got", name, quoted, expected);
-        for (size_t i = 0; i < list.n; i++) fprintf(stderr, " %d", (int)list.ids[i]);
-        fputc('\n', stderr);
-        free(quoted);
-        free(expected);
-        fail();
+static void check_variant(struct tokenizer *t, const json_t *variant, const json_t *texts) {
+    const char *name = json_string_value(json_object_get(variant, "name")), *number;
+    unsigned flags = (unsigned)json_integer_value(json_object_get(variant, "flags"));
+    json_t *all = json_object_get(variant, "ids"), *ids;
+    assert_true(json_object_size(all) > 30);
+    json_object_foreach(all, number, ids) {
+        tokenizer_check_ids(t, name, json_array_get(texts, strtoul(number, NULL, 10)), flags, ids);
     }
-    free(list.ids);
 }
 
 static void ids_equal_the_reference_in_all_variants(void **state) {
     (void)state;
-    json_t *base = load_golden("tokenizer.json"), *golden = load_golden("cases.json");
-    const json_t *cases = json_object_get(golden, "variants");
-    const json_t *texts = json_object_get(golden, "texts");
-    assert_true(json_array_size(cases) > 20);
-    for (size_t i = 0; i < json_array_size(cases); i++) {
-        const json_t *c = json_array_get(cases, i);
-        json_t *root = json_deep_copy(base);
-        json_object_update(root, json_object_get(c, "members"));
-        json_object_update(json_object_get(root, "model"), json_object_get(c, "model"));
-        struct tokenizer *t;
-        pdvm_error err;
-        const char *name = json_string_value(json_object_get(c, "name"));
-        if (open_json(root, &t, &err) != PDVM_OK) fail_msg("%s: %s", name, err.message);
-        unsigned flags = (unsigned)json_integer_value(json_object_get(c, "flags"));
-        json_t *all = json_object_get(c, "ids"), *ids;
-        const char *number;
-        assert_true(json_object_size(all) > 30);
-        json_object_foreach(all, number, ids) {
-            check_ids(t, name, json_array_get(texts, strtoul(number, NULL, 10)), flags, ids);
-        }
-        tokenizer_free(t);
-        json_decref(root);
-    }
-    json_decref(golden);
-    json_decref(base);
+    tokenizer_each_variant("tokenizer.json", "cases.json", check_variant);
 }
 
 /* expected.jsonl: one {"text", "ids"} a line. Texts that contain `leave_out` are not looked at. */
@@ -116,8 +65,8 @@ static void check_lines(const struct tokenizer *t, const char *name, const char 
         json_t *c = json_loads(line, JSON_ALLOW_NUL, NULL);
         assert_non_null(c);
         if (!leave_out || !strstr(json_string_value(json_object_get(c, "text")), leave_out))
-            check_ids(t, name, json_object_get(c, "text"), PDVM_TOKENIZE_PARSE_SPECIAL,
-                      json_object_get(c, "ids"));
+            tokenizer_check_ids(t, name, json_object_get(c, "text"), PDVM_TOKENIZE_PARSE_SPECIAL,
+                                json_object_get(c, "ids"));
         json_decref(c);
     }
     assert_true(n > 100);
@@ -147,7 +96,7 @@ static void check_divided(const struct tokenizer *t, const char *inp_name, const
             p = after;
         }
         json_t *string = json_string(text);
-        check_ids(t, inp_name, string, 0, ids);
+        tokenizer_check_ids(t, inp_name, string, 0, ids);
         json_decref(string);
         json_decref(ids);
         n++;
@@ -306,65 +255,39 @@ static void invalid_utf8_is_refused_at_its_offset_and_leaves_the_list_alone(void
     tokenizer_free(t);
 }
 
-/* Encodes `unit` repeated to 1 MB, with `tail`, within the time. */
-static void check_speed(const struct tokenizer *t, const char *unit, const char *tail) {
-    size_t unit_len = strlen(unit), n = 1000000 / unit_len * unit_len, tail_len = strlen(tail);
-    char *text = malloc(n + tail_len);
-    assert_non_null(text);
-    for (size_t i = 0; i < n; i += unit_len) memcpy(text + i, unit, unit_len);
-    memcpy(text + n, tail, tail_len);
-    struct token_list list = {0};
-    pdvm_error err;
-    double start = pd_seconds();
-    assert_ok(tokenizer_encode(t, text, n + tail_len, PDVM_TOKENIZE_PARSE_SPECIAL, &list, &err),
-              &err);
-    double seconds = pd_seconds() - start;
-    if (seconds > GENEROUS_SECONDS) fail_msg("1 MB of \"%s\" took %.1f s", unit, seconds);
-    assert_true(list.n > 0);
-    free(list.ids);
-    free(text);
+static int n_timed;
+
+static void time_variant(struct tokenizer *t, const json_t *variant, const json_t *texts) {
+    static const char *const NAMES[] = {"plain", "Llama 3", "GPT-4o", "added tokens 3"};
+    const char *name = json_string_value(json_object_get(variant, "name"));
+    bool wanted = false;
+    (void)texts;
+    for (size_t j = 0; j < 4; j++) wanted |= strcmp(name, NAMES[j]) == 0;
+    if (!wanted || json_integer_value(json_object_get(variant, "flags")) == 0) return;
+    tokenizer_check_speed(t, "a", "");
+    tokenizer_check_speed(t, " ", "");
+    tokenizer_check_speed(t, " ", "x");
+    tokenizer_check_speed(t, "\n", "x");
+    tokenizer_check_speed(t, " \n", "x");
+    tokenizer_check_speed(t, "'", "s");
+    tokenizer_check_speed(t, "abcdefghij klm ", "");
+    tokenizer_check_speed(t, "1", "");
+    tokenizer_check_speed(t, "word  \n", "");
+    tokenizer_check_speed(t, "\xcd\x84\xcc\x96\xcc\x81\xcc\xa7", "");
+    tokenizer_check_speed(t, "\xe1\x84\x80\xe1\x85\xa1", "");
+    n_timed++;
 }
 
 static void long_runs_and_words_take_linear_time(void **state) {
     (void)state;
-    static const char *const NAMES[] = {"plain", "Llama 3", "GPT-4o", "added tokens 3"};
-    json_t *base = load_golden("tokenizer.json"), *golden = load_golden("cases.json");
-    const json_t *cases = json_object_get(golden, "variants");
-    size_t n_tested = 0;
-    for (size_t i = 0; i < json_array_size(cases); i++) {
-        const json_t *c = json_array_get(cases, i);
-        const char *name = json_string_value(json_object_get(c, "name"));
-        bool wanted = false;
-        for (size_t j = 0; j < 4; j++) wanted |= strcmp(name, NAMES[j]) == 0;
-        if (!wanted || json_integer_value(json_object_get(c, "flags")) == 0) continue;
-        json_t *root = json_deep_copy(base);
-        json_object_update(root, json_object_get(c, "members"));
-        struct tokenizer *t;
-        pdvm_error err;
-        assert_ok(open_json(root, &t, &err), &err);
-        json_decref(root);
-        check_speed(t, "a", "");
-        check_speed(t, " ", "");
-        check_speed(t, " ", "x");
-        check_speed(t, "\n", "x");
-        check_speed(t, " \n", "x");
-        check_speed(t, "'", "s");
-        check_speed(t, "abcdefghij klm ", "");
-        check_speed(t, "1", "");
-        check_speed(t, "word  \n", "");
-        check_speed(t, "\xcd\x84\xcc\x96\xcc\x81\xcc\xa7", "");
-        check_speed(t, "\xe1\x84\x80\xe1\x85\xa1", "");
-        tokenizer_free(t);
-        n_tested++;
-    }
-    assert_int_equal(n_tested, 4);
-    json_decref(golden);
-    json_decref(base);
+    n_timed = 0;
+    tokenizer_each_variant("tokenizer.json", "cases.json", time_variant);
+    assert_int_equal(n_timed, 4);
 }
 
 static void combining_marks_of_any_number_are_sorted_in_linear_time(void **state) {
     (void)state;
-    json_t *root = load_golden("tokenizer.json");
+    json_t *root = tokenizer_load_golden("tokenizer.json");
     json_object_set_new(root, "normalizer", json_pack("{s:s}", "type", "NFC"));
     struct tokenizer *t;
     pdvm_error err;
@@ -379,9 +302,9 @@ static void combining_marks_of_any_number_are_sorted_in_linear_time(void **state
         memcpy(text + 2 * half + 2 * i, "\xcc\x96", 2);
     }
     struct token_list list = {0}, sorted = {0};
-    double start = pd_seconds();
+    double start = tokenizer_seconds();
     assert_ok(tokenizer_encode(t, text, 4 * half, 0, &list, &err), &err);
-    assert_true(pd_seconds() - start < GENEROUS_SECONDS);
+    assert_true(tokenizer_seconds() - start < GENEROUS_SECONDS);
     for (size_t i = 0; i < half; i++) {
         memcpy(text + 2 * i, "\xcc\x96", 2);
         memcpy(text + 2 * half + 2 * i, "\xcc\x81", 2);
@@ -619,9 +542,9 @@ static void runaway_patterns_end_in_an_error(void **state) {
         memcpy(text + n, "!b", 2);
         struct token_list list = {0};
         pdvm_error err;
-        double start = pd_seconds();
+        double start = tokenizer_seconds();
         pdvm_status status = tokenizer_encode(t, text, n + 2, 0, &list, &err);
-        double seconds = pd_seconds() - start;
+        double seconds = tokenizer_seconds() - start;
         assert_error(status, PDVM_ERR_UNSUPPORTED, &err, CASES[i].pattern);
         assert_error(status, PDVM_ERR_UNSUPPORTED, &err, "t.json");
         assert_int_equal(list.n, 0);

@@ -1,6 +1,6 @@
 #include "support/support.h"
+#include "support/tokenizer_checks.h"
 
-#include "base/time.h"
 #include "model/tokenizer.h"
 
 #include <jansson.h>
@@ -8,43 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char GOLDEN[] = "tests/golden/tokenizer-small/";
-
-/* Time that a text of 1 MB may take: a hundred times what it takes, for slow and busy machines. */
-#define GENEROUS_SECONDS 20.0
-
-static char *read_golden(const char *name, size_t *size) {
-    char relative[128];
-    snprintf(relative, sizeof relative, "%s%s", GOLDEN, name);
-    char *path = support_source_path(relative);
-    char *data = support_read_file(path, size);
-    free(path);
-    return data;
-}
-
-static json_t *load_golden(const char *name) {
-    size_t size;
-    char *data = read_golden(name, &size);
-    json_t *root = json_loadb(data, size, JSON_ALLOW_NUL, NULL);
-    assert_non_null(root);
-    free(data);
-    return root;
-}
-
-static struct tokenizer *open_json(const json_t *root, const char *name) {
-    char *text = json_dumps(root, JSON_COMPACT);
-    assert_non_null(text);
-    struct tokenizer *t;
-    pdvm_error err;
-    if (tokenizer_open("t.json", text, strlen(text), &t, &err) != PDVM_OK)
-        fail_msg("%s: %s", name, err.message);
-    free(text);
-    return t;
-}
-
 static struct tokenizer *open_model(const char *name, const char *config) {
     size_t size;
-    char *data = read_golden(name, &size);
+    char *data = tokenizer_read_golden(name, &size);
     struct tokenizer *t;
     pdvm_error err;
     assert_ok(tokenizer_open_sentencepiece(name, data, size, config, config ? strlen(config) : 0,
@@ -52,29 +18,6 @@ static struct tokenizer *open_model(const char *name, const char *config) {
               &err);
     free(data);
     return t;
-}
-
-static void check_ids(const struct tokenizer *t, const char *name, const json_t *text,
-                      unsigned flags, const json_t *ids) {
-    struct token_list list = {0};
-    pdvm_error err;
-    assert_ok(
-        tokenizer_encode(t, json_string_value(text), json_string_length(text), flags, &list, &err),
-        &err);
-    bool same = list.n == json_array_size(ids);
-    for (size_t i = 0; same && i < list.n; i++)
-        same = list.ids[i] == json_integer_value(json_array_get(ids, i));
-    if (!same) {
-        char *quoted = json_dumps(text, JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
-        char *expected = json_dumps(ids, 0);
-        fprintf(stderr, "%s: %s\n  expected %s\n  got", name, quoted, expected);
-        for (size_t i = 0; i < list.n; i++) fprintf(stderr, " %d", (int)list.ids[i]);
-        fputc('\n', stderr);
-        free(quoted);
-        free(expected);
-        fail();
-    }
-    free(list.ids);
 }
 
 static void check_decoded(const struct tokenizer *t, const char *name, const json_t *ids,
@@ -91,33 +34,21 @@ static void check_decoded(const struct tokenizer *t, const char *name, const jso
     free(text);
 }
 
+static void check_variant(struct tokenizer *t, const json_t *variant, const json_t *texts) {
+    const char *name = json_string_value(json_object_get(variant, "name")), *number;
+    unsigned flags = (unsigned)json_integer_value(json_object_get(variant, "flags"));
+    json_t *all = json_object_get(variant, "ids"), *ids;
+    assert_true(json_object_size(all) > 30);
+    json_object_foreach(all, number, ids) {
+        tokenizer_check_ids(t, name, json_array_get(texts, strtoul(number, NULL, 10)), flags, ids);
+        const json_t *decoded = json_object_get(json_object_get(variant, "decoded"), number);
+        if (decoded) check_decoded(t, name, ids, decoded);
+    }
+}
+
 static void ids_and_texts_equal_the_reference_in_all_variants(void **state) {
     (void)state;
-    json_t *base = load_golden("sp-tokenizer.json"), *golden = load_golden("sp-cases.json");
-    const json_t *cases = json_object_get(golden, "variants");
-    const json_t *texts = json_object_get(golden, "texts");
-    assert_true(json_array_size(cases) > 20);
-    for (size_t i = 0; i < json_array_size(cases); i++) {
-        const json_t *c = json_array_get(cases, i);
-        json_t *root = json_deep_copy(base);
-        json_object_update(root, json_object_get(c, "members"));
-        json_object_update(json_object_get(root, "model"), json_object_get(c, "model"));
-        const char *name = json_string_value(json_object_get(c, "name"));
-        struct tokenizer *t = open_json(root, name);
-        unsigned flags = (unsigned)json_integer_value(json_object_get(c, "flags"));
-        json_t *all = json_object_get(c, "ids"), *ids;
-        const char *number;
-        assert_true(json_object_size(all) > 30);
-        json_object_foreach(all, number, ids) {
-            check_ids(t, name, json_array_get(texts, strtoul(number, NULL, 10)), flags, ids);
-            const json_t *decoded = json_object_get(json_object_get(c, "decoded"), number);
-            if (decoded) check_decoded(t, name, ids, decoded);
-        }
-        tokenizer_free(t);
-        json_decref(root);
-    }
-    json_decref(golden);
-    json_decref(base);
+    tokenizer_each_variant("sp-tokenizer.json", "sp-cases.json", check_variant);
 }
 
 /* Whether a text says nothing of what SentencePiece leaves to its callers: control pieces. */
@@ -128,7 +59,7 @@ static bool is_plain(const char *text) {
 static void ids_and_texts_of_model_files_equal_sentencepiece(void **state) {
     (void)state;
     static const char *const NAMES[] = {"sp-llama.model", "sp-plain.model"};
-    json_t *golden = load_golden("sp-models.json");
+    json_t *golden = tokenizer_load_golden("sp-models.json");
     const json_t *texts = json_object_get(golden, "texts");
     for (size_t i = 0; i < 2; i++) {
         struct tokenizer *t = open_model(NAMES[i], NULL);
@@ -137,9 +68,9 @@ static void ids_and_texts_of_model_files_equal_sentencepiece(void **state) {
         for (size_t j = 0; j < json_array_size(texts); j++) {
             const json_t *text = json_array_get(texts, j);
             const json_t *ids = json_array_get(json_object_get(c, "ids"), j);
-            check_ids(t, NAMES[i], text, 0, ids);
+            tokenizer_check_ids(t, NAMES[i], text, 0, ids);
             if (is_plain(json_string_value(text)))
-                check_ids(t, NAMES[i], text, PDVM_TOKENIZE_PARSE_SPECIAL, ids);
+                tokenizer_check_ids(t, NAMES[i], text, PDVM_TOKENIZE_PARSE_SPECIAL, ids);
             const json_t *decoded = json_array_get(json_object_get(c, "decoded"), j);
             // It writes unknown characters as " U+2047 "; here they are a special token.
             if (!strstr(json_string_value(decoded), "\xe2\x81\x87"))
@@ -246,56 +177,35 @@ static void only_the_start_of_a_text_loses_its_space(void **state) {
     tokenizer_free(t);
 }
 
-/* Encodes `unit` repeated to 1 MB, with `tail`, within the time. */
-static void check_speed(const struct tokenizer *t, const char *unit, const char *tail) {
-    size_t unit_len = strlen(unit), n = 1000000 / unit_len * unit_len, tail_len = strlen(tail);
-    char *text = malloc(n + tail_len);
-    assert_non_null(text);
-    for (size_t i = 0; i < n; i += unit_len) memcpy(text + i, unit, unit_len);
-    memcpy(text + n, tail, tail_len);
-    struct token_list list = {0};
-    pdvm_error err;
-    double start = pd_seconds();
-    assert_ok(tokenizer_encode(t, text, n + tail_len, PDVM_TOKENIZE_PARSE_SPECIAL, &list, &err),
-              &err);
-    double seconds = pd_seconds() - start;
-    if (seconds > GENEROUS_SECONDS) fail_msg("1 MB of \"%s\" took %.1f s", unit, seconds);
-    assert_true(list.n > 0);
-    free(list.ids);
-    free(text);
+static void time_units(const struct tokenizer *t) {
+    static const char *const UNITS[] = {"a",   " ",    "\n",          "th",           "the Queen ",
+                                        " a",  "a  ",  "\xc3\xa9",    "\xe4\xbb\x8a", "\xcc\x81",
+                                        "<s>", "<x> ", "\xe2\x96\x81"};
+    for (size_t j = 0; j < sizeof UNITS / sizeof *UNITS; j++)
+        tokenizer_check_speed(t, UNITS[j], "x");
+}
+
+static int n_timed;
+
+static void time_variant(struct tokenizer *t, const json_t *variant, const json_t *texts) {
+    static const char *const NAMES[] = {"plain", "crossing", "first and split", "NFKC",
+                                        "more added tokens"};
+    const char *name = json_string_value(json_object_get(variant, "name"));
+    bool wanted = false;
+    (void)texts;
+    for (size_t j = 0; j < sizeof NAMES / sizeof *NAMES; j++) wanted |= strcmp(name, NAMES[j]) == 0;
+    if (!wanted || json_integer_value(json_object_get(variant, "flags")) != 2) return;
+    time_units(t);
+    n_timed++;
 }
 
 static void megabytes_without_words_take_no_quadratic_time(void **state) {
     (void)state;
-    static const char *const NAMES[] = {"plain", "crossing", "first and split", "NFKC",
-                                        "more added tokens"};
-    static const char *const UNITS[] = {"a",   " ",    "\n",          "th",           "the Queen ",
-                                        " a",  "a  ",  "\xc3\xa9",    "\xe4\xbb\x8a", "\xcc\x81",
-                                        "<s>", "<x> ", "\xe2\x96\x81"};
-    json_t *base = load_golden("sp-tokenizer.json"), *golden = load_golden("sp-cases.json");
-    const json_t *cases = json_object_get(golden, "variants");
-    size_t n_tested = 0;
-    for (size_t i = 0; i < json_array_size(cases); i++) {
-        const json_t *c = json_array_get(cases, i);
-        const char *name = json_string_value(json_object_get(c, "name"));
-        bool wanted = false;
-        for (size_t j = 0; j < sizeof NAMES / sizeof *NAMES; j++)
-            wanted |= strcmp(name, NAMES[j]) == 0;
-        if (!wanted || json_integer_value(json_object_get(c, "flags")) != 2) continue;
-        json_t *root = json_deep_copy(base);
-        json_object_update(root, json_object_get(c, "members"));
-        json_object_update(json_object_get(root, "model"), json_object_get(c, "model"));
-        struct tokenizer *t = open_json(root, name);
-        json_decref(root);
-        for (size_t j = 0; j < sizeof UNITS / sizeof *UNITS; j++) check_speed(t, UNITS[j], "x");
-        tokenizer_free(t);
-        n_tested++;
-    }
-    assert_int_equal(n_tested, sizeof NAMES / sizeof *NAMES);
-    json_decref(golden);
-    json_decref(base);
+    n_timed = 0;
+    tokenizer_each_variant("sp-tokenizer.json", "sp-cases.json", time_variant);
+    assert_int_equal(n_timed, 5);
     struct tokenizer *t = open_model("sp-llama.model", NULL);
-    for (size_t j = 0; j < sizeof UNITS / sizeof *UNITS; j++) check_speed(t, UNITS[j], "x");
+    time_units(t);
     tokenizer_free(t);
 }
 
@@ -521,7 +431,7 @@ static void model_files_with_a_fault_are_refused_by_name(void **state) {
 static void damaged_model_files_never_do_harm(void **state) {
     (void)state;
     size_t size;
-    char *data = read_golden("sp-llama.model", &size);
+    char *data = tokenizer_read_golden("sp-llama.model", &size);
     for (size_t i = 0; i < size; i += 7) {
         struct tokenizer *t = NULL;
         pdvm_error err;

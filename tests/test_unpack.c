@@ -14,16 +14,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-static int make_dir(void **state) {
-    *state = support_tmpdir();
-    return 0;
-}
-
-static int remove_dir(void **state) {
-    support_tmpdir_remove(*state);
-    return 0;
-}
-
 /* Converts the golden model `name` to DIR/model.pdvm and returns the path. */
 static char *make_pdvm(const char *dir, const char *name, int values) {
     char *goldens = support_source_path("tests/golden");
@@ -368,21 +358,27 @@ static void what_cannot_be_unpacked_is_named(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(every_value_comes_back_exactly, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(the_source_comes_back_from_lossless_codings, make_dir,
-                                        remove_dir),
+        cmocka_unit_test_setup_teardown(every_value_comes_back_exactly, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(the_source_comes_back_from_lossless_codings,
+                                        support_make_dir, support_remove_dir),
         cmocka_unit_test_setup_teardown(
-            checkpoints_of_every_architecture_come_back_tensor_by_tensor, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(half_types_count_what_they_round, make_dir, remove_dir),
+            checkpoints_of_every_architecture_come_back_tensor_by_tensor, support_make_dir,
+            support_remove_dir),
+        cmocka_unit_test_setup_teardown(half_types_count_what_they_round, support_make_dir,
+                                        support_remove_dir),
         cmocka_unit_test_setup_teardown(the_configuration_tells_the_dtype_that_was_written,
-                                        make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(a_directory_with_something_in_it_is_left_alone, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(the_file_itself_is_never_written_over, make_dir,
-                                        remove_dir),
-        cmocka_unit_test_setup_teardown(failures_leave_no_directory, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(a_flipped_bit_is_noticed, make_dir, remove_dir),
-        cmocka_unit_test_setup_teardown(what_cannot_be_unpacked_is_named, make_dir, remove_dir),
+                                        support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(a_directory_with_something_in_it_is_left_alone,
+                                        support_make_dir, support_remove_dir),
+        cmocka_unit_test_setup_teardown(the_file_itself_is_never_written_over, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(failures_leave_no_directory, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(a_flipped_bit_is_noticed, support_make_dir,
+                                        support_remove_dir),
+        cmocka_unit_test_setup_teardown(what_cannot_be_unpacked_is_named, support_make_dir,
+                                        support_remove_dir),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

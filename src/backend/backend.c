@@ -14,8 +14,11 @@ static const struct {
 static pdvm_status create_best(const struct backend_options *options, struct backend **out,
                                pdvm_error *err) {
     pdvm_error why;
-    if (cuda_backend_create(options, out, &why) == PDVM_OK) return PDVM_OK;
-    if (options->notify) pd_log(options->notify, PDVM_LOG_DEBUG, "not on a GPU: %s", why.message);
+    pdvm_status status = cuda_backend_create(options, out, &why);
+    if (status == PDVM_OK) return PDVM_OK;
+    /* A GPU that is there and not used is worth a word; that there is none is not. */
+    pdvm_log_level level = status == PDVM_ERR_MEMORY ? PDVM_LOG_WARN : PDVM_LOG_DEBUG;
+    if (options->notify) pd_log(options->notify, level, "not on a GPU: %s", why.message);
     return cpu_backend_create(options, out, err);
 }
 

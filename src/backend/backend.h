@@ -87,9 +87,23 @@ struct batch {
     pdvm_mode mode;
     bool short_activations; /**< passes of several tokens may take 8-bit activations */
     bool sync;              /**< wait for the device after every dispatch */
+    bool graph;             /**< phases as one graph, where the backend has such a thing */
     uint64_t *n_dispatches; /**< raised by the number of dispatches */
     double *phase_seconds;  /**< [plan.n_phases] each raised by the time its phase took, the barrier
                                  behind it included; NULL: not measured */
+    double *barrier_seconds; /**< with phase_seconds: raised by the mean time from the last worker's
+                                  arrival at a barrier until one goes on, where that is known */
+};
+
+/** How a device chooses tokens: the steps of pdvm_sampler_options that it knows. */
+struct backend_sampling {
+    float temperature;    /**< 0: the likeliest, and nothing else counts */
+    uint32_t top_k;       /**< 1..backend_ops.max_top_k */
+    float top_p;          /**< 1: off */
+    float min_p;          /**< 0: off */
+    uint64_t random;      /**< state of pd_random: each token takes one number */
+    const int32_t *stops; /**< [n_stops] tokens after which it chooses no more */
+    uint32_t n_stops;     /**< at most backend_ops.max_stops */
 };
 
 /** The shape of a KV cache. */
@@ -135,6 +149,8 @@ struct backend_ops {
     pdvm_status (*map_matrix)(struct backend *b, const struct safetensors *file, const char *name,
                               int64_t rows, int64_t cols, struct backend_matrix **out,
                               int64_t *n_entries, pdvm_error *err);
+    /** How the matrix is stored, for people: "int8 bitmap". NULL: one way for all matrices. */
+    const char *(*matrix_layout)(const struct backend_matrix *m);
     /** Bytes that the matrix occupies, and that one product reads. */
     size_t (*matrix_bytes)(const struct backend_matrix *m);
     /** Splits the work and allocates everything that passes need. Called once. */
@@ -151,6 +167,23 @@ struct backend_ops {
     void (*phase_changed)(struct backend *b, size_t phase);
     /** Runs a pass. The caller makes sure that passes don't overlap. */
     pdvm_status (*run)(struct backend *b, const struct batch *batch, pdvm_error *err);
+    /** Whether `generate` can be called for a mode; NULL: never, and the next three are not used. */
+    bool (*can_generate)(const struct backend *b, pdvm_mode mode);
+    uint32_t max_top_k, max_stops;
+    /**
+     * Computes batch->tokens[0] and then the tokens that it chooses itself, batch->n_tokens in all
+     * or fewer after a stop token: chosen[i] is chosen after step i, and the last one is not computed.
+     * *n: steps. batch->logits gets those after the last step. Draws with 24 bits of the random numbers
+     * in float32, so about once in a million tokens another one than the host's sampler.
+     */
+    pdvm_status (*generate)(struct backend *b, const struct batch *batch,
+                            const struct backend_sampling *sampling, int32_t *chosen, uint32_t *n,
+                            pdvm_error *err);
+    /**
+     * Measures, now, how many bytes a second the device's memory gives to a kernel that only reads.
+     * NULL: it reads the host's memory.
+     */
+    pdvm_status (*read_bandwidth)(struct backend *b, double *bytes_per_second, pdvm_error *err);
     pdvm_status (*kv_create)(struct backend *b, const struct kv_shape *shape,
                              struct backend_kv **out, pdvm_error *err);
     void (*kv_free)(struct backend *b, struct backend_kv *kv);
@@ -159,7 +192,7 @@ struct backend_ops {
                               pdvm_error *err);
     /**
      * Copies the keys or values (`value`) of one layer's slots [0, n_slots) to or from
-     * data[n_slots, n_kv_heads, kv_head_row_bytes].
+     * data[n_slots, n_kv_heads, kv_head_row_bytes]. Writing makes sure of memory, too.
      */
     pdvm_status (*kv_read)(struct backend *b, const struct backend_kv *kv, uint32_t layer,
                            bool value, uint32_t n_slots, uint8_t *data, pdvm_error *err);

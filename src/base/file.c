@@ -274,6 +274,15 @@ pdvm_status pd_writer_try(const char *path, pdvm_error *err) {
     return PDVM_OK;
 }
 
+pdvm_status pd_write_file(const char *path, const void *data, size_t size, pdvm_error *err) {
+    struct pd_writer *w;
+    PD_TRY(pd_writer_open(path, &w, err));
+    pdvm_status status = pd_writer_append(w, data, size, err);
+    if (status == PDVM_OK) return pd_writer_commit(w, err);
+    pd_writer_abort(w);
+    return status;
+}
+
 void pd_writer_abort(struct pd_writer *w) {
     if (!w) return;
     close(w->fd);

@@ -59,6 +59,9 @@ void pd_writer_abort(struct pd_writer *w);
 /** Whether `path` could be written now, found out by creating and removing the file beside it. */
 pdvm_status pd_writer_try(const char *path, pdvm_error *err);
 
+/** Writes a whole file by a writer of its own. */
+pdvm_status pd_write_file(const char *path, const void *data, size_t size, pdvm_error *err);
+
 /**
  * Removes the unfinished files of all writers. For a signal handler that is about to end the
  * process: the writers must not be used any more.

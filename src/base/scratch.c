@@ -1,20 +1,20 @@
 #include "base/scratch.h"
 
-#include "base/checked.h"
+#include "base/machine.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Half of the machine's memory. */
+/* Half of the machine's memory, or of what a container may have of it. */
 static size_t memory_limit(void) {
-    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
-    if (pages <= 0 || size <= 0) return SIZE_MAX;
-    return (size_t)pages / 2 * (size_t)size;
+    struct pd_machine machine;
+    pd_machine_get(&machine);
+    if (machine.memory == 0 || machine.memory / 2 > SIZE_MAX) return SIZE_MAX;
+    return (size_t)(machine.memory / 2);
 }
 
 /* An open file without a name, in the directory of `beside`; -1 and errno. */

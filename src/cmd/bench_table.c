@@ -74,8 +74,8 @@ static size_t row_cells(const struct bench_result *r, const struct bench_row *ro
     n = add(cells, right, n, true, m ? buf : "bits/w");
     n = add(cells, right, n, false, row ? row->backend : "backend");
     if (s->modes) {
-        n = add(cells, right, n, false, row ? bench_mode_name(row->mode) : "mode");
-        if (row) snprintf(buf, sizeof buf, "%.0f", row->dispatches);
+        n = add(cells, right, n, false, row ? bench_way_name(row) : "mode");
+        if (row) snprintf(buf, sizeof buf, "%.4g", row->dispatches);
         n = add(cells, right, n, true, row ? (tg ? buf : "") : "dispatches/token");
     }
     n = add(cells, right, n, true, row ? bench_test_name(name, &row->test) : "test");
@@ -129,6 +129,7 @@ static void print_rows(FILE *f, const struct bench_result *r) {
     struct shown s = {0};
     for (size_t i = 0; i < r->n_rows; i++) {
         s.modes |= r->rows[i].mode != r->rows[0].mode || r->rows[i].mode != PDVM_MODE_TOKEN;
+        s.modes |= r->rows[i].on_device;
         s.generation |= r->rows[i].test.n_prompt == 0;
     }
     char cells[MOST_COLUMNS][MOST_ROWS_WIDTH];
@@ -154,7 +155,7 @@ static void print_phases(FILE *f, const struct bench_result *r, const struct ben
     double total = 0;
     for (int k = 0; k < BENCH_N_PHASES; k++) total += row->phases[k].seconds;
     fprintf(f, "\nTime per token of %s, %s, mode %s, %s:\n\n", r->models[row->model].name,
-            row->backend, bench_mode_name(row->mode), bench_test_name(name, &row->test));
+            row->backend, bench_way_name(row), bench_test_name(name, &row->test));
     fprintf(f, "| %-7s | %9s | %6s | %9s | %6s |\n", "phase", "us/token", "share", "MB/token",
             "GB/s");
     fprintf(f, "| ------- | --------: | -----: | --------: | -----: |\n");
@@ -165,6 +166,9 @@ static void print_phases(FILE *f, const struct bench_result *r, const struct ben
                 total > 0 ? 100 * p->seconds / total : 0, p->bytes / 1e6,
                 p->seconds > 0 ? p->bytes / p->seconds / 1e9 : 0);
     }
+    if (row->barrier > 0)
+        fprintf(f, "\nA barrier: %.2f us from the last arrival until one goes on.\n",
+                1e6 * row->barrier);
 }
 
 void print_bench_markdown(FILE *f, const struct bench_result *r, const struct bench_context *c) {
@@ -178,6 +182,10 @@ void print_bench_markdown(FILE *f, const struct bench_result *r, const struct be
                 "read bandwidth with %d thread%s: median %.1f GB/s, best %.1f GB/s (%zu samples)\n",
                 b->threads, b->threads == 1 ? "" : "s", s.median / 1e9, s.best / 1e9, b->n_samples);
     }
+    struct bench_stats d = bench_stats_of(r->device.samples, r->device.n_samples);
+    if (r->device.n_samples)
+        fprintf(f, "read bandwidth of %s: median %.1f GB/s, best %.1f GB/s (%zu samples)\n",
+                r->device_name, d.median / 1e9, d.best / 1e9, r->device.n_samples);
     fprintf(f, "machine: %s, %d processor%s, %.1f GiB of memory, last-level cache %.1f MiB\n",
             r->machine.cpu, r->machine.n_cpus, r->machine.n_cpus == 1 ? "" : "s",
             (double)r->machine.memory / (1 << 30), (double)r->machine.cache / (1 << 20));
@@ -185,6 +193,37 @@ void print_bench_markdown(FILE *f, const struct bench_result *r, const struct be
     for (size_t i = 0; i < r->n_rows; i++)
         if (r->rows[i].has_phases) print_phases(f, r, &r->rows[i]);
     for (size_t i = 0; i < r->n_notes; i++) fprintf(f, "%snote: %s\n", i ? "" : "\n", r->notes[i]);
+}
+
+/* ---- the PDVM document's table -------------------------------------------------------------- */
+
+void print_pdvm_table(FILE *f, const struct pdvm_table *t, const struct bench_context *c) {
+    static const char *const names[PDVM_TABLE_N_WAYS] = {
+        "Python reference, one layer x layers",    "CPU, one thread", "CPU, all threads",
+        "GPU, unfused, a wait after every launch", "GPU, unfused",    "GPU, one launch per layer",
+        "GPU, one launch for many tokens"};
+    double base = t->rows[PDVM_TABLE_GPU_WAITS].seconds;
+    fprintf(f, "%s: %u layers of width %u, %u heads, MLP of %u, %.2f bits per weight\n\n",
+            t->model.name, t->model.info.n_layers, t->model.info.hidden_size, t->model.info.n_heads,
+            t->model.info.intermediate_size, t->model.bits_per_weight);
+    fprintf(f, "| %-40s | %-30s | %9s | %9s | %16s | %13s |\n", "", "backend", "ms/token", "t/s",
+            "dispatches/token", "x with waits");
+    fprintf(f, "| %.40s | %.30s | --------: | --------: | ---------------: | ------------: |\n",
+            "----------------------------------------", "------------------------------");
+    for (int i = 0; i < PDVM_TABLE_N_WAYS; i++) {
+        const struct pdvm_table_row *row = &t->rows[i];
+        char dispatches[24] = "", ratio[24] = "";
+        if (row->seconds <= 0) continue;
+        if (row->dispatches > 0) snprintf(dispatches, sizeof dispatches, "%.4g", row->dispatches);
+        if (base > 0) snprintf(ratio, sizeof ratio, "%.2f", base / row->seconds);
+        fprintf(f, "| %-40s | %-30s | %9.3f | %9.2f | %16s | %13s |\n", names[i], row->backend,
+                1e3 * row->seconds, 1 / row->seconds, dispatches, ratio);
+    }
+    fprintf(f, "\nmachine: %s, %d processor%s\nbuild: pdvm %s (%s)\n", t->machine.cpu,
+            t->machine.n_cpus, t->machine.n_cpus == 1 ? "" : "s", c->version, c->commit);
+    for (int i = 0; i < PDVM_TABLE_N_WAYS; i++)
+        if (t->rows[i].seconds <= 0)
+            fprintf(f, "note: %s: not measured: %s\n", names[i], t->rows[i].why);
 }
 
 /* ---- CSV ------------------------------------------------------------------------------- */
@@ -210,7 +249,7 @@ void print_bench_csv(FILE *f, const struct bench_result *r, const struct bench_c
     for (size_t i = 0; i < r->n_rows; i++) {
         const struct bench_row *row = &r->rows[i];
         const struct bench_model_info *m = &r->models[row->model];
-        const struct bench_bandwidth *b = &r->bandwidth[row->threads];
+        const struct bench_bandwidth *b = bench_row_bandwidth(r, row);
         struct bench_stats s = bench_stats_of(row->samples, row->n_samples);
         char name[48];
         print_quoted(f, c->commit);
@@ -222,9 +261,9 @@ void print_bench_csv(FILE *f, const struct bench_result *r, const struct bench_c
                 (unsigned long long)m->info.n_weights, (unsigned long long)m->info.n_nonzeros,
                 m->bits_per_weight);
         print_quoted(f, row->backend);
-        fprintf(f, ",%d,%s,", b->threads, bench_mode_name(row->mode));
+        fprintf(f, ",%d,%s,", r->bandwidth[row->threads].threads, bench_way_name(row));
         print_quoted(f, bench_test_name(name, &row->test));
-        fprintf(f, ",%u,%u,%u,%zu,%.6g,%.6g,%.6g,%.6g,%.6g,%.0f,%.6g,%.6g,%.4f", row->test.n_prompt,
+        fprintf(f, ",%u,%u,%u,%zu,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.4f", row->test.n_prompt,
                 row->test.n_gen, row->test.depth, row->n_samples, s.mean, s.deviation, s.median,
                 s.best, row->dispatches, row->token_bytes, bench_row_rate(row),
                 bench_stats_of(b->samples, b->n_samples).median, bench_row_share(row));

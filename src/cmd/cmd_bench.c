@@ -5,9 +5,10 @@
 #include "cmd/cmd.h"
 #include "cmd/common.h"
 #include "cmd/lists.h"
-#include "cmd/options.h"
+#include "cmd/shared_options.h"
 #include "cmd/terminal.h"
 #include "compress/settings.h"
+#include "engine/engine.h"
 #include "model/shapes.h"
 #include "pdvm_build.h"
 
@@ -33,18 +34,17 @@ static const char examples[] =
     "pdvm bench tales.pdvm\n"
     "pdvm bench --shape tinyllama-1.1b --sparsity 0,0.5,0.7,0.9 -p 256 -n 32 -t 1,2\n"
     "pdvm bench --shape llama2-13b --sparsity 0.5 --values lut4 -p 0 -n 16 -r 3 --phases\n"
+    "pdvm bench --pdvm-table -n 64 -r 3\n"
     "pdvm bench model.pdvm -o json > before.json; pdvm bench model.pdvm --compare before.json\n";
-
-enum bench_format { FORMAT_MD, FORMAT_CSV, FORMAT_JSON };
-static const char *const formats[] = {"md", "csv", "json", NULL};
-static const char *const modes[] = {"token", "layer", "phase", "unfused", NULL};
 
 struct arguments {
     const char *model;
     struct option_list models, shapes;
     const char *sparsity, *values, *prompt, *gen, *depth, *threads, *kernels, *backend, *compare;
-    int64_t group, repetitions, batch, seed;
-    bool group_given, all_modes, phases, json, quiet, verbose, cache_packed;
+    int codebook;
+    int64_t group, repetitions, batch, seed, per_launch;
+    bool group_given, all_modes, sync, graph, pdvm_table, phases, json, quiet, verbose,
+        cache_packed;
     int mode, type_k, type_v, activations, format;
 };
 
@@ -92,6 +92,9 @@ static pdvm_status add_model(struct lists *l, const struct bench_model *m, pdvm_
     return PDVM_OK;
 }
 
+static const char *const codebook_names[] = {"learned", "linear", NULL};
+static const enum mdcsr_codebook codebooks[] = {MDCSR_LEARNED, MDCSR_LINEAR};
+
 static pdvm_status list_models(const struct arguments *a, struct lists *l, pdvm_error *err) {
     if (a->model) PD_TRY(add_model(l, &(struct bench_model){.path = a->model}, err));
     for (size_t i = 0; i < a->models.n; i++)
@@ -100,18 +103,21 @@ static pdvm_status list_models(const struct arguments *a, struct lists *l, pdvm_
     struct codings values = {0};
     PD_TRY(lists_shares("--sparsity", a->sparsity ? a->sparsity : "0.5", &zeros, err));
     PD_TRY(lists_each("--values", a->values ? a->values : "int8", take_coding, &values, err));
-    for (size_t s = 0; s < a->shapes.n; s++) {
+    bool standard = a->pdvm_table && a->shapes.n == 0;
+    for (size_t s = 0; s < (standard ? 1 : a->shapes.n); s++) {
         for (size_t v = 0; v < values.n; v++) {
             const struct share_list *list = values.own[v].n ? &values.own[v] : &zeros;
             for (size_t z = 0; z < list->n; z++) {
                 uint32_t group = a->group_given                  ? (uint32_t)a->group
                                  : values.items[v] == MDCSR_LUT4 ? SETTING_LUT4_GROUP
                                                                  : 0;
-                const struct bench_model m = {.synthetic = {.shape = a->shapes.items[s],
-                                                            .sparsity = list->items[z],
-                                                            .values = values.items[v],
-                                                            .group = group,
-                                                            .seed = (uint64_t)a->seed}};
+                const struct bench_model m = {
+                    .synthetic = {.shape = standard ? "llama2-13b" : a->shapes.items[s],
+                                  .sparsity = list->items[z],
+                                  .values = values.items[v],
+                                  .codebook = codebooks[a->codebook],
+                                  .group = group,
+                                  .seed = (uint64_t)a->seed}};
                 PD_TRY(add_model(l, &m, err));
             }
         }
@@ -179,7 +185,7 @@ static int print_result(const struct arguments *a, const struct bench_result *r,
     pdvm_error err;
     json_t *value = NULL;
     int code = CMD_OK;
-    if (a->format == FORMAT_JSON || before) {
+    if (a->format == TABLE_JSON || before) {
         value = bench_to_json(r, context);
         if (!value) {
             terminal_error("bench", "out of memory while making JSON");
@@ -188,11 +194,11 @@ static int print_result(const struct arguments *a, const struct bench_result *r,
     }
     if (before && bench_compare(value, a->compare, before, &comparison, &err) != PDVM_OK)
         code = terminal_fail("bench", &err);
-    if (a->format == FORMAT_JSON) {
+    if (a->format == TABLE_JSON) {
         int printed = print_json("bench", value);
         value = NULL;
         if (code == CMD_OK) code = printed;
-    } else if (a->format == FORMAT_CSV) {
+    } else if (a->format == TABLE_CSV) {
         print_bench_csv(stdout, r, context);
     } else {
         print_bench_markdown(stdout, r, context);
@@ -203,11 +209,9 @@ static int print_result(const struct arguments *a, const struct bench_result *r,
     return code;
 }
 
-static pdvm_status measure(const struct arguments *a, const struct lists *l,
-                           struct bench_result *result, pdvm_error *err) {
-    static char name[] = "bench";
-    struct terminal_progress progress = {.quiet = a->quiet};
-    const struct bench_options options = {
+static struct bench_options options_of(const struct arguments *a, const struct lists *l,
+                                       struct terminal_progress *progress) {
+    return (struct bench_options){
         .models = l->models,
         .n_models = l->n_models,
         .tests = l->tests,
@@ -216,6 +220,9 @@ static pdvm_status measure(const struct arguments *a, const struct lists *l,
         .n_threads = l->n_threads,
         .all_modes = a->all_modes,
         .mode = (pdvm_mode)a->mode,
+        .sync = a->sync,
+        .graph = a->graph,
+        .per_launch = (uint32_t)a->per_launch,
         .phases = a->phases,
         .repetitions = (uint32_t)a->repetitions,
         .kernels = a->kernels,
@@ -227,14 +234,34 @@ static pdvm_status measure(const struct arguments *a, const struct lists *l,
         .type_k = kv_type_of(a->type_k),
         .type_v = kv_type_of(a->type_v),
         .seed = (uint64_t)a->seed,
-        .notify = {.progress = terminal_progress,
-                   .progress_user = &progress,
-                   .log = a->verbose ? terminal_log_verbose : terminal_log,
-                   .log_user = name},
+        .notify = terminal_notify("bench", progress, a->verbose),
     };
+}
+
+static pdvm_status measure(const struct arguments *a, const struct lists *l,
+                           struct bench_result *result, pdvm_error *err) {
+    struct terminal_progress progress = {.quiet = a->quiet};
+    const struct bench_options options = options_of(a, l, &progress);
     pdvm_status status = bench_run(&options, result, err);
     terminal_progress_end(&progress);
     return status;
+}
+
+/* The first test's tokens count, those of the first synthetic model. */
+static int pdvm_table(const struct arguments *a, const struct lists *l,
+                      const struct bench_context *context) {
+    struct terminal_progress progress = {.quiet = a->quiet};
+    const struct bench_options options = options_of(a, l, &progress);
+    struct pdvm_table table;
+    pdvm_error err;
+    uint32_t n_gen = 128;
+    for (size_t i = 0; i < l->n_tests; i++)
+        if (l->tests[i].n_gen) n_gen = l->tests[i].n_gen;
+    pdvm_status status = pdvm_table_run(&options, n_gen, &table, &err);
+    terminal_progress_end(&progress);
+    if (status != PDVM_OK) return terminal_fail("bench", &err);
+    print_pdvm_table(stdout, &table, context);
+    return CMD_OK;
 }
 
 static int bench(const struct arguments *a, const struct lists *l, const char *command) {
@@ -251,6 +278,11 @@ static int bench(const struct arguments *a, const struct lists *l, const char *c
                                           .date = date,
                                           .repetitions = (uint32_t)a->repetitions,
                                           .seed = (uint64_t)a->seed};
+    if (a->pdvm_table) {
+        int code = pdvm_table(a, l, &context);
+        json_decref(text);
+        return code;
+    }
     pdvm_status status = PDVM_OK;
     if (a->compare) status = read_before(a->compare, &before, &err); /* before it takes minutes */
     if (status == PDVM_OK) status = measure(a, l, &result, &err);
@@ -286,7 +318,8 @@ int cmd_bench(int argc, char **argv) {
                           .backend = "auto",
                           .type_k = PDVM_KV_F16,
                           .type_v = PDVM_KV_F16,
-                          .seed = 1};
+                          .seed = 1,
+                          .per_launch = 16};
     const struct operand operands[] = {
         {"MODEL", "A .pdvm file, a GGUF file or a Hugging Face directory.", &a.model, false},
         OPERAND_END};
@@ -311,6 +344,10 @@ int cmd_bench(int argc, char **argv) {
             "f32; lut4@0.5 is lut4 at this sparsity only. Without --shape, the one that a "
             "Hugging Face directory or a GGUF file is converted to. [int8]",
             &a.values),
+        OPTION_CHOICE("--codebook", "KIND",
+                      "With --shape: what lut4 chooses from: learned values or linear, evenly "
+                      "spaced ones. [learned]",
+                      &a.codebook, codebook_names),
         group,
         OPTION_GROUP("Tests"),
         OPTION_STRING("-p, --n-prompt", "LIST", "Tokens of a prompt; 0: no such test. [512]",
@@ -324,39 +361,43 @@ int cmd_bench(int argc, char **argv) {
         OPTION_CHOICE("--mode", "MODE",
                       "How the phases of a token are dispatched: token, layer, phase, unfused. "
                       "[token]",
-                      &a.mode, modes),
+                      &a.mode, engine_mode_names),
         OPTION_FLAG("--modes", "Generation in all four modes side by side.", &a.all_modes),
+        OPTION_FLAG("--sync",
+                    "On a GPU: wait for it after every launch; with --modes, one more row of mode "
+                    "unfused.",
+                    &a.sync),
+        OPTION_FLAG("--graph", "On a GPU: the phases as a CUDA graph; with --modes, one more row.",
+                    &a.graph),
+        OPTION_INT("--per-launch", "N",
+                   "Tokens that a GPU computes in a launch of mode token; 1 is one launch per "
+                   "token. [16]",
+                   &a.per_launch, 1, 256),
         OPTION_FLAG("--phases", "Time, bytes and rate of each kind of phase.", &a.phases),
+        OPTION_FLAG(
+            "--pdvm-table",
+            "The comparison of the PDVM document instead: a token in NumPy, on the CPU with "
+            "one thread and all, on the GPU unfused with waits and without, fused per layer "
+            "and per token. [--shape llama2-13b]",
+            &a.pdvm_table),
         OPTION_INT("-s, --seed", "N", "Seed of the weights and tokens. [1]", &a.seed, 0, INT32_MAX),
         OPTION_GROUP("Output"),
         OPTION_CHOICE("-o, --output", "md|csv|json", "How to print the result. [md]", &a.format,
-                      formats),
-        OPTION_FLAG("--json", "The same as -o json.", &a.json),
+                      table_formats),
+        SHARED_OPTION_JSON(&a.json),
         OPTION_STRING("--compare", "FILE",
                       "An earlier result of -o json: also print before, now and ratio of each row.",
                       &a.compare),
-        OPTION_FLAG("-q, --quiet", "Show no progress.", &a.quiet),
-        OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &a.verbose),
+        SHARED_OPTION_QUIET(&a.quiet),
+        SHARED_OPTION_VERBOSE(&a.verbose),
         OPTION_GROUP("Engine"),
         OPTION_INT("-b, --batch-size", "N", "Most prompt tokens computed together. [256]", &a.batch,
                    1, 1 << 24),
-        OPTION_CHOICE("--prompt-activations", "BITS",
-                      "Precision where several tokens are computed together: 16, or 8, which is "
-                      "faster and less accurate. [16]",
-                      &a.activations, activation_names),
-        OPTION_CHOICE("-ctk, --cache-type-k", "TYPE",
-                      "How the keys in the KV cache are stored: f32, f16, int8. [f16]", &a.type_k,
-                      kv_type_names),
-        OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
-                      "How the values in the KV cache are stored. [f16]", &a.type_v, kv_type_names),
-        OPTION_STRING("--backend", "NAME",
-                      "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
-                      "cuda. [auto]",
-                      &a.backend),
-        OPTION_STRING(
-            "--kernels", "SET",
-            "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, amx. [auto]",
-            &a.kernels),
+        SHARED_OPTION_ACTIVATIONS(&a.activations),
+        SHARED_OPTION_TYPE_K(&a.type_k),
+        SHARED_OPTION_TYPE_V(&a.type_v),
+        SHARED_OPTION_BACKEND(&a.backend),
+        SHARED_OPTION_KERNELS(&a.kernels),
         OPTION_FLAG("--cache-packed",
                     "Keep the weights as packed for this machine in a file beside the model, or in "
                     "the user's cache directory, and start from it the next time. Not for shapes.",
@@ -372,13 +413,19 @@ int cmd_bench(int argc, char **argv) {
                                       .operand_hint = "further models are given with -m"};
     int code = options_parse(&page, argc, argv);
     if (code == OPTIONS_GO_ON) {
-        if (a.json) a.format = FORMAT_JSON;
-        if (!a.model && a.models.n == 0 && a.shapes.n == 0)
+        if (a.json) a.format = TABLE_JSON;
+        if (a.pdvm_table && (a.model || a.models.n > 0))
+            code = options_error(&page, "--pdvm-table is for synthetic models: give a --shape");
+        else if (a.pdvm_table && (a.format != TABLE_MD || a.compare))
+            code = options_error(&page, "--pdvm-table prints Markdown, and compares with nothing");
+        else if (!a.pdvm_table && !a.model && a.models.n == 0 && a.shapes.n == 0)
             code = options_error(&page, "no model: pdvm bench MODEL, or pdvm bench --shape SHAPE");
-        else if (a.shapes.n == 0 && (a.sparsity || a.group_given))
+        else if (!a.pdvm_table && a.shapes.n == 0 && (a.sparsity || a.group_given || a.codebook))
             code = options_error(&page, "%s is for synthetic models: give a --shape",
-                                 a.sparsity ? "--sparsity" : "--group");
-        else if (a.compare && a.format == FORMAT_CSV)
+                                 a.sparsity      ? "--sparsity"
+                                 : a.group_given ? "--group"
+                                                 : "--codebook");
+        else if (a.compare && a.format == TABLE_CSV)
             code = options_error(&page, "--compare needs -o md or json");
     }
     if (code == OPTIONS_GO_ON) {

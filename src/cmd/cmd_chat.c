@@ -143,16 +143,13 @@ static pdvm_status find_ends(struct chat *c, pdvm_error *err) {
 }
 
 static pdvm_status prepare(struct chat *c, pdvm_error *err) {
-    static char name[] = "chat";
     if (c->prompt) PD_TRY(check_utf8("the message of -p", c->prompt, strlen(c->prompt), err));
     if (c->system) {
         PD_TRY(check_utf8("the system text", c->system, strlen(c->system), err));
         PD_TRY(conversation_set_system(&c->conversation, c->system, err));
     }
-    PD_TRY(generate_open_model(&c->g, name, &c->progress, &c->model, err));
-    if (!c->model->tokenizer)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", c->g.model,
-                       SOURCE_TOKENIZER);
+    PD_TRY(generate_open_model(&c->g, "chat", &c->progress, &c->model, err));
+    PD_TRY(model_need_tokenizer(c->model, err));
     PD_TRY(choose_template(c, err));
     PD_TRY(name_tokens(c, err));
     PD_TRY(generate_create_session(&c->g, c->model, &c->progress, &c->session, err));

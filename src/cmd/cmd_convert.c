@@ -2,8 +2,8 @@
 #include "base/time.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
-#include "cmd/options.h"
 #include "cmd/report_table.h"
+#include "cmd/shared_options.h"
 #include "cmd/terminal.h"
 #include "compress/convert.h"
 
@@ -45,9 +45,6 @@ static const char examples[] =
 static const char *const value_names[] = {"f32", "bf16", "f16", "int8", "lut8", "lut4", NULL};
 static const char *const codebook_names[] = {"linear", "prime", "learned", NULL};
 static const char *const index_names[] = {"dense", "bitmap", "delta8", "delta4", "auto", NULL};
-static const char *const embed_names[] = {"f32", "bf16", "f16", "int8", NULL};
-static const char *const group_names[] = {"0", "32", "64", "128", "256", NULL};
-static const int groups[] = {0, 32, 64, 128, 256};
 /* Of enum prune_scope. */
 static const char *const scope_names[] = {"row", "matrix", "block", NULL};
 
@@ -78,7 +75,7 @@ static pdvm_status make_options(const struct arguments *a, struct convert_option
     o->plan.general = (struct settings){.values = a->values,
                                         .codebook = a->codebook,
                                         .index = a->index,
-                                        .group = a->group < 0 ? SETTING_UNSET : groups[a->group],
+                                        .group = group_of(a->group),
                                         .sparsity = a->sparsity};
     o->plan.embed = a->embed;
     if (a->layers_file) PD_TRY(settings_add_file(&o->plan, a->layers_file, err));
@@ -161,18 +158,13 @@ static int convert(const struct arguments *a) {
     return code;
 }
 
-/* "How weights become zero: ..." for the help, or the methods' names alone. */
-static const char *describe_methods(char *text, size_t size, bool names_only) {
-    size_t n = (size_t)snprintf(text, size, names_only ? "" : "How weights become zero:");
+/* "How weights become zero: ..." */
+static void describe_methods(char *text, size_t size) {
+    size_t n = (size_t)snprintf(text, size, "How weights become zero:");
     const struct prune_method *m;
-    for (size_t i = 0; n < size && (m = prune_method_at(i)) != NULL; i++) {
-        if (names_only)
-            n += (size_t)snprintf(text + n, size - n, "%s%s", i ? ", " : "", m->name);
-        else
-            n += (size_t)snprintf(text + n, size - n, "%s %s %s", i ? ";" : "", m->name, m->help);
-    }
-    if (n < size && !names_only) snprintf(text + n, size - n, ". [%s]", prune_method_at(0)->name);
-    return text;
+    for (size_t i = 0; n < size && (m = prune_method_at(i)) != NULL; i++)
+        n += (size_t)snprintf(text + n, size - n, "%s %s %s", i ? ";" : "", m->name, m->help);
+    if (n < size) snprintf(text + n, size - n, ". [%s]", prune_method_at(0)->name);
 }
 
 int cmd_convert(int argc, char **argv) {
@@ -184,8 +176,10 @@ int cmd_convert(int argc, char **argv) {
                           .index = SETTING_UNSET,
                           .group = SETTING_UNSET,
                           .embed = SETTING_UNSET};
-    char methods[512], names[256];
-    describe_methods(methods, sizeof methods, false);
+    char methods[512];
+    const struct prune_method *method;
+    pdvm_error err;
+    describe_methods(methods, sizeof methods);
     const struct operand operands[] = {
         {"SOURCE", "A Hugging Face model directory, a GGUF file, or a .pdvm file to code anew.",
          &a.source, false},
@@ -240,17 +234,12 @@ int cmd_convert(int argc, char **argv) {
                       "What lut8 and lut4 choose from: linear, prime (signed reciprocals of "
                       "primes), learned from the matrix's weights. [learned]",
                       &a.codebook, codebook_names),
-        OPTION_CHOICE("--group", "N",
-                      "Columns that share a scale: 32, 64, 128, 256, or 0 for one scale per row. "
-                      "[64 for lut4, else 0]",
-                      &a.group, group_names),
+        SHARED_OPTION_GROUP(&a.group),
         OPTION_CHOICE("--index", "KIND",
                       "How the places of the weights that are not zero are stored: dense, bitmap, "
                       "delta8, delta4, or auto, the smallest for each matrix. [auto]",
                       &a.index, index_names),
-        OPTION_CHOICE("--embed, --embedding", "TYPE",
-                      "How the embedding and the head are stored: int8, f16, bf16, f32. [int8]",
-                      &a.embed, embed_names),
+        SHARED_OPTION_EMBED(&a.embed),
         OPTION_LIST("--layers", "PATTERN=...", "Other settings for some matrices, see above.",
                     &a.layers),
         OPTION_STRING("--layers-file", "FILE",
@@ -277,9 +266,8 @@ int cmd_convert(int argc, char **argv) {
             code = options_error(&page, "no source: pdvm convert SOURCE -o FILE");
         else if (!a.output)
             code = options_error(&page, "no output: give the file to write with -o FILE");
-        else if (a.method && !prune_method_find(a.method))
-            code = options_error(&page, "--method: '%s' is none of %s", a.method,
-                                 describe_methods(names, sizeof names, true));
+        else if (a.method && find_method("--method", a.method, &method, &err) != PDVM_OK)
+            code = options_error(&page, "%s", err.message);
         else
             code = convert(&a);
     }

@@ -1,22 +1,18 @@
 /* pdvm eval: the perplexity on a text, and the divergence from another model. */
 #include "base/alloc.h"
-#include "base/file.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
-#include "cmd/options.h"
+#include "cmd/shared_options.h"
 #include "cmd/terminal.h"
 #include "compress/convert.h"
 #include "engine/engine.h"
 #include "eval/evaluation.h"
+#include "io/json.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* llama.cpp's default window, and the papers'. */
-#define DEFAULT_WINDOW 512
-#define PAPERS_WINDOW 2048
 
 static const char description[] =
     "Measures how well a model predicts a text: its perplexity, which is exp of the mean negative "
@@ -45,9 +41,6 @@ static const char examples[] =
     "pdvm eval tales.pdvm --text stories.txt --kl-base tales.logits\n"
     "pdvm eval tales.pdvm --text stories.txt --json --per-token > scores.json";
 
-/* In the order of enum perplexity_protocol. */
-static const char *const protocol_names[] = {"sliding", "llama.cpp", "papers", NULL};
-
 static const char *const value_names[] = {"f32",  "bf16", "f16",    "int8",
                                           "lut8", "lut4", "source", NULL};
 
@@ -75,28 +68,21 @@ struct evaluation {
 static pdvm_status open_model(struct evaluation *e, const char *path, const char *values,
                               pdvm_model **out, pdvm_error *err) {
     const struct arguments *o = e->o;
-    static char name[] = "eval";
-    pdvm_model_options options = pdvm_model_options_default();
+    struct pd_notify notify = terminal_notify("eval", &e->progress, o->verbose);
+    pdvm_model_options options = model_options_with(&notify);
     options.n_threads = (int)o->threads;
     options.kernels = o->kernels;
     options.cache_packed = o->cache_packed;
     options.backend = o->backend;
     options.values = values;
-    options.progress = terminal_progress;
-    options.progress_user = &e->progress;
-    options.log = o->verbose ? terminal_log_verbose : terminal_log;
-    options.log_user = name;
     pdvm_status status = pdvm_model_open(path, &options, out, err);
     terminal_progress_end(&e->progress);
     return status;
 }
 
-static pdvm_status tokenize_text(struct evaluation *e, const pdvm_model *model, const char *path,
-                                 const char *text, size_t size, struct token_list *tokens,
-                                 pdvm_error *err) {
-    if (!model->tokenizer)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", path,
-                       SOURCE_TOKENIZER);
+static pdvm_status tokenize_text(struct evaluation *e, const pdvm_model *model, const char *text,
+                                 size_t size, struct token_list *tokens, pdvm_error *err) {
+    PD_TRY(model_need_tokenizer(model, err));
     PD_TRY(tokenizer_encode(model->tokenizer, text, size, PDVM_TOKENIZE_ADD_SPECIAL, tokens, err));
     if (e->o->max_tokens > 0 && tokens->n > (size_t)e->o->max_tokens)
         tokens->n = (size_t)e->o->max_tokens;
@@ -106,14 +92,10 @@ static pdvm_status tokenize_text(struct evaluation *e, const pdvm_model *model, 
 static void choose_windows(struct evaluation *e) {
     const struct arguments *o = e->o;
     struct perplexity_options *p = &e->options;
-    uint32_t most = e->model->config.max_position_embeddings;
-    uint32_t usual = o->protocol == PERPLEXITY_PAPERS ? PAPERS_WINDOW : DEFAULT_WINDOW;
     p->protocol = (enum perplexity_protocol)o->protocol;
-    p->n_ctx = o->window > 0 ? (uint32_t)o->window : most < usual ? most : usual;
-    p->stride = o->stride > 0 ? (uint32_t)o->stride : (p->n_ctx + 1) / 2;
-    p->bos = -1;
-    if (e->tokens.n > 0 && tokenizer_begins_text(e->model->tokenizer, e->tokens.ids[0]))
-        p->bos = e->tokens.ids[0];
+    p->n_ctx = (uint32_t)o->window;
+    p->stride = (uint32_t)o->stride;
+    perplexity_complete(p, e->model, e->tokens.ids, e->tokens.n);
     p->notify = (struct pd_notify){.progress = terminal_progress, .progress_user = &e->progress};
 }
 
@@ -135,7 +117,7 @@ static pdvm_status open_reference(struct evaluation *e, const char *text, size_t
     const char *path = e->o->reference;
     struct token_list tokens = {0};
     PD_TRY(open_model(e, path, "source", &e->reference, err));
-    pdvm_status status = tokenize_text(e, e->reference, path, text, size, &tokens, err);
+    pdvm_status status = tokenize_text(e, e->reference, text, size, &tokens, err);
     if (status == PDVM_OK &&
         (tokens.n != e->tokens.n ||
          (tokens.n > 0 && memcmp(tokens.ids, e->tokens.ids, tokens.n * sizeof *tokens.ids) != 0)))
@@ -169,7 +151,7 @@ static pdvm_status open_files(struct evaluation *e, const char *text, size_t siz
 static pdvm_status measure(struct evaluation *e, const char *text, size_t size, pdvm_error *err) {
     const struct arguments *o = e->o;
     PD_TRY(open_model(e, o->model, o->values, &e->model, err));
-    PD_TRY(tokenize_text(e, e->model, o->model, text, size, &e->tokens, err));
+    PD_TRY(tokenize_text(e, e->model, text, size, &e->tokens, err));
     choose_windows(e);
     PD_TRY(perplexity_check(e->tokens.n, &e->options, err));
     PD_TRY(create_session(e, e->model, &e->session, err));
@@ -252,8 +234,8 @@ static void add_tokens(json_t *value, const struct evaluation *e) {
 static void add_mean(json_t *value, const char *name, struct divergence_mean mean) {
     char error[64];
     snprintf(error, sizeof error, "%s_stderr", name);
-    json_object_set_new(value, name, json_number(mean.value));
-    json_object_set_new(value, error, json_number(mean.error));
+    json_object_set_new(value, name, pd_json_real(mean.value));
+    json_object_set_new(value, error, pd_json_real(mean.error));
 }
 
 static json_t *divergence_json(const struct evaluation *e) {
@@ -261,15 +243,15 @@ static json_t *divergence_json(const struct evaluation *e) {
     json_t *value = json_object(), *quantiles = json_object();
     const char *name = reference_name(e);
     json_object_set_new(value, "reference", json_text(name, strlen(name)));
-    json_object_set_new(value, "reference_perplexity", json_number(d->reference_perplexity));
+    json_object_set_new(value, "reference_perplexity", pd_json_real(d->reference_perplexity));
     add_mean(value, "perplexity_ratio", d->perplexity_ratio);
     add_mean(value, "nll_change", d->nll_change);
     add_mean(value, "kl", d->kl);
-    json_object_set_new(value, "kl_max", json_number(d->max));
+    json_object_set_new(value, "kl_max", pd_json_real(d->max));
     for (int i = 0; i < DIVERGENCE_N_QUANTILES; i++) {
         char share[32];
         snprintf(share, sizeof share, "%g", divergence_quantiles[i]);
-        json_object_set_new(quantiles, share, json_number(d->quantiles[i]));
+        json_object_set_new(quantiles, share, pd_json_real(d->quantiles[i]));
     }
     json_object_set_new(value, "kl_quantiles", quantiles);
     add_mean(value, "same_top", d->same_top);
@@ -290,8 +272,8 @@ static int print_result(const struct evaluation *e) {
         json_text(e->o->text, strlen(e->o->text)), "protocol",
         perplexity_protocol_name(e->options.protocol), "n_ctx", (int)e->options.n_ctx, "n_windows",
         (json_int_t)r->n_windows, "n_tokens", (json_int_t)e->tokens.n, "n_scored",
-        (json_int_t)r->n_scored, "perplexity", json_number(r->perplexity), "perplexity_stderr",
-        json_number(r->perplexity_stderr), "nll", r->nll, "nll_stderr", r->nll_stderr, "seconds",
+        (json_int_t)r->n_scored, "perplexity", pd_json_real(r->perplexity), "perplexity_stderr",
+        pd_json_real(r->perplexity_stderr), "nll", r->nll, "nll_stderr", r->nll_stderr, "seconds",
         e->result.seconds, "tokens_per_second", tokens_per_second(e));
     if (value && e->options.protocol == PERPLEXITY_SLIDING)
         json_object_set_new(value, "stride", json_integer(e->options.stride));
@@ -323,8 +305,8 @@ static int evaluate(const struct arguments *o) {
 }
 
 static int check_arguments(const struct options_page *page, const struct arguments *o) {
-    int64_t usual = o->protocol == PERPLEXITY_PAPERS ? PAPERS_WINDOW : DEFAULT_WINDOW;
-    int64_t window = o->window > 0 ? o->window : usual;
+    int64_t window = o->window;
+    if (window == 0) window = perplexity_usual_window((enum perplexity_protocol)o->protocol);
     if (!o->model) return options_error(page, "no model: pdvm eval MODEL --text FILE");
     if (!o->text) return options_error(page, "no text: give one with --text FILE");
     if (o->per_token && o->format != OUTPUT_JSON)
@@ -354,7 +336,7 @@ int cmd_eval(int argc, char **argv) {
         OPTION_STRING("-f, --text, --file", "FILE",
                       "The text, in UTF-8; - is standard input. Required.", &o.text),
         OPTION_CHOICE("--protocol", "NAME", "sliding, llama.cpp or papers, see above. [sliding]",
-                      &o.protocol, protocol_names),
+                      &o.protocol, perplexity_protocol_names),
         OPTION_INT("-c, --ctx-size", "N",
                    "Tokens of a window. [512, with --protocol papers 2048; or the model's context "
                    "if that is shorter]",
@@ -379,44 +361,28 @@ int cmd_eval(int argc, char **argv) {
         OPTION_GROUP("Output"),
         OPTION_CHOICE("-o, --output", "text|json", "How to print the result. [text]", &o.format,
                       output_formats),
-        OPTION_FLAG("--json", "The same as -o json.", &o.json),
+        SHARED_OPTION_JSON(&o.json),
         OPTION_FLAG(
             "--per-token",
             "With JSON: also the place in the text (token_positions), the number (token_ids) "
             "and the negative log likelihood in nats (token_nll) of each scored token.",
             &o.per_token),
-        OPTION_FLAG("-q, --quiet", "Show no progress.", &o.quiet),
-        OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &o.verbose),
+        SHARED_OPTION_QUIET(&o.quiet),
+        SHARED_OPTION_VERBOSE(&o.verbose),
         OPTION_GROUP("Engine"),
         OPTION_CHOICE("--values", "TYPE",
                       "How weights are held that are not coded yet: f32, bf16, f16, int8, lut8, "
                       "lut4, or source, as they are. [int8]",
                       &values, value_names),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per physical core. [0]", &o.threads, 0,
-                   1024),
+        SHARED_OPTION_THREADS(&o.threads),
         OPTION_INT("-b, --batch-size", "N", "Most tokens computed together. [256]", &o.batch, 1,
                    1 << 24),
-        OPTION_CHOICE("--prompt-activations", "BITS",
-                      "Precision where several tokens are computed together: 16, or 8, which is "
-                      "faster and less accurate. [16]",
-                      &o.activations, activation_names),
-        OPTION_CHOICE("-ctk, --cache-type-k", "TYPE",
-                      "How the keys in the KV cache are stored: f32, f16, int8. [f16]", &o.type_k,
-                      kv_type_names),
-        OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
-                      "How the values in the KV cache are stored. [f16]", &o.type_v, kv_type_names),
-        OPTION_STRING("--backend", "NAME",
-                      "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
-                      "cuda. [auto]",
-                      &o.backend),
-        OPTION_STRING(
-            "--kernels", "SET",
-            "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, amx. [auto]",
-            &o.kernels),
-        OPTION_FLAG("--cache-packed",
-                    "Keep the weights as packed for this machine in a file beside the model, or in "
-                    "the user's cache directory, and start from it the next time.",
-                    &o.cache_packed),
+        SHARED_OPTION_ACTIVATIONS(&o.activations),
+        SHARED_OPTION_TYPE_K(&o.type_k),
+        SHARED_OPTION_TYPE_V(&o.type_v),
+        SHARED_OPTION_BACKEND(&o.backend),
+        SHARED_OPTION_KERNELS(&o.kernels),
+        SHARED_OPTION_CACHE_PACKED(&o.cache_packed),
         OPTION_END,
     };
     const struct options_page page = {.command = "eval",

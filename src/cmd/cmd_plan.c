@@ -2,9 +2,10 @@
 #include "base/file.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
-#include "cmd/lists.h"
+#include "cmd/measuring.h"
 #include "cmd/options.h"
 #include "cmd/plan_report.h"
+#include "cmd/shared_options.h"
 #include "cmd/terminal.h"
 #include "compress/blas.h"
 
@@ -36,28 +37,21 @@ static const char examples[] =
 /* Windows of the text that the damage is measured on, and their tokens. */
 #define DEFAULT_WINDOWS 4
 #define DEFAULT_WINDOW 512
-#define DEFAULT_SPEED_TOKENS 64
 #define DEFAULT_FRONT 8
 /* The menu is converted item by item: fewer than pdvm convert's. */
 #define DEFAULT_CALIB_TOKENS 32768
 
-static const char *const embed_names[] = {"f32", "bf16", "f16", "int8", NULL};
-static const char *const group_names[] = {"0", "32", "64", "128", "256", NULL};
-static const int groups[] = {0, 32, 64, 128, 256};
-
 struct arguments {
-    const char *source, *calib, *text, *budget, *method, *sparsity, *values, *kernels;
-    const char *apply, *settings, *svg;
+    struct measuring m; /* what pdvm sweep has, too */
+    const char *budget, *method, *apply, *settings, *svg;
     double speed, max_loss;
-    bool speed_given, max_loss_given, quick, json, quiet, verbose;
-    int64_t calib_tokens, calib_seq, window, windows, layers, front, speed_tokens, threads;
-    int embed, group, format;
+    bool speed_given, max_loss_given, quick;
+    int64_t windows, layers, front;
+    int format;
 };
 
 /* What follows from the arguments. */
 struct request {
-    struct share_list sparsities;
-    struct coding_list values;
     struct plan_options options;
     struct plan_names names;
 };
@@ -99,58 +93,30 @@ static pdvm_status read_goal(const struct arguments *a, struct plan_options *o, 
     return PDVM_OK;
 }
 
-static pdvm_status read_menu(const struct arguments *a, struct request *q, pdvm_error *err) {
-    PD_TRY(lists_shares("--sparsity", a->sparsity, &q->sparsities, err));
-    for (size_t i = 0; i < q->sparsities.n; i++)
-        if (q->sparsities.items[i] >= 1)
-            return pd_fail(err, PDVM_ERR_ARGUMENT,
-                           "--sparsity: a model whose weights are all zero is none");
-    PD_TRY(lists_codings("--values", a->values, &q->values, err));
-    q->options.sparsities = q->sparsities.items;
-    q->options.n_sparsities = q->sparsities.n;
-    q->options.values = q->values.items;
-    q->options.n_values = q->values.n;
-    return PDVM_OK;
-}
-
-static pdvm_status make_request(const struct arguments *a, struct terminal_progress *bar,
+static pdvm_status make_request(struct arguments *a, struct terminal_progress *bar,
                                 struct request *q, pdvm_error *err) {
-    static char name[] = "plan";
     struct plan_options *o = &q->options;
+    const struct prune_method *method;
+    const struct pd_notify notify = terminal_notify("plan", bar, a->m.verbose);
     PD_TRY(read_goal(a, o, err));
-    PD_TRY(read_menu(a, q, err));
-    o->convert = convert_options_default();
-    o->convert.method = prune_method_find(a->method);
-    if (!o->convert.method)
-        return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "--method: there is no '%s'; pdvm convert --help "
-                       "lists them",
-                       a->method);
-    if (o->convert.method->calibration)
-        o->convert.calibration.text = (struct calibration_options){
-            .path = a->calib, .n_tokens = a->calib_tokens, .seq = a->calib_seq};
-    o->convert.n_threads = (int)a->threads;
-    o->convert.plan.embed = a->embed;
-    if (a->group >= 0) o->convert.plan.general.group = groups[a->group];
-    o->baseline = (struct baseline_options){
-        .protocol = PERPLEXITY_PAPERS,
-        .n_ctx = (uint32_t)a->window,
-        .n_windows = (size_t)a->windows,
-        .kernels = a->kernels,
-        .n_threads = (int)a->threads,
-        .notify = {.progress = terminal_progress,
-                   .progress_user = bar,
-                   .log = a->verbose ? terminal_log_verbose : terminal_log,
-                   .log_user = name},
-    };
+    PD_TRY(measuring_read_lists(&a->m, err));
+    PD_TRY(find_method("--method", a->method, &method, err));
+    o->sparsities = a->m.sparsities.items;
+    o->n_sparsities = a->m.sparsities.n;
+    o->values = a->m.codings.items;
+    o->n_values = a->m.codings.n;
+    o->convert = measuring_convert(&a->m, method->calibration != PRUNE_NO_CALIBRATION);
+    o->convert.method = method;
+    o->baseline = measuring_baseline(&a->m, PERPLEXITY_PAPERS, &notify);
+    o->baseline.n_windows = (size_t)a->windows;
     o->layers_per_group = (uint32_t)a->layers;
     o->quick = a->quick;
     o->n_front = (size_t)a->front;
-    o->speed_tokens = (size_t)a->speed_tokens;
+    o->speed_tokens = (size_t)a->m.speed_tokens;
     o->apply = a->apply;
-    q->names = (struct plan_names){.source = a->source,
-                                   .text = a->text,
-                                   .method = o->convert.method->name,
+    q->names = (struct plan_names){.source = a->m.source,
+                                   .text = a->m.text,
+                                   .method = method->name,
                                    .apply = a->apply,
                                    .goal = o->goal,
                                    .limit = o->limit};
@@ -197,21 +163,20 @@ static pdvm_status plan(const struct arguments *a, const struct request *q, stru
     const char *const outputs[] = {a->settings, a->svg, a->apply};
     for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++) {
         if (!outputs[i]) continue;
-        PD_TRY(convert_check_output(a->source, outputs[i], err));
-        PD_TRY(convert_check_output(a->calib, outputs[i], err));
-        PD_TRY(convert_check_output(a->text, outputs[i], err));
+        PD_TRY(convert_check_output(a->m.source, outputs[i], err));
+        PD_TRY(convert_check_output(a->m.calib, outputs[i], err));
+        PD_TRY(convert_check_output(a->m.text, outputs[i], err));
     }
-    PD_TRY(read_text(a->text, &text, &size, err));
-    pdvm_status status = check_utf8(a->text, text, size, err);
-    if (status == PDVM_OK) status = plan_run(a->source, a->text, text, size, &q->options, r, err);
+    PD_TRY(read_utf8(a->m.text, &text, &size, err));
+    pdvm_status status = plan_run(a->m.source, a->m.text, text, size, &q->options, r, err);
     free(text);
     if (status == PDVM_OK && a->settings) status = write_settings(a, r, err);
     if (status == PDVM_OK && a->svg) status = plan_write_svg(a->svg, r, err);
     return status;
 }
 
-static int run(const struct options_page *page, const struct arguments *a) {
-    struct terminal_progress bar = {.quiet = a->quiet};
+static int run(const struct options_page *page, struct arguments *a) {
+    struct terminal_progress bar = {.quiet = a->m.quiet};
     struct request q = {.names = {0}};
     struct plan_result r = {0};
     pdvm_error err;
@@ -221,7 +186,7 @@ static int run(const struct options_page *page, const struct arguments *a) {
     int code = CMD_OK;
     if (status != PDVM_OK)
         code = terminal_fail("plan", &err);
-    else if (a->json || a->format == OUTPUT_JSON)
+    else if (a->m.json || a->format == OUTPUT_JSON)
         code = print_json("plan", plan_json(&q.names, &r));
     else
         plan_print(&q.names, &r);
@@ -230,19 +195,13 @@ static int run(const struct options_page *page, const struct arguments *a) {
 }
 
 int cmd_plan(int argc, char **argv) {
-    struct arguments a = {.sparsity = "0,0.3,0.5,0.7",
-                          .values = "int8,lut4",
-                          .kernels = "auto",
-                          .calib_tokens = DEFAULT_CALIB_TOKENS,
-                          .window = DEFAULT_WINDOW,
-                          .windows = DEFAULT_WINDOWS,
-                          .layers = 1,
-                          .front = DEFAULT_FRONT,
-                          .speed_tokens = DEFAULT_SPEED_TOKENS,
-                          .embed = SETTING_UNSET,
-                          .group = -1};
+    struct arguments a = {
+        .m = measuring_default(), .windows = DEFAULT_WINDOWS, .layers = 1, .front = DEFAULT_FRONT};
+    a.m.sparsity = "0,0.3,0.5,0.7";
+    a.m.calib_tokens = DEFAULT_CALIB_TOKENS;
+    a.m.window = DEFAULT_WINDOW;
     const struct operand operands[] = {
-        {"SOURCE", "A Hugging Face model directory, a GGUF file, or a .pdvm file.", &a.source,
+        {"SOURCE", "A Hugging Face model directory, a GGUF file, or a .pdvm file.", &a.m.source,
          false},
         OPERAND_END};
     struct option_spec options[] = {
@@ -258,30 +217,27 @@ int cmd_plan(int argc, char **argv) {
         OPTION_STRING("--calib", "FILE",
                       "The text to measure on, and to calibrate on where the method needs that; in "
                       "UTF-8. Required.",
-                      &a.calib),
-        OPTION_STRING("-f, --text, --file", "FILE", "Another text to measure on.", &a.text),
+                      &a.m.calib),
+        OPTION_STRING("-f, --text, --file", "FILE", "Another text to measure on.", &a.m.text),
         OPTION_INT("--windows", "N",
                    "Windows of it that the damage is measured on, spread over its second half. [4]",
                    &a.windows, 1, 1 << 20),
-        OPTION_INT("-c, --ctx-size", "N", "Tokens of a window. [512]", &a.window, 2, 1 << 24),
-        OPTION_INT("--calib-tokens", "N", "Tokens to calibrate on. [32768]", &a.calib_tokens, 1,
+        OPTION_INT("-c, --ctx-size", "N", "Tokens of a window. [512]", &a.m.window, 2, 1 << 24),
+        OPTION_INT("--calib-tokens", "N", "Tokens to calibrate on. [32768]", &a.m.calib_tokens, 1,
                    INT32_MAX),
         OPTION_INT("--calib-seq", "N",
                    "Tokens of a window to calibrate on. [2048, or the model's context if that is "
                    "shorter]",
-                   &a.calib_seq, 1, 1 << 24),
+                   &a.m.calib_seq, 1, 1 << 24),
         OPTION_GROUP("Menu"),
         OPTION_STRING("--method", "METHOD",
                       "How weights become zero; see pdvm convert. [sparsegpt; magnitude without "
                       "OpenBLAS]",
                       &a.method),
-        OPTION_STRING("--sparsity", "LIST", "Shares of zeros. [0,0.3,0.5,0.7]", &a.sparsity),
-        OPTION_STRING("--values", "LIST",
-                      "Value codings: int8, lut8, lut4, f16, bf16, f32. [int8,lut4]", &a.values),
-        OPTION_CHOICE("--group", "N", "Columns that share a scale. [64 for lut4, else 0]", &a.group,
-                      group_names),
-        OPTION_CHOICE("--embed, --embedding", "TYPE",
-                      "How the embedding and the head are stored. [int8]", &a.embed, embed_names),
+        OPTION_STRING("--sparsity", "LIST", "Shares of zeros. [0,0.3,0.5,0.7]", &a.m.sparsity),
+        SHARED_OPTION_VALUES(&a.m.values),
+        SHARED_OPTION_GROUP(&a.m.group),
+        SHARED_OPTION_EMBED(&a.m.embed),
         OPTION_GROUP("Effort"),
         OPTION_FLAG("--quick",
                     "Measure two items of the menu per matrix and derive the others from them.",
@@ -292,7 +248,7 @@ int cmd_plan(int argc, char **argv) {
         OPTION_INT("--front", "N", "Also find and measure the best mixtures of N sizes. [8]",
                    &a.front, 0, 1000),
         OPTION_INT("--speed-tokens", "N", "Tokens decoded to measure each speed. [64]",
-                   &a.speed_tokens, 1, 65536),
+                   &a.m.speed_tokens, 1, 65536),
         OPTION_GROUP("Output"),
         OPTION_STRING("--apply", "FILE", "Convert to this .pdvm file, and verify it.", &a.apply),
         OPTION_STRING("--settings", "FILE", "Write the choice for pdvm convert --layers-file.",
@@ -300,14 +256,12 @@ int cmd_plan(int argc, char **argv) {
         OPTION_STRING("--svg", "FILE", "Draw damage against size and speed.", &a.svg),
         OPTION_CHOICE("-o, --output", "text|json", "How to print the result. [text]", &a.format,
                       output_formats),
-        OPTION_FLAG("--json", "The same as -o json.", &a.json),
-        OPTION_FLAG("-q, --quiet", "Show no progress.", &a.quiet),
-        OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &a.verbose),
+        SHARED_OPTION_JSON(&a.m.json),
+        SHARED_OPTION_QUIET(&a.m.quiet),
+        SHARED_OPTION_VERBOSE(&a.m.verbose),
         OPTION_GROUP("Engine"),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per processor. [0]", &a.threads, 0,
-                   1024),
-        OPTION_STRING("--kernels", "SET",
-                      "Instruction set of the kernels: auto, scalar, avx512. [auto]", &a.kernels),
+        SHARED_OPTION_THREADS(&a.m.threads),
+        SHARED_OPTION_KERNELS(&a.m.kernels),
         OPTION_END,
     };
     options[2].given = &a.speed_given;
@@ -322,9 +276,9 @@ int cmd_plan(int argc, char **argv) {
         .operand_hint = "a text's file is given with --calib"};
     int code = options_parse(&page, argc, argv);
     if (code != OPTIONS_GO_ON) return code;
-    if (!a.source) return options_error(&page, "no source: pdvm plan SOURCE --budget SIZE ...");
-    if (!a.calib) return options_error(&page, "no text: give one with --calib FILE");
-    if (!a.text) a.text = a.calib;
+    if (!a.m.source) return options_error(&page, "no source: pdvm plan SOURCE --budget SIZE ...");
+    if (!a.m.calib) return options_error(&page, "no text: give one with --calib FILE");
+    if (!a.m.text) a.m.text = a.m.calib;
     if (!a.method) a.method = default_method();
     return run(&page, &a);
 }

@@ -5,16 +5,14 @@
 #include "cmd/cmd.h"
 #include "cmd/common.h"
 #include "cmd/generate_options.h"
-#include "cmd/options.h"
+#include "cmd/shared_options.h"
 #include "cmd/terminal.h"
 #include "engine/engine.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 static const char description[] =
@@ -98,9 +96,8 @@ static pdvm_status read_prompt(struct run *r, pdvm_error *err) {
 }
 
 static pdvm_status open_model(struct run *r, pdvm_error *err) {
-    static char name[] = "run";
     double start = pd_seconds();
-    PD_TRY(generate_open_model(&r->o.g, name, &r->progress, &r->model, err));
+    PD_TRY(generate_open_model(&r->o.g, "run", &r->progress, &r->model, err));
     r->load_seconds = pd_seconds() - start;
     return PDVM_OK;
 }
@@ -108,9 +105,7 @@ static pdvm_status open_model(struct run *r, pdvm_error *err) {
 /* The prompt's tokens; those of an empty prompt are the one that begins a text. */
 static pdvm_status tokenize_prompt(struct run *r, pdvm_error *err) {
     const pdvm_model *m = r->model;
-    if (!m->tokenizer)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", r->o.g.model,
-                       SOURCE_TOKENIZER);
+    PD_TRY(model_need_tokenizer(m, err));
     PD_TRY(tokenizer_encode(m->tokenizer, r->prompt, r->prompt_size,
                             PDVM_TOKENIZE_ADD_SPECIAL | PDVM_TOKENIZE_PARSE_SPECIAL, &r->tokens,
                             err));
@@ -374,7 +369,7 @@ int cmd_run(int argc, char **argv) {
                       "json: one object at the end with text, tokens, stop reason, timings and "
                       "memory. [text]",
                       &o->format, output_formats),
-        OPTION_FLAG("--json", "The same as -o json.", &o->json),
+        SHARED_OPTION_JSON(&o->json),
         OPTION_END,
     };
     const struct option_spec unsupported[] = {

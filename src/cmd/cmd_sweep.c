@@ -3,9 +3,10 @@
 #include "base/hash.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
-#include "cmd/lists.h"
-#include "cmd/options.h"
+#include "cmd/measuring.h"
+#include "cmd/shared_options.h"
 #include "cmd/terminal.h"
+#include "io/json.h"
 #include "plan/sweep.h"
 
 #include <math.h>
@@ -15,7 +16,6 @@
 
 /* Tokens of the text that are used unless the user says otherwise. */
 #define DEFAULT_TOKENS 32768
-#define DEFAULT_SPEED_TOKENS 64
 
 static const char description[] =
     "Compresses a model in many ways and measures each: the table of a model card. All combinations "
@@ -32,40 +32,25 @@ static const char examples[] =
     "pdvm sweep models/tales --methods magnitude,wanda --sparsity 0,0.5,0.7 --values int8,lut4 \\\n"
     "    --text held-out.txt --calib stories.txt --results sweep.jsonl -o csv";
 
-enum sweep_format { FORMAT_MD, FORMAT_CSV, FORMAT_JSON };
-static const char *const formats[] = {"md", "csv", "json", NULL};
-static const char *const protocol_names[] = {"sliding", "llama.cpp", "papers", NULL};
-static const char *const embed_names[] = {"f32", "bf16", "f16", "int8", NULL};
-static const char *const group_names[] = {"0", "32", "64", "128", "256", NULL};
-static const int groups[] = {0, 32, 64, 128, 256};
-
 struct arguments {
-    const char *source, *text, *calib, *methods, *sparsity, *values, *kernels, *results;
-    int64_t calib_tokens, calib_seq, window, max_tokens, speed_tokens, threads;
-    int protocol, embed, group, format;
-    bool json, quiet, verbose;
+    struct measuring m; /* what pdvm plan has, too */
+    const char *methods, *results;
+    int64_t max_tokens;
+    int protocol, format;
 };
 
-/* The lists of what to sweep over. */
+/* The methods to sweep over. */
 struct lists {
     const struct prune_method *methods[LISTS_MOST];
     size_t n_methods;
-    struct share_list sparsities;
-    struct coding_list values;
     bool has_calibration; /* there is a text for it */
     bool calibrated;      /* some method needs it */
 };
 
 static pdvm_status take_method(void *user, const char *flag, const char *item, pdvm_error *err) {
     struct lists *l = user;
-    const struct prune_method *m = prune_method_find(item);
-    if (!m) {
-        char names[256] = "";
-        for (size_t i = 0, n = 0; prune_method_at(i) && n < sizeof names; i++)
-            n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "",
-                                  prune_method_at(i)->name);
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: '%s' is none of %s", flag, item, names);
-    }
+    const struct prune_method *m;
+    PD_TRY(find_method(flag, item, &m, err));
     if (m->calibration && !l->has_calibration)
         return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: %s needs a text: give one with --calib FILE",
                        flag, item);
@@ -75,15 +60,10 @@ static pdvm_status take_method(void *user, const char *flag, const char *item, p
     return PDVM_OK;
 }
 
-static pdvm_status read_lists(const struct arguments *a, struct lists *l, pdvm_error *err) {
-    l->has_calibration = a->calib != NULL;
+static pdvm_status read_lists(struct arguments *a, struct lists *l, pdvm_error *err) {
+    l->has_calibration = a->m.calib != NULL;
     PD_TRY(lists_each("--methods", a->methods, take_method, l, err));
-    PD_TRY(lists_shares("--sparsity", a->sparsity, &l->sparsities, err));
-    for (size_t i = 0; i < l->sparsities.n; i++)
-        if (l->sparsities.items[i] >= 1)
-            return pd_fail(err, PDVM_ERR_ARGUMENT,
-                           "--sparsity: a model whose weights are all zero is none");
-    return lists_codings("--values", a->values, &l->values, err);
+    return measuring_read_lists(&a->m, err);
 }
 
 /* ---- printing -------------------------------------------------------------------------- */
@@ -98,7 +78,7 @@ static const char *number(char buf[32], const char *format, double value) {
 
 static void print_md(const struct arguments *a, const struct sweep_result *r) {
     char ppl[32], speed[32], size[32];
-    printf("%s on %s, %llu tokens in %llu windows of %u, protocol %s\n\n", a->source, a->text,
+    printf("%s on %s, %llu tokens in %llu windows of %u, protocol %s\n\n", a->m.source, a->m.text,
            (unsigned long long)r->reference.n_scored, (unsigned long long)r->reference.n_windows,
            r->windows.n_ctx, perplexity_protocol_name(r->windows.protocol));
     printf(
@@ -145,20 +125,20 @@ static int print_sweep_json(const struct arguments *a, const struct sweep_result
     return print_json(
         "sweep",
         json_pack("{s:o, s:o, s:s, s:i, s:I, s:I, s:{s:o, s:f, s:o, s:f, s:I}, s:o}", "source",
-                  json_text(a->source, strlen(a->source)), "text",
-                  json_text(a->text, strlen(a->text)), "protocol",
+                  json_text(a->m.source, strlen(a->m.source)), "text",
+                  json_text(a->m.text, strlen(a->m.text)), "protocol",
                   perplexity_protocol_name(r->windows.protocol), "n_ctx", (int)r->windows.n_ctx,
                   "n_windows", (json_int_t)r->reference.n_windows, "n_scored",
                   (json_int_t)r->reference.n_scored, "reference", "perplexity",
-                  json_number(r->reference.perplexity), "perplexity_stderr",
+                  pd_json_real(r->reference.perplexity), "perplexity_stderr",
                   r->reference.perplexity_stderr, "tokens_per_second",
-                  json_number(r->reference_tokens_per_second), "bits_per_weight", r->reference_bits,
-                  "bytes", (json_int_t)r->reference_bytes, "rows", rows));
+                  pd_json_real(r->reference_tokens_per_second), "bits_per_weight",
+                  r->reference_bits, "bytes", (json_int_t)r->reference_bytes, "rows", rows));
 }
 
 static int print_sweep(const struct arguments *a, const struct sweep_result *r) {
-    if (a->format == FORMAT_JSON) return print_sweep_json(a, r);
-    if (a->format == FORMAT_CSV)
+    if (a->format == TABLE_JSON) return print_sweep_json(a, r);
+    if (a->format == TABLE_CSV)
         print_csv(r);
     else
         print_md(a, r);
@@ -172,13 +152,13 @@ static pdvm_status hash_settings(const struct arguments *a, const struct lists *
                                  pdvm_error *err) {
     char text[128];
     struct pd_map map;
-    int n = snprintf(text, sizeof text, "%d %d", a->embed, a->group);
+    int n = snprintf(text, sizeof text, "%d %d", a->m.embed, a->m.group);
     *out = pd_hash(PD_HASH_INIT, text, (size_t)n);
     if (!l->calibrated) return PDVM_OK;
-    n = snprintf(text, sizeof text, "%lld %lld", (long long)a->calib_tokens,
-                 (long long)a->calib_seq);
+    n = snprintf(text, sizeof text, "%lld %lld", (long long)a->m.calib_tokens,
+                 (long long)a->m.calib_seq);
     *out = pd_hash(*out, text, (size_t)n);
-    PD_TRY(pd_map_open(a->calib, &map, err));
+    PD_TRY(pd_map_open(a->m.calib, &map, err));
     *out = pd_hash(*out, map.data, map.size);
     pd_map_close(&map);
     return PDVM_OK;
@@ -186,37 +166,23 @@ static pdvm_status hash_settings(const struct arguments *a, const struct lists *
 
 static void make_options(const struct arguments *a, const struct lists *l,
                          struct terminal_progress *bar, struct sweep_options *o) {
-    static char name[] = "sweep";
-    *o = (struct sweep_options){.methods = l->methods,
-                                .n_methods = l->n_methods,
-                                .sparsities = l->sparsities.items,
-                                .n_sparsities = l->sparsities.n,
-                                .values = l->values.items,
-                                .n_values = l->values.n,
-                                .convert = convert_options_default(),
-                                .results = a->results,
-                                .speed_tokens = (size_t)a->speed_tokens};
-    o->convert.n_threads = (int)a->threads;
-    o->convert.plan.embed = a->embed;
-    if (l->calibrated)
-        o->convert.calibration.text = (struct calibration_options){
-            .path = a->calib, .n_tokens = a->calib_tokens, .seq = a->calib_seq};
-    if (a->group >= 0) o->convert.plan.general.group = groups[a->group];
-    o->baseline = (struct baseline_options){
-        .protocol = (enum perplexity_protocol)a->protocol,
-        .n_ctx = (uint32_t)a->window,
-        .max_tokens = (size_t)a->max_tokens,
-        .kernels = a->kernels,
-        .n_threads = (int)a->threads,
-        .notify = {.progress = terminal_progress,
-                   .progress_user = bar,
-                   .log = a->verbose ? terminal_log_verbose : terminal_log,
-                   .log_user = name},
-    };
+    const struct pd_notify notify = terminal_notify("sweep", bar, a->m.verbose);
+    *o = (struct sweep_options){
+        .methods = l->methods,
+        .n_methods = l->n_methods,
+        .sparsities = a->m.sparsities.items,
+        .n_sparsities = a->m.sparsities.n,
+        .values = a->m.codings.items,
+        .n_values = a->m.codings.n,
+        .convert = measuring_convert(&a->m, l->calibrated),
+        .baseline = measuring_baseline(&a->m, (enum perplexity_protocol)a->protocol, &notify),
+        .results = a->results,
+        .speed_tokens = (size_t)a->m.speed_tokens};
+    o->baseline.max_tokens = (size_t)a->max_tokens;
 }
 
 static int sweep(const struct arguments *a, const struct lists *l) {
-    struct terminal_progress bar = {.quiet = a->quiet};
+    struct terminal_progress bar = {.quiet = a->m.quiet};
     struct sweep_options options;
     struct sweep_result result = {0};
     pdvm_error err;
@@ -224,10 +190,9 @@ static int sweep(const struct arguments *a, const struct lists *l) {
     size_t size = 0;
     make_options(a, l, &bar, &options);
     pdvm_status status = hash_settings(a, l, &options.convert_key, &err);
-    if (status == PDVM_OK) status = read_text(a->text, &text, &size, &err);
-    if (status == PDVM_OK) status = check_utf8(a->text, text, size, &err);
+    if (status == PDVM_OK) status = read_utf8(a->m.text, &text, &size, &err);
     if (status == PDVM_OK)
-        status = sweep_run(a->source, a->text, text, size, &options, &result, &err);
+        status = sweep_run(a->m.source, a->m.text, text, size, &options, &result, &err);
     terminal_progress_end(&bar);
     int code = status == PDVM_OK ? print_sweep(a, &result) : terminal_fail("sweep", &err);
     if (status != PDVM_OK && result.n > 0 && a->results)
@@ -239,67 +204,59 @@ static int sweep(const struct arguments *a, const struct lists *l) {
 }
 
 int cmd_sweep(int argc, char **argv) {
-    struct arguments a = {.methods = "magnitude",
-                          .sparsity = "0,0.3,0.5,0.6,0.7,0.8",
-                          .values = "int8,lut4",
-                          .kernels = "auto",
+    struct arguments a = {.m = measuring_default(),
+                          .methods = "magnitude",
                           .max_tokens = DEFAULT_TOKENS,
-                          .speed_tokens = DEFAULT_SPEED_TOKENS,
-                          .protocol = PERPLEXITY_PAPERS,
-                          .embed = SETTING_UNSET,
-                          .group = -1};
+                          .protocol = PERPLEXITY_PAPERS};
+    a.m.sparsity = "0,0.3,0.5,0.6,0.7,0.8";
     struct lists lists = {.n_methods = 0};
     pdvm_error err;
     const struct operand operands[] = {
-        {"SOURCE", "A Hugging Face model directory, a GGUF file, or a .pdvm file.", &a.source,
+        {"SOURCE", "A Hugging Face model directory, a GGUF file, or a .pdvm file.", &a.m.source,
          false},
         OPERAND_END};
     const struct option_spec options[] = {
         OPTION_GROUP("What to measure"),
         OPTION_STRING("--methods", "LIST", "Methods of pdvm convert. [magnitude]", &a.methods),
         OPTION_STRING("--sparsity", "LIST", "Shares of zeros. [0,0.3,0.5,0.6,0.7,0.8]",
-                      &a.sparsity),
-        OPTION_STRING("--values", "LIST",
-                      "Value codings: int8, lut8, lut4, f16, bf16, f32. [int8,lut4]", &a.values),
-        OPTION_CHOICE("--group", "N", "Columns that share a scale. [64 for lut4, else 0]", &a.group,
-                      group_names),
-        OPTION_CHOICE("--embed, --embedding", "TYPE",
-                      "How the embedding and the head are stored. [int8]", &a.embed, embed_names),
+                      &a.m.sparsity),
+        SHARED_OPTION_VALUES(&a.m.values),
+        SHARED_OPTION_GROUP(&a.m.group),
+        SHARED_OPTION_EMBED(&a.m.embed),
         OPTION_GROUP("Text"),
         OPTION_STRING("-f, --text, --file", "FILE",
-                      "The text to measure on, in UTF-8; - is standard input. Required.", &a.text),
+                      "The text to measure on, in UTF-8; - is standard input. Required.",
+                      &a.m.text),
         OPTION_STRING("--calib", "FILE", "The text to calibrate on, for methods that need one.",
-                      &a.calib),
-        OPTION_INT("--calib-tokens", "N", "Tokens of it to use. [262144]", &a.calib_tokens, 1,
+                      &a.m.calib),
+        OPTION_INT("--calib-tokens", "N", "Tokens of it to use. [262144]", &a.m.calib_tokens, 1,
                    INT32_MAX),
         OPTION_INT("--calib-seq", "N",
                    "Tokens of a window of it. [2048, or the model's context if that is shorter]",
-                   &a.calib_seq, 1, 1 << 24),
+                   &a.m.calib_seq, 1, 1 << 24),
         OPTION_CHOICE("--protocol", "NAME", "As for pdvm eval. [papers]", &a.protocol,
-                      protocol_names),
+                      perplexity_protocol_names),
         OPTION_INT("-c, --ctx-size", "N",
                    "Tokens of a window. [512, with --protocol papers 2048; or the model's context "
                    "if that is shorter]",
-                   &a.window, 2, 1 << 24),
+                   &a.m.window, 2, 1 << 24),
         OPTION_INT("--max-tokens", "N", "Use the text's first N tokens; 0: all. [32768]",
                    &a.max_tokens, 0, INT32_MAX),
         OPTION_INT("--speed-tokens", "N", "Tokens decoded to measure the speed; 0: don't. [64]",
-                   &a.speed_tokens, 0, 65536),
+                   &a.m.speed_tokens, 0, 65536),
         OPTION_GROUP("Output"),
         OPTION_STRING("--results", "FILE",
                       "Append each result to this file (JSON lines), and don't measure again what "
                       "it holds.",
                       &a.results),
         OPTION_CHOICE("-o, --output", "md|csv|json", "How to print the table. [md]", &a.format,
-                      formats),
-        OPTION_FLAG("--json", "The same as -o json.", &a.json),
-        OPTION_FLAG("-q, --quiet", "Show no progress.", &a.quiet),
-        OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &a.verbose),
+                      table_formats),
+        SHARED_OPTION_JSON(&a.m.json),
+        SHARED_OPTION_QUIET(&a.m.quiet),
+        SHARED_OPTION_VERBOSE(&a.m.verbose),
         OPTION_GROUP("Engine"),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per processor. [0]", &a.threads, 0,
-                   1024),
-        OPTION_STRING("--kernels", "SET",
-                      "Instruction set of the kernels: auto, scalar, avx512. [auto]", &a.kernels),
+        SHARED_OPTION_THREADS(&a.m.threads),
+        SHARED_OPTION_KERNELS(&a.m.kernels),
         OPTION_END,
     };
     const struct options_page page = {.command = "sweep",
@@ -311,9 +268,9 @@ int cmd_sweep(int argc, char **argv) {
                                       .operand_hint = "a text's file is given with --text"};
     int code = options_parse(&page, argc, argv);
     if (code != OPTIONS_GO_ON) return code;
-    if (!a.source) return options_error(&page, "no source: pdvm sweep SOURCE --text FILE");
-    if (!a.text) return options_error(&page, "no text: give one with --text FILE");
-    if (a.json) a.format = FORMAT_JSON;
+    if (!a.m.source) return options_error(&page, "no source: pdvm sweep SOURCE --text FILE");
+    if (!a.m.text) return options_error(&page, "no text: give one with --text FILE");
+    if (a.m.json) a.format = TABLE_JSON;
     if (read_lists(&a, &lists, &err) != PDVM_OK) return options_error(&page, "%s", err.message);
     return sweep(&a, &lists);
 }

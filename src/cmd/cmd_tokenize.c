@@ -3,7 +3,7 @@
 #include "base/utf8.h"
 #include "cmd/cmd.h"
 #include "cmd/common.h"
-#include "cmd/options.h"
+#include "cmd/shared_options.h"
 #include "cmd/terminal.h"
 #include "model/source.h"
 #include "model/tokenizer.h"
@@ -226,7 +226,7 @@ int cmd_tokenize(int argc, char **argv) {
         OPTION_FLAG("--count, --show-count", "Print only how many tokens there are.", &o.count),
         OPTION_CHOICE("-o, --output", "text|json", "How to print. [text]", &o.format,
                       output_formats),
-        OPTION_FLAG("--json", "The same as -o json.", &o.json),
+        SHARED_OPTION_JSON(&o.json),
         OPTION_FLAG("--no-bos", "Leave out what the model adds around a text.", &o.no_bos),
         OPTION_FLAG("--no-parse-special", "Take names of special tokens for ordinary text.",
                     &o.no_special),

@@ -4,9 +4,9 @@
 #include "base/utf8.h"
 #include "cmd/cmd.h"
 #include "cmd/terminal.h"
+#include "compress/settings.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +16,28 @@
 #define MAX_TEXT ((size_t)1 << 30)
 
 const char *const output_formats[] = {"text", "json", NULL};
+
+const char *const table_formats[] = {"md", "csv", "json", NULL};
+
+const char *const embed_names[] = {"f32", "bf16", "f16", "int8", NULL};
+
+const char *const group_names[] = {"0", "32", "64", "128", "256", NULL};
+
+int group_of(int choice) {
+    static const int groups[] = {0, 32, 64, 128, 256};
+    return choice < 0 ? SETTING_UNSET : groups[choice];
+}
+
+pdvm_status find_method(const char *flag, const char *name, const struct prune_method **out,
+                        pdvm_error *err) {
+    char names[256] = "";
+    *out = prune_method_find(name);
+    if (*out) return PDVM_OK;
+    for (size_t i = 0, n = 0; prune_method_at(i) && n < sizeof names; i++)
+        n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", i ? ", " : "",
+                              prune_method_at(i)->name);
+    return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: '%s' is none of %s", flag, name, names);
+}
 
 const char *const kv_type_names[] = {"f32", "f16", "int8", "q8_0", NULL};
 
@@ -71,6 +93,15 @@ pdvm_status check_utf8(const char *what, const char *text, size_t size, pdvm_err
                    what, (unsigned)(unsigned char)text[valid], valid);
 }
 
+pdvm_status read_utf8(const char *path, char **data, size_t *size, pdvm_error *err) {
+    PD_TRY(read_text(path, data, size, err));
+    pdvm_status status = check_utf8(path, *data, *size, err);
+    if (status == PDVM_OK) return PDVM_OK;
+    free(*data);
+    *data = NULL;
+    return status;
+}
+
 uint64_t peak_memory(void) {
     struct rusage usage;
     if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
@@ -79,10 +110,6 @@ uint64_t peak_memory(void) {
 #else
     return (uint64_t)usage.ru_maxrss * 1024;
 #endif
-}
-
-json_t *json_number(double value) {
-    return isfinite(value) ? json_real(value) : json_null();
 }
 
 int print_json(const char *command, json_t *value) {

@@ -85,16 +85,9 @@ pdvm_status conversation_save(const struct conversation *c, const char *path, pd
     char *text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
     json_decref(root);
     if (!text) return pd_fail(err, PDVM_ERR_MEMORY, "%s: out of memory for the text", path);
-    struct pd_writer *w = NULL;
-    pdvm_status status = pd_writer_open(path, &w, err);
-    if (status == PDVM_OK) {
-        status = pd_writer_append(w, text, strlen(text), err);
-        if (status == PDVM_OK) status = pd_writer_append(w, "\n", 1, err);
-        if (status == PDVM_OK)
-            status = pd_writer_commit(w, err);
-        else
-            pd_writer_abort(w);
-    }
+    size_t size = strlen(text);
+    text[size] = '\n'; /* where the zero byte was */
+    pdvm_status status = pd_write_file(path, text, size + 1, err);
     free(text);
     return status;
 }

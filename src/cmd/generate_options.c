@@ -3,6 +3,7 @@
 #include "base/alloc.h"
 #include "base/time.h"
 #include "cmd/common.h"
+#include "cmd/shared_options.h"
 #include "engine/engine.h"
 
 #include <math.h>
@@ -10,8 +11,6 @@
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
-
-static const char *const mode_names[] = {"token", "layer", "phase", "unfused", NULL};
 
 /* ---- the tables ------------------------------------------------------------------------ */
 
@@ -118,39 +117,21 @@ void generate_add_sampling(struct option_table *table, struct generate_settings 
 void generate_add_engine(struct option_table *table, struct generate_settings *o) {
     const struct option_spec options[] = {
         OPTION_FLAG("-q, --quiet, --no-perf", "No progress and no timings.", &o->quiet),
-        OPTION_FLAG("-v, --verbose", "Print what the engine has to say.", &o->verbose),
+        SHARED_OPTION_VERBOSE(&o->verbose),
         OPTION_GROUP("Engine"),
-        OPTION_INT("-t, --threads", "N", "Threads; 0 is one per physical core. [0]", &o->n_threads,
-                   0, 1024),
+        SHARED_OPTION_THREADS(&o->n_threads),
         OPTION_INT("-b, --batch-size", "N", "Most prompt tokens computed together. [256]",
                    &o->n_batch, 1, 1 << 24),
-        OPTION_CHOICE("--prompt-activations", "BITS",
-                      "Precision where several tokens are computed together: 16, or 8, which is "
-                      "faster and less accurate. [16]",
-                      &o->activations, activation_names),
-        OPTION_CHOICE("-ctk, --cache-type-k", "TYPE",
-                      "How the keys in the KV cache are stored: f32, f16, int8 (also called q8_0). "
-                      "[f16]",
-                      &o->type_k, kv_type_names),
-        OPTION_CHOICE("-ctv, --cache-type-v", "TYPE",
-                      "How the values in the KV cache are stored. [f16]", &o->type_v,
-                      kv_type_names),
+        SHARED_OPTION_ACTIVATIONS(&o->activations),
+        SHARED_OPTION_TYPE_K(&o->type_k),
+        SHARED_OPTION_TYPE_V(&o->type_v),
         OPTION_CHOICE("--mode", "MODE",
                       "How often the threads are dispatched: once a token, layer or phase, or six "
                       "times a layer (unfused). The results are the same. [token]",
-                      &o->mode, mode_names),
-        OPTION_STRING("--backend", "NAME",
-                      "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, "
-                      "cuda. [auto]",
-                      &o->backend),
-        OPTION_STRING(
-            "--kernels", "SET",
-            "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, amx. [auto]",
-            &o->kernels),
-        OPTION_FLAG("--cache-packed",
-                    "Keep the weights as packed for this machine in a file beside the model, or in "
-                    "the user's cache directory, and start from it the next time.",
-                    &o->cache_packed),
+                      &o->mode, engine_mode_names),
+        SHARED_OPTION_BACKEND(&o->backend),
+        SHARED_OPTION_KERNELS(&o->kernels),
+        SHARED_OPTION_CACHE_PACKED(&o->cache_packed),
         OPTION_UNSUPPORTED("-ngl, --gpu-layers, --n-gpu-layers",
                            "this version computes on the CPU; leave the option out"),
         OPTION_UNSUPPORTED("-fa, --flash-attn",
@@ -207,18 +188,15 @@ int generate_settings_check(struct generate_settings *o, const struct options_pa
 
 /* ---- making what they describe --------------------------------------------------------- */
 
-pdvm_status generate_open_model(const struct generate_settings *o, char *command,
+pdvm_status generate_open_model(const struct generate_settings *o, const char *command,
                                 struct terminal_progress *progress, pdvm_model **out,
                                 pdvm_error *err) {
-    pdvm_model_options options = pdvm_model_options_default();
+    struct pd_notify notify = terminal_notify(command, progress, o->verbose);
+    pdvm_model_options options = model_options_with(&notify);
     options.n_threads = (int)o->n_threads;
     options.kernels = o->kernels;
     options.cache_packed = o->cache_packed;
     options.backend = o->backend;
-    options.progress = terminal_progress;
-    options.progress_user = progress;
-    options.log = o->verbose ? terminal_log_verbose : terminal_log;
-    options.log_user = command;
     PD_TRY(pdvm_model_open(o->model, &options, out, err));
     terminal_progress_end(progress);
     return PDVM_OK;

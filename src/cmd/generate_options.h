@@ -45,7 +45,7 @@ int generate_settings_check(struct generate_settings *o, const struct options_pa
 
 /** Opens the model, with progress and warnings for people. `command`, its name in
  * messages, must live as long as the model. */
-pdvm_status generate_open_model(const struct generate_settings *o, char *command,
+pdvm_status generate_open_model(const struct generate_settings *o, const char *command,
                                 struct terminal_progress *progress, pdvm_model **out,
                                 pdvm_error *err);
 

@@ -4,8 +4,8 @@
 #include "cmd/common.h"
 #include "cmd/plot.h"
 #include "cmd/terminal.h"
+#include "io/json.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,25 +45,23 @@ static void print_menu(const struct plan_result *r) {
 
 /* Layers down, roles across. */
 static void print_choice_map(const struct plan_result *r) {
-    static const enum tensor_role roles[] = {TENSOR_Q,    TENSOR_K,  TENSOR_V,   TENSOR_O,
-                                             TENSOR_GATE, TENSOR_UP, TENSOR_DOWN};
     char name[48];
     if (r->uniform >= 0) {
         printf("\nChosen: %s in all layers\n", item_name(name, &r->items[r->uniform]));
         return;
     }
     printf("\nChosen:\n%-8s", "layers");
-    for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
-        printf(" %-10s", tensor_role_name(roles[i]));
+    for (size_t i = 0; i < TENSOR_N_LAYER_MATRICES; i++)
+        printf(" %-10s", tensor_role_name(tensor_layer_matrices[i]));
     putchar('\n');
-    for (size_t first = 0; first < r->n_groups; first += sizeof roles / sizeof *roles) {
+    for (size_t first = 0; first < r->n_groups; first += TENSOR_N_LAYER_MATRICES) {
         const struct plan_group *group = &r->groups[first];
         char layers[32];
         snprintf(layers, sizeof layers, group->n_layers > 1 ? "%u-%u" : "%u", group->first_layer,
                  group->first_layer + group->n_layers - 1);
         printf("%-8s", layers);
         /* Groups stand in the order of the roles. */
-        for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
+        for (size_t i = 0; i < TENSOR_N_LAYER_MATRICES; i++)
             printf(" %-10s", item_name(name, &r->items[r->chosen.choice[first + i]]));
         putchar('\n');
     }
@@ -248,18 +246,18 @@ static json_t *items_json(const struct plan_result *r) {
             items, json_pack("{s:f, s:s, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:I}", "sparsity",
                              item->sparsity, "values", mdcsr_values_name(item->values),
                              "file_bytes", (json_int_t)item->file_bytes, "kl",
-                             json_number(item->kl), "perplexity", json_number(item->perplexity),
-                             "perplexity_ratio", json_number(item->perplexity_ratio), "same_top",
-                             json_number(item->same_top), "loss_sum", json_number(item->loss_sum),
-                             "tokens_per_second", json_number(1 / item->speed.token), "token_bytes",
-                             (json_int_t)item->token_bytes));
+                             pd_json_real(item->kl), "perplexity", pd_json_real(item->perplexity),
+                             "perplexity_ratio", pd_json_real(item->perplexity_ratio), "same_top",
+                             pd_json_real(item->same_top), "loss_sum", pd_json_real(item->loss_sum),
+                             "tokens_per_second", pd_json_real(1 / item->speed.token),
+                             "token_bytes", (json_int_t)item->token_bytes));
     }
     return items;
 }
 
 static json_t *doubles(const double *x, size_t n) {
     json_t *array = json_array();
-    for (size_t i = 0; i < n; i++) json_array_append_new(array, json_number(x[i]));
+    for (size_t i = 0; i < n; i++) json_array_append_new(array, pd_json_real(x[i]));
     return array;
 }
 
@@ -288,7 +286,7 @@ static json_t *point_json(const struct plan_result *r, const struct plan_point *
         json_array_append_new(choice, json_integer((json_int_t)p->choice[g]));
     return json_pack("{s:f, s:f, s:f, s:f, s:f, s:o, s:o}", "bytes", p->bytes, "tokens_per_second",
                      1 / p->seconds, "zeros", plan_point_zeros(r, p), "kl_sum", p->loss_sum,
-                     "kl_predicted", p->loss, "kl_measured", json_number(p->measured), "choice",
+                     "kl_predicted", p->loss, "kl_measured", pd_json_real(p->measured), "choice",
                      choice);
 }
 
@@ -304,7 +302,7 @@ json_t *plan_json(const struct plan_names *names, const struct plan_result *r) {
         "source", json_text(names->source, strlen(names->source)), "text",
         json_text(names->text, strlen(names->text)), "method", names->method, "goal",
         goals[names->goal], "limit", names->limit, "n_scored", (json_int_t)r->reference.n_scored,
-        "reference_perplexity", json_number(r->reference.perplexity), "evaluations",
+        "reference_perplexity", pd_json_real(r->reference.perplexity), "evaluations",
         (json_int_t)r->n_evaluations, "bandwidth", r->bandwidth, "fixed_bytes", r->fixed_bytes,
         "fixed_seconds", r->fixed_seconds, "factor", r->factor, "exponent", r->exponent, "items",
         items_json(r), "groups", groups_json(r), "front", front, "chosen",

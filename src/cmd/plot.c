@@ -188,15 +188,7 @@ pdvm_status plot_write_svg(const char *path, const struct plot *panels, size_t n
     fputs("</svg>\n", f);
     pdvm_status status = PDVM_OK;
     if (fclose(f) != 0 || !text) status = pd_fail_memory(err, size, "a plot");
-    struct pd_writer *w = NULL;
-    if (status == PDVM_OK) status = pd_writer_open(path, &w, err);
-    if (status == PDVM_OK) {
-        status = pd_writer_append(w, text, size, err);
-        if (status == PDVM_OK)
-            status = pd_writer_commit(w, err);
-        else
-            pd_writer_abort(w);
-    }
+    if (status == PDVM_OK) status = pd_write_file(path, text, size, err);
     free(text);
     return status;
 }

@@ -3,7 +3,6 @@
 #include "cmd/terminal.h"
 
 #include <math.h>
-#include <string.h>
 
 /* ---- the table ------------------------------------------------------------------------- */
 
@@ -76,10 +75,6 @@ void print_report_table(FILE *f, const struct report *r) {
 
 /* ---- the picture ----------------------------------------------------------------------- */
 
-static const enum tensor_role picture_roles[] = {TENSOR_Q,    TENSOR_K,  TENSOR_V,   TENSOR_O,
-                                                 TENSOR_GATE, TENSOR_UP, TENSOR_DOWN};
-#define N_PICTURE_ROLES (sizeof picture_roles / sizeof *picture_roles)
-
 /* Five shades of a fifth each; colours of the 256-colour palette from grey-blue to yellow. */
 static const char *const shades[] = {" ", "░", "▒", "▓", "█"};
 static const char ascii_shades[] = " .:+#";
@@ -114,13 +109,13 @@ static const struct report_tensor *find_tensor(const struct report *r, enum tens
 void print_sparsity_picture(FILE *f, const struct report *r, uint32_t n_layers,
                             const struct picture_style *style) {
     fputs("layer ", f);
-    for (size_t i = 0; i < N_PICTURE_ROLES; i++)
-        fprintf(f, "  %6s", tensor_role_name(picture_roles[i]));
+    for (size_t i = 0; i < TENSOR_N_LAYER_MATRICES; i++)
+        fprintf(f, "  %6s", tensor_role_name(tensor_layer_matrices[i]));
     fputs("   zeros in %\n", f);
     for (uint32_t layer = 0; layer < n_layers; layer++) {
         fprintf(f, "%5u ", layer);
-        for (size_t i = 0; i < N_PICTURE_ROLES; i++) {
-            const struct report_tensor *t = find_tensor(r, picture_roles[i], layer);
+        for (size_t i = 0; i < TENSOR_N_LAYER_MATRICES; i++) {
+            const struct report_tensor *t = find_tensor(r, tensor_layer_matrices[i], layer);
             if (!t) continue;
             double zeros = (double)t->n_zeros / ((double)t->tensor.rows * (double)t->tensor.cols);
             fputs("  ", f);

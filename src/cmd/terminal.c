@@ -240,3 +240,11 @@ void terminal_progress_end(struct terminal_progress *p) {
     p->stage[0] = '\0';
     p->visible = false;
 }
+
+struct pd_notify terminal_notify(const char *command, struct terminal_progress *progress,
+                                 bool verbose) {
+    return (struct pd_notify){.progress = terminal_progress,
+                              .progress_user = progress,
+                              .log = verbose ? terminal_log_verbose : terminal_log,
+                              .log_user = (void *)(uintptr_t)command};
+}

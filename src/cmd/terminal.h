@@ -6,6 +6,7 @@
 #define PDVM_CMD_TERMINAL_H
 
 #include "base/error.h"
+#include "base/notify.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -65,6 +66,13 @@ struct terminal_progress {
 
 /** A pdvm_progress_fn; user is a struct terminal_progress. False after an interrupt. */
 bool terminal_progress(void *user, const char *stage, double fraction);
+
+/**
+ * What a command's engine shall call: its progress, and its warnings or, with `verbose`, all that it
+ * has to say. `command` is the name in messages; both must live as long as the callbacks.
+ */
+struct pd_notify terminal_notify(const char *command, struct terminal_progress *progress,
+                                 bool verbose);
 
 /** Removes the bar. Call before printing something else, and at the end. */
 void terminal_progress_end(struct terminal_progress *p);

@@ -11,8 +11,6 @@
 
 #include "base/error.h"
 
-#include <stdint.h>
-
 /* The values of CBLAS's enumerations. */
 enum blas_order { BLAS_ROW_MAJOR = 101, BLAS_COL_MAJOR = 102 };
 enum blas_transpose { BLAS_NO_TRANS = 111, BLAS_TRANS = 112 };

@@ -105,22 +105,6 @@ static pdvm_status read_layer(struct run *r, uint32_t layer, bool vectors, struc
 
 /* ---- one matrix ------------------------------------------------------------------------ */
 
-struct decoding {
-    const struct mdcsr *m;
-    float *out;
-};
-
-static void decode_rows(void *arg, int64_t begin, int64_t end, int worker) {
-    const struct decoding *d = arg;
-    (void)worker;
-    for (int64_t r = begin; r < end; r++) mdcsr_decode_row(d->m, r, d->out + r * d->m->cols);
-}
-
-static void decode(const struct mdcsr *m, float *out, struct pd_threads *threads) {
-    struct decoding d = {m, out};
-    pd_threads_for(threads, m->rows, 16, decode_rows, &d);
-}
-
 struct comparison {
     const float *before, *after;
     int64_t cols;
@@ -262,7 +246,7 @@ static pdvm_status do_matrix(struct run *r, enum tensor_role role, struct layer_
     memcpy(after, w->t[role], size);
     pdvm_status status = solve_and_encode(r, after, w->t[role], &set, moments, work, &t, &m, err);
     if (status == PDVM_OK) {
-        decode(&m, after, r->threads);
+        mdcsr_decode(&m, r->threads, after);
         status = compare(r, w->t[role], after, moments, &t, err);
     }
     if (status == PDVM_OK) status = work_write_matrix(file, &m, &t, err);
@@ -346,7 +330,7 @@ static pdvm_status repeat_layer(struct run *r, uint32_t layer, pdvm_error *err) 
         size_t size = (size_t)(t.tensor.rows * t.tensor.cols) * sizeof(float);
         status = pd_alloc_aligned(&w.t[role], size, t.tensor.name, err);
         if (status == PDVM_OK) status = work_read_matrix(r->work, &t, &m, err);
-        if (status == PDVM_OK) decode(&m, w.t[role], r->threads);
+        if (status == PDVM_OK) mdcsr_decode(&m, r->threads, w.t[role]);
         mdcsr_free(&m);
     }
     if (status == PDVM_OK) status = run_layer(r, &w, err);

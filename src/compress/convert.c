@@ -1,6 +1,7 @@
 #include "compress/convert.h"
 
 #include "base/file.h"
+#include "base/text.h"
 #include "compress/calibrated.h"
 #include "io/gguf_set.h"
 #include "mdcsr/container.h"
@@ -50,11 +51,6 @@ static bool same_file(const struct stat *a, const struct stat *b) {
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-static bool ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && strcmp(s + n - m, end) == 0;
-}
-
 /* Whether a file of the model in directory `path` is `st`, by whatever name. */
 static pdvm_status directory_holds(const char *path, const struct stat *st, bool *out,
                                    pdvm_error *err) {
@@ -65,7 +61,7 @@ static pdvm_status directory_holds(const char *path, const struct stat *st, bool
     for (struct dirent *e = readdir(dir); e && status == PDVM_OK && !*out; e = readdir(dir)) {
         char *name;
         struct stat entry;
-        if (!ends_with(e->d_name, ".safetensors") && !ends_with(e->d_name, ".json")) continue;
+        if (!pd_ends_with(e->d_name, ".safetensors") && !pd_ends_with(e->d_name, ".json")) continue;
         status = pd_path_join(path, e->d_name, &name, err);
         if (status != PDVM_OK) break;
         *out = stat(name, &entry) == 0 && same_file(&entry, st);
@@ -182,7 +178,7 @@ static pdvm_status take_matrix(struct conversion *c, struct report_tensor *t, pd
 }
 
 static bool is_calibrated(const struct conversion *c, const struct tensor_info *t) {
-    return c->calibrates && t->is_matrix && t->role != TENSOR_EMBED && t->role != TENSOR_HEAD;
+    return c->calibrates && t->is_matrix && !tensor_is_vocabulary(t->role);
 }
 
 static pdvm_status do_tensor(struct conversion *c, size_t i, pdvm_error *err) {
@@ -357,11 +353,7 @@ static pdvm_status write_file(struct conversion *c, const char *output, pdvm_err
     reserve += n * 384;
     for (size_t i = 0; i < c->options->plan.n_rules; i++)
         reserve += 12 * strlen(c->options->plan.rules[i].text) + 16;
-    for (size_t i = 0; i < n; i++) {
-        struct tensor_info t;
-        tensors_at(config, i, &t);
-        c->n_weights += (double)t.rows * (double)t.cols;
-    }
+    c->n_weights = tensors_elements(config);
     PD_TRY(pd_threads_create(c->options->n_threads, &c->threads, err));
     pdvm_status status = calibrate(c, output, err);
     if (status == PDVM_OK) status = container_writer_open(output, reserve, &c->writer, err);

@@ -1,9 +1,9 @@
 #include "compress/layer_sparsity.h"
 
 #include "base/alloc.h"
+#include "base/sort.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -86,11 +86,6 @@ static double point_sparsity(double target, double range, int i) {
     return s < 0 ? 0 : s > MOST ? MOST : s;
 }
 
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Scores as OWL has them, |W_ij| ||x_j||, and the squares of the smallest of them. */
 static void measure_rows(void *arg, int64_t begin, int64_t end, int worker) {
     const struct matrix_run *r = arg;
@@ -103,7 +98,7 @@ static void measure_rows(void *arg, int64_t begin, int64_t end, int worker) {
             score[c] = fabs((double)w[c]) * sqrt(r->m->diagonal[c]);
             sums[0] += score[c];
         }
-        qsort(score, (size_t)cols, sizeof *score, compare_doubles);
+        qsort(score, (size_t)cols, sizeof *score, pd_compare_doubles);
         int64_t at = 0;
         for (int i = 0; i < LAYER_SPARSITY_POINTS; i++) {
             int64_t n = prune_target(point_sparsity(r->target, r->range, i), cols);

@@ -1,6 +1,7 @@
 #include "compress/report.h"
 
 #include "base/alloc.h"
+#include "io/json.h"
 #include "mdcsr/layout.h"
 
 #include <math.h>
@@ -110,10 +111,6 @@ void report_sum(const struct report *r, enum report_line line, struct report_sum
 
 /* ---- JSON ------------------------------------------------------------------------------ */
 
-static json_t *number(double x) {
-    return isfinite(x) ? json_real(x) : json_null();
-}
-
 static json_t *count(int64_t n) {
     return n >= 0 ? json_integer((json_int_t)n) : json_null();
 }
@@ -123,9 +120,10 @@ static json_t *sum_json(const struct report_sum *s) {
                      (json_int_t)s->n_tensors, "weights", (json_int_t)s->n_weights, "zeros",
                      (json_int_t)s->n_zeros, "source_zeros", count(s->source_zeros), "bytes",
                      (json_int_t)s->bytes, "bits_per_weight", report_bits(s->bytes, s->n_weights),
-                     "error", number(s->error), "pruning_error", number(s->pruning_error),
-                     "rounding_error", number(s->rounding_error), "output_error",
-                     number(s->output_error), "coding", s->coding);
+                     "error", pd_json_real(s->error), "pruning_error",
+                     pd_json_real(s->pruning_error), "rounding_error",
+                     pd_json_real(s->rounding_error), "output_error", pd_json_real(s->output_error),
+                     "coding", s->coding);
 }
 
 static json_t *tensor_json(const struct report_tensor *t) {
@@ -137,10 +135,10 @@ static json_t *tensor_json(const struct report_tensor *t) {
                      (json_int_t)t->n_zeros, "source_zeros", count(t->source_zeros), "bytes",
                      (json_int_t)t->bytes, "bits_per_weight",
                      report_bits(t->bytes, t->tensor.rows * t->tensor.cols), "error",
-                     number(relative(total, t->sum_squares)), "pruning_error",
-                     number(relative(t->pruning_squares, t->sum_squares)), "rounding_error",
-                     number(relative(t->rounding_squares, t->sum_squares)), "output_error",
-                     number(t->output_error));
+                     pd_json_real(relative(total, t->sum_squares)), "pruning_error",
+                     pd_json_real(relative(t->pruning_squares, t->sum_squares)), "rounding_error",
+                     pd_json_real(relative(t->rounding_squares, t->sum_squares)), "output_error",
+                     pd_json_real(t->output_error));
 }
 
 json_t *report_json(const struct report *r) {

@@ -54,12 +54,7 @@ pdvm_status scan_source(struct model_source *source, struct pd_threads *threads,
                         const struct pd_notify *notify, struct report *out,
                         struct report *converted, pdvm_error *err) {
     size_t n = tensors_count(&source->config);
-    double total = 0, done = 0;
-    for (size_t i = 0; i < n; i++) {
-        struct tensor_info t;
-        tensors_at(&source->config, i, &t);
-        total += (double)t.rows * (double)t.cols;
-    }
+    double total = tensors_elements(&source->config), done = 0;
     for (size_t i = 0; i < n; i++) {
         struct report_tensor t = {.source_zeros = -1,
                                   .pruning_squares = NAN,

@@ -1,6 +1,5 @@
 #include "compress/settings.h"
 
-#include "base/alloc.h"
 #include "base/file.h"
 #include "base/utf8.h"
 #include "mdcsr/layout.h"
@@ -156,10 +155,6 @@ void settings_free(struct settings_plan *plan) {
 
 /* ---- applying them --------------------------------------------------------------------- */
 
-static bool is_embedding(const struct tensor_info *t) {
-    return t->role == TENSOR_EMBED || t->role == TENSOR_HEAD;
-}
-
 static bool rule_matches(const struct settings_rule *rule, const struct tensor_info *t) {
     return t->is_matrix && (strcmp(rule->pattern, tensor_role_name(t->role)) == 0 ||
                             fnmatch(rule->pattern, t->name, 0) == 0);
@@ -176,7 +171,7 @@ static void overlay(struct settings *set, const struct settings *over) {
 void settings_for(const struct settings_plan *plan, const struct tensor_info *tensor,
                   struct settings_matrix *out) {
     struct settings set = plan->general;
-    if (is_embedding(tensor)) {
+    if (tensor_is_vocabulary(tensor->role)) {
         set = settings_none();
         set.values = plan->embed;
     }
@@ -194,7 +189,7 @@ void settings_for(const struct settings_plan *plan, const struct tensor_info *te
                    .index =
                        set.index == SETTING_INDEX_AUTO ? MDCSR_DENSE : (enum mdcsr_index)set.index,
                    .group = (uint32_t)set.group},
-        .sparsity = set.sparsity > 0 && !is_embedding(tensor) ? set.sparsity : 0,
+        .sparsity = set.sparsity > 0 && !tensor_is_vocabulary(tensor->role) ? set.sparsity : 0,
     };
 }
 
@@ -213,12 +208,13 @@ static struct reach reach_of(const struct settings_plan *plan, const struct mode
         struct tensor_info t;
         struct settings_matrix m;
         tensors_at(config, i, &t);
-        if (!t.is_matrix || (rule ? !rule_matches(rule, &t) : is_embedding(&t))) continue;
+        if (!t.is_matrix || (rule ? !rule_matches(rule, &t) : tensor_is_vocabulary(t.role)))
+            continue;
         settings_for(plan, &t, &m);
         reach.any = true;
         reach.scales |= mdcsr_has_scales(m.coding.values);
         reach.codebook |= mdcsr_codebook_size(m.coding.values) > 0;
-        reach.prunable |= !is_embedding(&t);
+        reach.prunable |= !tensor_is_vocabulary(t.role);
     }
     return reach;
 }

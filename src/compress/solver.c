@@ -5,9 +5,7 @@
 #include "compress/blas.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* Rows of a piece of a product: fixed, so that the sums do not depend on the threads. */
 #define ROWS 64

@@ -12,7 +12,6 @@
 #include <errno.h>
 #include <math.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -62,14 +61,9 @@ static pdvm_status make_directory(const char *path, bool force, bool *created, p
 static pdvm_status write_file(const struct unpacking *u, const char *name, const void *data,
                               size_t size, pdvm_error *err) {
     char *path;
-    struct pd_writer *w;
     PD_TRY(pd_path_join(u->directory, name, &path, err));
-    pdvm_status status = pd_writer_open(path, &w, err);
+    pdvm_status status = pd_write_file(path, data, size, err);
     free(path);
-    PD_TRY(status);
-    status = pd_writer_append(w, data, size, err);
-    if (status == PDVM_OK) return pd_writer_commit(w, err);
-    pd_writer_abort(w);
     return status;
 }
 

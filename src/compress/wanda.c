@@ -1,7 +1,6 @@
 #include "base/alloc.h"
 #include "compress/solver.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 

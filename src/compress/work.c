@@ -1,6 +1,7 @@
 #include "compress/work.h"
 
 #include "base/file.h"
+#include "io/json.h"
 #include "io/safetensors.h"
 
 #include <errno.h>
@@ -142,10 +143,6 @@ pdvm_status work_begin_layer(const struct work *w, uint32_t layer, struct work_w
     return status;
 }
 
-static json_t *number(double x) {
-    return isfinite(x) ? json_real(x) : json_null();
-}
-
 pdvm_status work_write_matrix(struct work_writer *out, const struct mdcsr *m,
                               const struct report_tensor *t, pdvm_error *err) {
     struct mdcsr_report report = {.n_weights = t->tensor.rows * t->tensor.cols,
@@ -157,9 +154,9 @@ pdvm_status work_write_matrix(struct work_writer *out, const struct mdcsr *m,
     json_t *entry =
         json_pack("{s:s, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "coding", t->coding, "zeros",
                   (json_int_t)t->n_zeros, "source_zeros", (json_int_t)t->source_zeros, "bytes",
-                  (json_int_t)t->bytes, "sum_squares", number(t->sum_squares), "pruning_squares",
-                  number(t->pruning_squares), "rounding_squares", number(t->rounding_squares),
-                  "output_error", number(t->output_error));
+                  (json_int_t)t->bytes, "sum_squares", pd_json_real(t->sum_squares),
+                  "pruning_squares", pd_json_real(t->pruning_squares), "rounding_squares",
+                  pd_json_real(t->rounding_squares), "output_error", pd_json_real(t->output_error));
     if (!entry || json_object_set_new(out->matrices, t->tensor.name, entry) != 0)
         return pd_fail_memory(err, 0, "metadata");
     return PDVM_OK;

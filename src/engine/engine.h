@@ -38,6 +38,15 @@ struct pdvm_model {
     pdvm_model_info info;
 };
 
+/** Names of the execution modes, NULL behind the last: "token", ... */
+extern const char *const engine_mode_names[];
+
+/** pdvm_model_options_default with these callbacks. */
+pdvm_model_options model_options_with(const struct pd_notify *notify);
+
+/** PDVM_ERR_UNSUPPORTED for a model without a tokenizer. */
+pdvm_status model_need_tokenizer(const pdvm_model *m, pdvm_error *err);
+
 /**
  * pdvm_model_open from an open source, which the model then owns; it is closed on failure, too.
  * For sources that are not at a path.
@@ -69,8 +78,10 @@ struct pdvm_session {
     size_t token_capacity;
     float *logits; /* [n_logit_rows, n_vocab] */
     uint32_t n_logit_rows;
-    bool logits_valid;     /* of the last token, in the first row */
-    double *phase_seconds; /* borrowed, NULL by default: see struct batch */
+    bool logits_valid;      /* of the last token, in the first row */
+    double *phase_seconds;  /* borrowed, NULL by default: see struct batch */
+    double barrier_seconds; /* sum over the timed passes, as in struct batch */
+    bool sync, graph;       /* for measurements: see struct batch */
     pdvm_session_stats stats;
 };
 
@@ -87,6 +98,18 @@ typedef pdvm_status (*session_logits_fn)(void *user, size_t index, const float *
  */
 pdvm_status session_forward(pdvm_session *s, const int32_t *tokens, size_t n, session_logits_fn fn,
                             void *user, pdvm_error *err);
+
+/**
+ * Appends `token` and up to n - 1 tokens that the backend chooses after it: chosen[i] is chosen after
+ * step i, the last one of the *done is not appended. Logits are those of the last step. Only where
+ * session_can_generate; PDVM_ERR_RANGE if the context is full, fewer steps if it gets full.
+ */
+pdvm_status session_generate(pdvm_session *s, int32_t token, uint32_t n,
+                             const struct backend_sampling *sampling, int32_t *chosen,
+                             uint32_t *done, pdvm_error *err);
+
+/** Whether the session's backend can choose tokens in the session's mode. */
+bool session_can_generate(const pdvm_session *s);
 
 struct safetensors;
 

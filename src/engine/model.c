@@ -13,6 +13,21 @@ pdvm_model_options pdvm_model_options_default(void) {
     return (pdvm_model_options){.backend = "auto", .kernels = "auto"};
 }
 
+const char *const engine_mode_names[] = {[PDVM_MODE_TOKEN] = "token",
+                                         [PDVM_MODE_LAYER] = "layer",
+                                         [PDVM_MODE_PHASE] = "phase",
+                                         [PDVM_MODE_UNFUSED] = "unfused",
+                                         [PDVM_MODE_UNFUSED + 1] = NULL};
+
+pdvm_model_options model_options_with(const struct pd_notify *notify) {
+    pdvm_model_options o = pdvm_model_options_default();
+    o.progress = notify->progress;
+    o.progress_user = notify->progress_user;
+    o.log = notify->log;
+    o.log_user = notify->log_user;
+    return o;
+}
+
 static pdvm_status open_tokenizer(pdvm_model *m, pdvm_error *err) {
     PD_TRY(source_open_tokenizer(m->source, &m->tokenizer, err));
     if (!m->tokenizer)
@@ -165,11 +180,7 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
         PD_TRY(pd_calloc(&m->canonical, m->n_canonical, sizeof *m->canonical, "weights", err));
     }
     struct tensor_info t;
-    double total = 0, done = 0;
-    for (size_t i = 0; i < n_tensors; i++) {
-        tensors_at(c, i, &t);
-        total += (double)t.rows * (double)t.cols;
-    }
+    double total = tensors_elements(c), done = 0;
     for (size_t i = 0; i < n_tensors; i++) {
         PD_TRY(pd_progress(&m->notify, "loading", done / total, err));
         tensors_at(c, i, &t);
@@ -185,6 +196,25 @@ static pdvm_status load_weights(pdvm_model *m, pdvm_error *err) {
     tensors_at(c, 0, &t);
     if (c->tie_word_embeddings && !map_product(m, &t)) PD_TRY(load_product(m, &m->embedding, err));
     return pd_progress(&m->notify, "loading", 1, err);
+}
+
+/* Says which layouts the backend chose, and for how much of the model. */
+static void log_layouts(pdvm_model *m) {
+    const struct backend_ops *ops = m->backend->ops;
+    for (size_t i = 0; ops->matrix_layout && i < m->n_matrices; i++) {
+        const char *name = ops->matrix_layout(m->matrices[i]);
+        size_t first = 0, n = 0;
+        double bytes = 0;
+        while (strcmp(ops->matrix_layout(m->matrices[first]), name) != 0) first++;
+        if (first < i) continue;
+        for (size_t j = i; j < m->n_matrices; j++) {
+            if (strcmp(ops->matrix_layout(m->matrices[j]), name) != 0) continue;
+            bytes += (double)ops->matrix_bytes(m->matrices[j]);
+            n++;
+        }
+        pd_log(&m->notify, PDVM_LOG_INFO, "packed as %s: %zu of %zu matrices, %.1f MiB", name, n,
+               m->n_matrices, bytes / 1048576);
+    }
 }
 
 static void fill_info(pdvm_model *m) {
@@ -223,29 +253,6 @@ static enum mdcsr_values source_values(struct model_source *source) {
     return bf16 ? MDCSR_BF16 : f16 ? MDCSR_F16 : MDCSR_F32;
 }
 
-/* About what the weights will take in memory. */
-static uint64_t estimate_bytes(const pdvm_model *m) {
-    uint64_t bytes = 0;
-    for (size_t i = 0; i < tensors_count(&m->config); i++) {
-        struct tensor_info t;
-        const char *coding;
-        uint64_t stored = 0;
-        tensors_at(&m->config, i, &t);
-        if (!t.is_matrix) continue;
-        source_stored(m->source, &t, &coding, &stored);
-        uint64_t n = (uint64_t)t.rows * (uint64_t)t.cols;
-        if (!source_is_mdcsr(m->source))
-            stored = n *
-                     (m->values == MDCSR_F32    ? 8
-                      : m->values == MDCSR_LUT4 ? 1
-                      : m->values == MDCSR_INT8 ? 2
-                                                : 4) /
-                     2;
-        bytes += stored;
-    }
-    return bytes;
-}
-
 /* With the source's weights; `o` has been checked. */
 static pdvm_status open_into(pdvm_model *m, const pdvm_model_options *o, pdvm_error *err) {
     if (wants_source_values(o)) m->values = source_values(m->source);
@@ -254,7 +261,7 @@ static pdvm_status open_into(pdvm_model *m, const pdvm_model_options *o, pdvm_er
     PD_TRY(pd_threads_create(o->n_threads, &m->threads, err));
     struct backend_options options = {.kernels = o->kernels,
                                       .threads = m->threads,
-                                      .model_bytes = estimate_bytes(m),
+                                      .model_bytes = encoding_bytes(m->source, m->values),
                                       .notify = &m->notify};
     PD_TRY(backend_create(o->backend, &options, &m->backend, err));
     m->cache_packed = o->cache_packed;
@@ -265,6 +272,7 @@ static pdvm_status open_into(pdvm_model *m, const pdvm_model_options *o, pdvm_er
     free_canonical(m);
     count_bytes(m);
     fill_info(m);
+    log_layouts(m);
     return PDVM_OK;
 }
 
@@ -362,7 +370,7 @@ bool pdvm_model_is_end(const pdvm_model *model, int32_t token) {
     return false;
 }
 
-static pdvm_status need_tokenizer(const pdvm_model *m, pdvm_error *err) {
+pdvm_status model_need_tokenizer(const pdvm_model *m, pdvm_error *err) {
     if (m->tokenizer) return PDVM_OK;
     return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", m->source->path,
                    SOURCE_TOKENIZER);
@@ -374,7 +382,7 @@ pdvm_status pdvm_tokenize(const pdvm_model *model, const char *text, size_t len,
     if (!model || !n || (!text && len > 0) || (!tokens && capacity > 0))
         return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_tokenize: an argument is NULL");
     *n = 0;
-    PD_TRY(need_tokenizer(model, err));
+    PD_TRY(model_need_tokenizer(model, err));
     pdvm_status status = tokenizer_encode(model->tokenizer, text, len, flags, &list, err);
     if (status == PDVM_OK) {
         *n = list.n;
@@ -393,7 +401,7 @@ pdvm_status pdvm_detokenize(const pdvm_model *model, const int32_t *tokens, size
     if (!model || !len || (!tokens && n > 0) || (!text && capacity > 0))
         return pd_fail(err, PDVM_ERR_ARGUMENT, "pdvm_detokenize: an argument is NULL");
     *len = 0;
-    PD_TRY(need_tokenizer(model, err));
+    PD_TRY(model_need_tokenizer(model, err));
     for (size_t i = 0; i < n; i++) {
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= model->config.n_vocab)
             return pd_fail(err, PDVM_ERR_RANGE, "token %d is outside the vocabulary of %u",

@@ -1,7 +1,6 @@
 #include "engine/packed_cache.h"
 
 #include "base/alloc.h"
-#include "base/file.h"
 #include "io/safetensors.h"
 
 #include <inttypes.h>

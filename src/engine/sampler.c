@@ -224,3 +224,22 @@ pdvm_status pdvm_sampler_sample(pdvm_sampler *sampler, const float *logits, size
     }
     return pdvm_sampler_accept(sampler, *token, err);
 }
+
+bool sampler_for_device(const pdvm_sampler *sampler, uint32_t max_top_k,
+                        struct backend_sampling *out) {
+    const pdvm_sampler_options *o = &sampler->options;
+    if (has_penalties(o) || o->n_logit_bias > 0 || o->typical_p < 1) return false;
+    *out = (struct backend_sampling){
+        .temperature = o->temperature, .top_k = 1, .top_p = 1, .random = sampler->random};
+    if (o->temperature == 0) return true;
+    if (o->top_k < 1 || (uint32_t)o->top_k > max_top_k) return false;
+    out->top_k = (uint32_t)o->top_k;
+    out->top_p = o->top_p;
+    out->min_p = o->min_p;
+    return true;
+}
+
+pdvm_status sampler_chose(pdvm_sampler *sampler, int32_t token, pdvm_error *err) {
+    if (sampler->options.temperature > 0) pd_random(&sampler->random);
+    return pdvm_sampler_accept(sampler, token, err);
+}

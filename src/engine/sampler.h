@@ -6,10 +6,20 @@
 #ifndef PDVM_ENGINE_SAMPLER_H
 #define PDVM_ENGINE_SAMPLER_H
 
-#include "pdvm.h"
+#include "backend/backend.h"
 
 #include <stddef.h>
 #include <stdint.h>
+
+/**
+ * What a device needs to choose tokens as the sampler would, but for stop tokens; false if it needs
+ * more than that: penalties, biases, the typical ones, more than max_top_k candidates.
+ */
+bool sampler_for_device(const pdvm_sampler *sampler, uint32_t max_top_k,
+                        struct backend_sampling *out);
+
+/** Takes note of a token that a device chose for the sampler, which then goes on behind it. */
+pdvm_status sampler_chose(pdvm_sampler *sampler, int32_t token, pdvm_error *err);
 
 /** A token that may still be chosen. */
 struct sampler_candidate {

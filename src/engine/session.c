@@ -54,6 +54,9 @@ pdvm_status pdvm_session_create(pdvm_model *model, const pdvm_session_options *o
         kv_cache_create(&s->cache, model->backend, &shape, o.n_ctx, o.rolling, o.n_sink, err);
     if (status == PDVM_OK)
         status = pd_calloc(&s->logits, model->config.n_vocab, sizeof *s->logits, "logits", err);
+    /* Room for a whole context, of which only touched pages cost memory: steps allocate nothing. */
+    if (status == PDVM_OK)
+        status = pd_grow(&s->tokens, &s->token_capacity, o.n_ctx, sizeof *s->tokens, "tokens", err);
     s->n_logit_rows = 1;
     if (status != PDVM_OK) {
         pdvm_session_free(s);
@@ -101,14 +104,22 @@ static pdvm_status append_tokens(pdvm_session *s, const int32_t *tokens, size_t 
     return PDVM_OK;
 }
 
-/* Runs one pass; the batch's phases, tokens or activations and logits are set. */
-static pdvm_status run_pass(pdvm_session *s, struct batch *batch, pdvm_error *err) {
-    struct pdvm_model *m = s->model;
+/* Places a pass in the cache; its phases, tokens or activations and logits are set. */
+static pdvm_status place_pass(pdvm_session *s, struct batch *batch, pdvm_error *err) {
     PD_TRY(kv_cache_place(&s->cache, batch, err));
     batch->mode = s->options.mode;
     batch->short_activations = s->options.prompt_activations == 8;
     batch->n_dispatches = &s->stats.n_dispatches;
     batch->phase_seconds = s->phase_seconds;
+    batch->barrier_seconds = &s->barrier_seconds;
+    batch->sync = s->sync;
+    batch->graph = s->graph;
+    return PDVM_OK;
+}
+
+static pdvm_status run_pass(pdvm_session *s, struct batch *batch, pdvm_error *err) {
+    struct pdvm_model *m = s->model;
+    PD_TRY(place_pass(s, batch, err));
     pthread_mutex_lock(&m->pass);
     pdvm_status status = m->backend->ops->run(m->backend, batch, err);
     pthread_mutex_unlock(&m->pass);
@@ -167,6 +178,42 @@ pdvm_status session_forward(pdvm_session *s, const int32_t *tokens, size_t n, se
         s->logits_valid = last;
         if (n > 1) PD_TRY(pd_progress(&notify, "prompt", (double)done / (double)n, err));
     }
+    return PDVM_OK;
+}
+
+bool session_can_generate(const pdvm_session *s) {
+    const struct backend *b = s->model->backend;
+    return b->ops->can_generate && b->ops->can_generate(b, s->options.mode);
+}
+
+pdvm_status session_generate(pdvm_session *s, int32_t token, uint32_t n,
+                             const struct backend_sampling *sampling, int32_t *chosen,
+                             uint32_t *done, pdvm_error *err) {
+    struct pdvm_model *m = s->model;
+    *done = 0;
+    PD_TRY(check_tokens(s, &token, 1, s->n_tokens, err));
+    PD_TRY(check_room(s, s->n_tokens + 1, err));
+    if (n > s->options.n_batch) n = s->options.n_batch;
+    struct batch batch = {.tokens = &token,
+                          .n_tokens = kv_cache_room(&s->cache, n),
+                          .n_logits = 1,
+                          .logits = s->logits,
+                          .end_phase = m->plan.n_phases};
+    if (batch.n_tokens == 0) return pd_fail(err, PDVM_ERR_RANGE, "the context is full");
+    PD_TRY(pd_grow(&s->tokens, &s->token_capacity, s->n_tokens + batch.n_tokens, sizeof *s->tokens,
+                   "tokens", err));
+    s->logits_valid = false;
+    PD_TRY(place_pass(s, &batch, err));
+    pthread_mutex_lock(&m->pass);
+    pdvm_status status = m->backend->ops->generate(m->backend, &batch, sampling, chosen, done, err);
+    pthread_mutex_unlock(&m->pass);
+    PD_TRY(status);
+    s->tokens[s->n_tokens] = token;
+    memcpy(s->tokens + s->n_tokens + 1, chosen, (*done - 1) * sizeof *chosen);
+    s->n_tokens += *done;
+    s->cache.n_tokens += *done;
+    s->stats.n_computed += *done;
+    s->logits_valid = true;
     return PDVM_OK;
 }
 

@@ -1,7 +1,6 @@
 #include "engine/text_stream.h"
 
 #include "base/alloc.h"
-#include "base/checked.h"
 #include "base/utf8.h"
 
 #include <stdlib.h>

@@ -7,22 +7,37 @@
 #include "base/utf8.h"
 #include "engine/engine.h"
 #include "eval/bandwidth.h"
+#include "model/encoding.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* Of the available memory, models may take this share; the rest is for caches and buffers. */
 #define MEMORY_SHARE 0.9
 
-static const char *const mode_names[BENCH_N_MODES] = {"token", "layer", "phase", "unfused"};
+/* Tokens of a launch where the device chooses them. */
+#define PER_LAUNCH 16u
+#define MOST_PER_LAUNCH 256u
+
 static const char *const phase_names[BENCH_N_PHASES] = {"embed",   "qkv",  "attn", "out",
                                                         "gate_up", "down", "head"};
 
 const char *bench_mode_name(pdvm_mode mode) {
-    return (unsigned)mode < BENCH_N_MODES ? mode_names[mode] : "?";
+    return (unsigned)mode < BENCH_N_MODES ? engine_mode_names[mode] : "?";
+}
+
+const char *bench_way_name(const struct bench_row *row) {
+    static const char *const sync[BENCH_N_MODES] = {"token+sync", "layer+sync", "phase+sync",
+                                                    "unfused+sync"};
+    if ((unsigned)row->mode >= BENCH_N_MODES) return "?";
+    return row->graph ? "phase+graph" : row->sync ? sync[row->mode] : engine_mode_names[row->mode];
+}
+
+const struct bench_bandwidth *bench_row_bandwidth(const struct bench_result *r,
+                                                  const struct bench_row *row) {
+    return row->on_device ? &r->device : &r->bandwidth[row->threads];
 }
 
 const char *bench_phase_name(enum phase_kind kind) {
@@ -50,6 +65,7 @@ void bench_free(struct bench_result *r) {
         free(r->rows[i].shares);
     }
     for (size_t i = 0; i < r->n_bandwidth; i++) free(r->bandwidth[i].samples);
+    free(r->device.samples);
     for (size_t i = 0; i < r->n_notes; i++) free(r->notes[i]);
     free(r->rows);
     free(r->bandwidth);
@@ -138,19 +154,13 @@ static void name_model(struct bench *b, size_t i, const struct model_source *sou
     }
     const struct synthetic_options *s = &spec->synthetic;
     char group[16] = "", zeros[24] = " dense";
+    const bool linear = s->values == MDCSR_LUT4 && s->codebook == MDCSR_LINEAR;
     if (s->group) snprintf(group, sizeof group, "/g%u", s->group);
     if (s->sparsity > 0) snprintf(zeros, sizeof zeros, " %.3g %%", 100 * s->sparsity);
-    snprintf(out->coding, sizeof out->coding, "%s%s%s", mdcsr_values_name(s->values), group, zeros);
+    snprintf(out->coding, sizeof out->coding, "%s%s%s%s", mdcsr_values_name(s->values),
+             linear ? " linear" : "", group, zeros);
     snprintf(out->name, sizeof out->name, "%.80s %s", s->shape, out->coding);
     out->synthetic = true;
-}
-
-/* About the bytes that a model will take; 0 if unknown. */
-static uint64_t estimate(const struct bench_model *m, const struct model_source *source) {
-    struct stat st;
-    if (!m->path) return synthetic_bytes(source);
-    if (stat(m->path, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size < 0) return 0;
-    return (uint64_t)st.st_size;
 }
 
 static pdvm_status open_source(struct bench *b, size_t i, struct model_source **out,
@@ -179,11 +189,13 @@ static double gigabytes(uint64_t bytes) {
 /* Looks at every model before any is loaded: names, and whether they fit. */
 static pdvm_status look_at_models(struct bench *b, bool *together, pdvm_error *err) {
     uint64_t available = pd_memory_available(), sum = 0;
+    enum mdcsr_values values = MDCSR_INT8;
+    if (b->o->values) mdcsr_values_parse(b->o->values, &values);
     for (size_t i = 0; i < b->o->n_models; i++) {
         struct model_source *source;
         PD_TRY(open_source(b, i, &source, err));
         name_model(b, i, source);
-        uint64_t weights = estimate(&b->o->models[i], source);
+        uint64_t weights = encoding_bytes(source, values);
         uint64_t cache = cache_bytes(b, &source->config);
         if (i == 0 || source->config.n_vocab < b->n_vocab) b->n_vocab = source->config.n_vocab;
         snprintf(b->r->models[i].architecture, sizeof b->r->models[i].architecture, "%s",
@@ -233,21 +245,26 @@ static void check_cache(struct bench *b, const struct bench_model_info *m) {
              m->name, bytes / 1e6, bytes / cache);
 }
 
+/* Random weights need no tokenizer, and this is no place to warn of a missing one. */
+static void log_synthetic(void *user, pdvm_log_level level, const char *message) {
+    const struct pd_notify *notify = user;
+    if (level < PDVM_LOG_WARN) notify->log(notify->log_user, level, message);
+}
+
 static pdvm_status load_model(struct bench *b, size_t i, pdvm_error *err) {
     const struct bench_options *o = b->o;
     struct bench_model_info *info = &b->r->models[i];
     struct model_source *source;
-    pdvm_model_options options = pdvm_model_options_default();
+    pdvm_model_options options = model_options_with(&o->notify);
     options.n_threads = most_threads(o);
     options.kernels = o->kernels;
     options.backend = o->backend;
     options.values = o->values;
-    options.progress = o->notify.progress;
-    options.progress_user = o->notify.progress_user;
-    /* Random weights need no tokenizer, and this is no place to warn of a missing one. */
-    if (o->models[i].path) options.log = o->notify.log;
+    if (!o->models[i].path && o->notify.log) {
+        options.log = log_synthetic;
+        options.log_user = (void *)(uintptr_t)&o->notify;
+    }
     options.cache_packed = o->cache_packed && o->models[i].path;
-    options.log_user = o->notify.log_user;
     PD_TRY(open_source(b, i, &source, err));
     double start = pd_seconds();
     PD_TRY(model_open_source(source, &options, &b->models[i].model, err));
@@ -257,7 +274,7 @@ static pdvm_status load_model(struct bench *b, size_t i, pdvm_error *err) {
     double weights = (double)info->info.n_weights;
     if (!c->tie_word_embeddings) weights -= (double)c->n_vocab * c->hidden_size;
     info->bits_per_weight = 8 * (double)info->info.token_bytes / weights;
-    check_cache(b, info);
+    if (!b->models[i].model->backend->ops->read_bandwidth) check_cache(b, info);
     if (b->models[i].model->plan.n_phases > b->n_phases) {
         free(b->phase_seconds);
         b->phase_seconds = NULL;
@@ -334,38 +351,87 @@ static void phase_bytes(const struct bench *b, const struct pdvm_model *m, struc
 
 /* ---- samples --------------------------------------------------------------------------- */
 
+/* What one sample measures. */
+struct measured {
+    double seconds;
+    double dispatches; /* per token */
+    double barrier;    /* seconds */
+};
+
 static pdvm_status time_prompt(struct bench *b, pdvm_session *s, const struct bench_test *t,
-                               double *seconds, pdvm_error *err) {
+                               struct measured *out, pdvm_error *err) {
     PD_TRY(pdvm_session_rewind(s, t->depth, err));
+    uint64_t before = s->stats.n_dispatches;
     double start = pd_seconds();
     pdvm_status status = pdvm_session_sync(s, b->tokens, (size_t)t->depth + t->n_prompt, err);
-    *seconds = pd_seconds() - start;
+    out->seconds = pd_seconds() - start;
+    out->dispatches = (double)(s->stats.n_dispatches - before) / t->n_prompt;
     return status;
 }
 
+/* One token after the other, as the host gives them. */
+static pdvm_status step_tokens(struct bench *b, pdvm_session *s, const struct bench_test *t,
+                               pdvm_error *err) {
+    for (uint32_t i = 0; i < t->n_gen; i++) {
+        PD_TRY(pdvm_session_step(s, b->tokens[t->depth + i], err));
+        PD_TRY(progress_seldom(b, err));
+    }
+    return PDVM_OK;
+}
+
+/* As the device chooses them, several in a launch. */
+static pdvm_status generate_tokens(struct bench *b, pdvm_session *s, const struct bench_test *t,
+                                   pdvm_error *err) {
+    const struct backend_sampling greedy = {.top_k = 1, .top_p = 1};
+    int32_t token = b->tokens[t->depth], chosen[MOST_PER_LAUNCH];
+    uint32_t most = b->o->per_launch ? b->o->per_launch : PER_LAUNCH, done = 0;
+    if (most > MOST_PER_LAUNCH) most = MOST_PER_LAUNCH;
+    for (uint32_t left = t->n_gen; left > 0; left -= done) {
+        PD_TRY(session_generate(s, token, left < most ? left : most, &greedy, chosen, &done, err));
+        token = chosen[done - 1];
+        PD_TRY(progress_seldom(b, err));
+    }
+    return PDVM_OK;
+}
+
 static pdvm_status time_generation(struct bench *b, pdvm_session *s, const struct bench_test *t,
-                                   double *seconds, pdvm_error *err) {
+                                   struct measured *out, pdvm_error *err) {
     PD_TRY(pdvm_session_rewind(s, t->depth, err));
     /* Wakes the threads and brings page tables back that other models have pushed out. */
     PD_TRY(pdvm_session_step(s, b->tokens[t->depth], err));
     PD_TRY(pdvm_session_rewind(s, t->depth, err));
     memset(b->phase_seconds, 0, b->n_phases * sizeof *b->phase_seconds);
     s->phase_seconds = b->o->phases ? b->phase_seconds : NULL;
-    pdvm_status status = PDVM_OK;
+    s->barrier_seconds = 0;
+    bool chooses = session_can_generate(s) && !s->phase_seconds && !s->sync && !s->graph;
+    uint64_t before = s->stats.n_dispatches;
     double start = pd_seconds();
-    for (uint32_t i = 0; i < t->n_gen && status == PDVM_OK; i++) {
-        status = pdvm_session_step(s, b->tokens[t->depth + i], err);
-        if (status == PDVM_OK) status = progress_seldom(b, err);
-    }
-    *seconds = pd_seconds() - start;
+    pdvm_status status = chooses ? generate_tokens(b, s, t, err) : step_tokens(b, s, t, err);
+    out->seconds = pd_seconds() - start;
+    out->dispatches = (double)(s->stats.n_dispatches - before) / t->n_gen;
+    out->barrier = s->barrier_seconds / t->n_gen;
     s->phase_seconds = NULL;
     return status;
 }
 
-/* The read bandwidth at this moment. */
-static double measure_bandwidth(struct bench *b, const struct open_model *m, size_t threads) {
-    struct bench_bandwidth *w = &b->r->bandwidth[threads];
-    double rate = bandwidth_measure(b->bandwidth, m->model->threads);
+/* The read bandwidth at this moment, of the memory that the row's weights are in; 0: unknown. */
+static double measure_bandwidth(struct bench *b, const struct open_model *m,
+                                struct bench_row *row) {
+    struct backend *backend = m->model->backend;
+    struct bench_bandwidth *w = &b->r->bandwidth[row->threads];
+    double rate = 0;
+    pdvm_error err;
+    if (!backend->ops->read_bandwidth) {
+        rate = bandwidth_measure(b->bandwidth, m->model->threads);
+    } else if (backend->ops->read_bandwidth(backend, &rate, &err) == PDVM_OK) {
+        row->on_device = true;
+        w = &b->r->device;
+        snprintf(b->r->device_name, sizeof b->r->device_name, "%s",
+                 backend->ops->describe(backend));
+    } else {
+        note(b, "the bandwidth of the device is not known: %s", err.message);
+        return 0;
+    }
     w->samples[w->n_samples++] = rate;
     return rate;
 }
@@ -375,18 +441,18 @@ static pdvm_status sample(struct bench *b, struct open_model *m, struct bench_ro
     const struct bench_test *t = &row->test;
     uint32_t n = t->n_prompt ? t->n_prompt : t->n_gen;
     pdvm_session *s;
-    double seconds, bandwidth = 0;
+    struct measured measured = {0};
+    double bandwidth = 0;
     PD_TRY(session_at(b, m, t->depth, &s, err));
     s->options.mode = row->mode;
-    /* The host's memory says nothing about a device's. */
-    bool on_host = strcmp(m->model->backend->ops->name, "cpu") == 0;
-    if (!t->n_prompt && on_host) bandwidth = measure_bandwidth(b, m, row->threads);
-    uint64_t dispatches = s->stats.n_dispatches;
-    PD_TRY(t->n_prompt ? time_prompt(b, s, t, &seconds, err)
-                       : time_generation(b, s, t, &seconds, err));
-    /* A generation has one more token, before the clock starts. */
-    row->dispatches = (double)(s->stats.n_dispatches - dispatches) / (t->n_prompt ? n : n + 1.0);
-    double rate = seconds > 0 ? n / seconds : 0;
+    s->sync = row->sync;
+    s->graph = row->graph;
+    if (!t->n_prompt) bandwidth = measure_bandwidth(b, m, row);
+    PD_TRY(t->n_prompt ? time_prompt(b, s, t, &measured, err)
+                       : time_generation(b, s, t, &measured, err));
+    row->dispatches = measured.dispatches;
+    row->barrier += measured.barrier / b->o->repetitions;
+    double rate = measured.seconds > 0 ? n / measured.seconds : 0;
     if (bandwidth > 0) row->shares[row->n_samples] = rate * row->token_bytes / bandwidth;
     row->samples[row->n_samples++] = rate;
     if (row->has_phases)
@@ -402,12 +468,12 @@ static pdvm_status warm_up(struct bench *b, struct open_model *m, pdvm_error *er
     for (size_t i = 0; i < b->o->n_tests; i++) {
         struct bench_test t = b->o->tests[i];
         pdvm_session *s;
-        double seconds;
+        struct measured measured;
         PD_TRY(session_at(b, m, t.depth, &s, err));
         if (t.n_prompt > ENGINE_MAX_BATCH) t.n_prompt = ENGINE_MAX_BATCH;
         if (t.n_gen > 1) t.n_gen = 1;
-        PD_TRY(t.n_prompt ? time_prompt(b, s, &t, &seconds, err)
-                          : time_generation(b, s, &t, &seconds, err));
+        PD_TRY(t.n_prompt ? time_prompt(b, s, &t, &measured, err)
+                          : time_generation(b, s, &t, &measured, err));
     }
     return PDVM_OK;
 }
@@ -449,30 +515,61 @@ static pdvm_status measure_models(struct bench *b, size_t begin, size_t end, pdv
 
 /* ---- the whole ------------------------------------------------------------------------- */
 
+static pdvm_status add_row(struct bench *b, size_t model, size_t threads,
+                           const struct bench_test *test, const struct bench_row *way,
+                           pdvm_error *err) {
+    struct bench_row *row = &b->r->rows[b->r->n_rows++];
+    uint32_t n = b->o->repetitions;
+    *row = *way;
+    row->model = model;
+    row->threads = threads;
+    row->test = *test;
+    PD_TRY(pd_calloc(&row->samples, n, sizeof *row->samples, "results", err));
+    return pd_calloc(&row->shares, n, sizeof *row->shares, "results", err);
+}
+
+/* The ways in which a test is run; returns their number. */
+static size_t list_ways(const struct bench_options *o, const struct bench_test *t,
+                        struct bench_row out[BENCH_N_WAYS]) {
+    size_t n = 0;
+    memset(out, 0, BENCH_N_WAYS * sizeof *out);
+    if (!o->all_modes || t->n_prompt) {
+        out[0].mode = o->graph ? PDVM_MODE_PHASE : o->mode;
+        out[0].graph = o->graph;
+        out[0].sync = o->sync;
+        return 1;
+    }
+    while (n < BENCH_N_MODES) {
+        out[n].mode = (pdvm_mode)n;
+        n++;
+    }
+    if (o->graph) {
+        out[n].mode = PDVM_MODE_PHASE;
+        out[n++].graph = true;
+    }
+    if (o->sync) {
+        out[n].mode = PDVM_MODE_UNFUSED;
+        out[n++].sync = true;
+    }
+    return n;
+}
+
 static pdvm_status make_rows(struct bench *b, pdvm_error *err) {
     const struct bench_options *o = b->o;
     struct bench_result *r = b->r;
-    size_t most = o->n_models * o->n_threads * o->n_tests * BENCH_N_MODES;
+    struct bench_row ways[BENCH_N_WAYS];
+    size_t most = o->n_models * o->n_threads * o->n_tests * BENCH_N_WAYS;
     PD_TRY(pd_calloc(&r->rows, most, sizeof *r->rows, "results", err));
-    for (size_t m = 0; m < o->n_models; m++) {
-        for (size_t t = 0; t < o->n_threads; t++) {
+    for (size_t m = 0; m < o->n_models; m++)
+        for (size_t t = 0; t < o->n_threads; t++)
             for (size_t i = 0; i < o->n_tests; i++) {
-                for (int mode = 0; mode < BENCH_N_MODES; mode++) {
-                    bool all = o->all_modes && !o->tests[i].n_prompt;
-                    if (!all && mode != (int)o->mode) continue;
-                    struct bench_row *row = &r->rows[r->n_rows++];
-                    *row = (struct bench_row){
-                        .model = m, .threads = t, .mode = (pdvm_mode)mode, .test = o->tests[i]};
-                    PD_TRY(pd_calloc(&row->samples, o->repetitions, sizeof *row->samples, "results",
-                                     err));
-                    PD_TRY(pd_calloc(&row->shares, o->repetitions, sizeof *row->shares, "results",
-                                     err));
-                }
+                size_t n = list_ways(o, &o->tests[i], ways);
+                for (size_t w = 0; w < n; w++)
+                    PD_TRY(add_row(b, m, t, &o->tests[i], &ways[w], err));
             }
-        }
-    }
     b->total = (double)r->n_rows * o->repetitions;
-    return PDVM_OK;
+    return pd_calloc(&r->device.samples, r->n_rows * o->repetitions, sizeof(double), "results",
+                     err);
 }
 
 static pdvm_status make_bandwidth(struct bench *b, pdvm_error *err) {

@@ -22,6 +22,9 @@
 /** Modes that --modes compares. */
 #define BENCH_N_MODES (PDVM_MODE_UNFUSED + 1)
 
+/** Ways to run a generation: the modes, and `graph` and `sync` of bench_options. */
+#define BENCH_N_WAYS (BENCH_N_MODES + 2)
+
 /** A model to measure: a path, or a synthetic one where path is NULL. */
 struct bench_model {
     const char *path;                   /**< borrowed */
@@ -45,7 +48,13 @@ struct bench_options {
     size_t n_threads;
     bool all_modes; /**< generation in every mode, not only in `mode` */
     pdvm_mode mode;
-    bool phases; /**< time per phase of the generation rows */
+    /**
+     * Devices: wait for every dispatch, or launch the phases as one graph. With all_modes these are
+     * further rows, of mode unfused and phase; otherwise they change how `mode` is run.
+     */
+    bool sync, graph;
+    uint32_t per_launch; /**< tokens that a device computes in a launch where it can; 0: 16 */
+    bool phases;         /**< time per phase of the generation rows */
     uint32_t repetitions;
     const char *kernels, *backend, *values; /**< as in pdvm_model_options */
     bool cache_packed;                      /**< the same, for models at a path */
@@ -68,13 +77,16 @@ struct bench_row {
     size_t model;   /**< index in bench_result.models */
     size_t threads; /**< index in bench_result.bandwidth */
     pdvm_mode mode;
+    bool sync, graph; /**< as in bench_options */
+    bool on_device;   /**< its bandwidth is the device's */
     struct bench_test test;
     char backend[64]; /**< backend, kernels and threads as the backend describes itself */
     double *samples;  /**< [repetitions] tokens per second; owned */
     double *shares;   /**< [repetitions] of generation: see bench_row_share; owned */
     size_t n_samples;
-    double dispatches;  /**< per token */
+    double dispatches;  /**< per token; less than 1 where a launch computes several */
     double token_bytes; /**< read for a token: weights, and the mean of the cache; 0 for prompts */
+    double barrier;     /**< seconds of a barrier, the mean over the samples; 0: not measured */
     bool has_phases;
     struct bench_phase phases[BENCH_N_PHASES];
 };
@@ -104,6 +116,8 @@ struct bench_result {
     size_t n_models;
     struct bench_bandwidth *bandwidth; /**< [n_bandwidth], one per number of threads */
     size_t n_bandwidth;
+    struct bench_bandwidth device; /**< the same of the GPU, if one was used; threads is 0 */
+    char device_name[64];
     struct bench_row *rows;
     size_t n_rows;
     size_t buffer_size; /**< of the bandwidth test */
@@ -127,6 +141,13 @@ const char *bench_test_name(char buf[48], const struct bench_test *t);
 
 /** "token", "layer", "phase", "unfused". */
 const char *bench_mode_name(pdvm_mode mode);
+
+/** How a row is dispatched: its mode's name, or "phase+graph", "unfused+sync" and the like. */
+const char *bench_way_name(const struct bench_row *row);
+
+/** The bandwidth that a row is compared with. */
+const struct bench_bandwidth *bench_row_bandwidth(const struct bench_result *r,
+                                                  const struct bench_row *row);
 
 /** "embed", "qkv", "attn", "out", "gate_up", "down", "head". */
 const char *bench_phase_name(enum phase_kind kind);

@@ -76,12 +76,17 @@ static json_t *row_json(const struct bench_result *r, const struct bench_row *ro
     json_t *value =
         json_pack("{s:s, s:s, s:i, s:s, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f}", "model",
                   r->models[row->model].name, "backend", row->backend, "threads",
-                  r->bandwidth[row->threads].threads, "mode", bench_mode_name(row->mode), "test",
+                  r->bandwidth[row->threads].threads, "mode", bench_way_name(row), "test",
                   bench_test_name(name, &row->test), "n_prompt", (int)row->test.n_prompt, "n_gen",
                   (int)row->test.n_gen, "depth", (int)row->test.depth, "dispatches_per_token",
                   row->dispatches, "bytes_per_token", row->token_bytes, "bytes_per_second",
                   bench_row_rate(row), "bandwidth_share", bench_row_share(row));
     if (value && row->has_phases && json_object_set_new(value, "phases", phases_json(row)) != 0) {
+        json_decref(value);
+        return NULL;
+    }
+    if (value && row->barrier > 0 &&
+        json_object_set_new(value, "barrier_seconds", json_real(row->barrier)) != 0) {
         json_decref(value);
         return NULL;
     }
@@ -115,6 +120,10 @@ json_t *bench_to_json(const struct bench_result *r, const struct bench_context *
         "command", c->command, "repetitions", (int)c->repetitions, "seed", (json_int_t)c->seed,
         "machine", machine_json(&r->machine), "bandwidth_buffer", (json_int_t)r->buffer_size,
         "bandwidth", bandwidth, "models", models, "rows", rows, "notes", notes);
+    if (value && r->device.n_samples)
+        failed |= json_object_set_new(value, "device_bandwidth",
+                                      with_stats(json_pack("{s:s}", "device", r->device_name),
+                                                 r->device.samples, r->device.n_samples));
     if (value && failed) {
         json_decref(value);
         value = NULL;

@@ -1,6 +1,7 @@
 /* Statistics of one model's predictions against another's. */
 #include "eval/divergence.h"
 #include "base/alloc.h"
+#include "base/sort.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -56,11 +57,6 @@ pdvm_status divergence_add(struct divergence *d, const double *x, const float *l
     return PDVM_OK;
 }
 
-static int compare(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* By linear interpolation between the two values around the place. */
 static double quantile(const double *sorted, size_t n, double share) {
     double place = share * (double)(n - 1);
@@ -76,7 +72,7 @@ pdvm_status divergence_finish(const struct divergence *d, struct divergence_resu
     if (d->n == 0) return PDVM_OK;
     PD_TRY(pd_calloc(&sorted, d->n, sizeof *sorted, "divergences", err));
     memcpy(sorted, d->kl, d->n * sizeof *sorted);
-    qsort(sorted, d->n, sizeof *sorted, compare);
+    qsort(sorted, d->n, sizeof *sorted, pd_compare_doubles);
     for (int i = 0; i < DIVERGENCE_N_QUANTILES; i++)
         out->quantiles[i] = quantile(sorted, d->n, divergence_quantiles[i]);
     out->max = sorted[d->n - 1];

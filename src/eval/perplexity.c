@@ -7,9 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+const char *const perplexity_protocol_names[] = {"sliding", "llama.cpp", "papers", NULL};
+
 const char *perplexity_protocol_name(enum perplexity_protocol protocol) {
-    static const char *const names[] = {"sliding", "llama.cpp", "papers"};
-    return names[protocol];
+    return perplexity_protocol_names[protocol];
 }
 
 double perplexity_nll(const float *logits, size_t n_vocab, int32_t token) {
@@ -28,6 +29,19 @@ double perplexity_nll(const float *logits, size_t n_vocab, int32_t token) {
 struct window {
     size_t begin, first, end;
 };
+
+uint32_t perplexity_usual_window(enum perplexity_protocol protocol) {
+    return protocol == PERPLEXITY_PAPERS ? 2048 : 512;
+}
+
+void perplexity_complete(struct perplexity_options *o, const pdvm_model *model,
+                         const int32_t *tokens, size_t n) {
+    uint32_t most = model->config.max_position_embeddings;
+    uint32_t usual = perplexity_usual_window(o->protocol);
+    if (o->n_ctx == 0) o->n_ctx = most < usual ? most : usual;
+    if (o->stride == 0) o->stride = (o->n_ctx + 1) / 2;
+    o->bos = n > 0 && tokenizer_begins_text(model->tokenizer, tokens[0]) ? tokens[0] : -1;
+}
 
 /* Window i over n tokens; false behind the last one. */
 static bool window_at(const struct perplexity_options *o, size_t n, size_t i, struct window *w) {

@@ -8,7 +8,6 @@
 
 #include "base/notify.h"
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -38,8 +37,14 @@ enum perplexity_protocol {
     PERPLEXITY_N_PROTOCOLS
 };
 
-/** "sliding", "llama.cpp" or "papers". */
+/** "sliding", "llama.cpp", "papers", and NULL behind them. */
+extern const char *const perplexity_protocol_names[PERPLEXITY_N_PROTOCOLS + 1];
+
+/** One of them. */
 const char *perplexity_protocol_name(enum perplexity_protocol protocol);
+
+/** Tokens of a protocol's usual window: 512, and 2048 for that of the papers. */
+uint32_t perplexity_usual_window(enum perplexity_protocol protocol);
 
 /** How to measure. */
 struct perplexity_options {
@@ -84,6 +89,14 @@ typedef pdvm_status (*perplexity_fn)(void *user, const struct perplexity_token *
  * in double precision. Not finite if the logits are not.
  */
 double perplexity_nll(const float *logits, size_t n_vocab, int32_t token);
+
+/**
+ * Completes options of which the protocol is set, for a model and a text of n tokens: n_ctx 0 becomes
+ * the usual window, or the model's context if that is shorter; stride 0 half of the window; and bos
+ * the text's first token if that is the one that begins texts.
+ */
+void perplexity_complete(struct perplexity_options *o, const pdvm_model *model,
+                         const int32_t *tokens, size_t n);
 
 /** Windows over a text of n tokens, for forecasts and for the sizes of files. */
 struct perplexity_extent {

@@ -419,17 +419,10 @@ const struct gguf_value *gguf_value_at(const struct gguf *g, size_t i) {
 }
 
 const struct gguf_value *gguf_value_find(const struct gguf *g, const char *key) {
-    size_t low = 0, high = g->n_values;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = strcmp(key, g->values_by_key[middle]->key);
-        if (order == 0) return g->values_by_key[middle];
-        if (order < 0)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return NULL;
+    const struct gguf_value wanted = {.key = key}, *p = &wanted;
+    const struct gguf_value *const *found =
+        bsearch(&p, g->values_by_key, g->n_values, sizeof(struct gguf_value *), compare_key);
+    return found ? *found : NULL;
 }
 
 size_t gguf_tensor_count(const struct gguf *g) {
@@ -441,17 +434,10 @@ const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, size_t i) {
 }
 
 const struct gguf_tensor *gguf_tensor_find(const struct gguf *g, const char *name) {
-    size_t low = 0, high = g->n_tensors;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = strcmp(name, g->tensors_by_name[middle]->name);
-        if (order == 0) return g->tensors_by_name[middle];
-        if (order < 0)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return NULL;
+    const struct gguf_tensor wanted = {.name = name}, *p = &wanted;
+    const struct gguf_tensor *const *found =
+        bsearch(&p, g->tensors_by_name, g->n_tensors, sizeof(struct gguf_tensor *), compare_name);
+    return found ? *found : NULL;
 }
 
 /* The value of a key, or *out NULL if it is absent and not required. */

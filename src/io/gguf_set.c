@@ -182,15 +182,7 @@ void gguf_set_close(struct gguf_set *set) {
 }
 
 const struct gguf_entry *gguf_set_find(const struct gguf_set *set, const char *name) {
-    size_t low = 0, high = set->n_entries;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = strcmp(name, set->entries[middle].tensor->name);
-        if (order == 0) return &set->entries[middle];
-        if (order < 0)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return NULL;
+    const struct gguf_tensor tensor = {.name = name};
+    const struct gguf_entry wanted = {.tensor = &tensor};
+    return bsearch(&wanted, set->entries, set->n_entries, sizeof *set->entries, compare_entries);
 }

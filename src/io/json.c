@@ -2,7 +2,6 @@
 
 #include <inttypes.h>
 #include <math.h>
-#include <string.h>
 
 /*
  * jansson limits nesting to 2048 levels, and its parser and destructor recurse: a scan before it
@@ -157,4 +156,8 @@ pdvm_status pd_json_array(const char *path, const json_t *object, const char *fi
     if (!json_is_array(value)) return wrong_kind(path, field, value, "an array", err);
     *out = value;
     return PDVM_OK;
+}
+
+json_t *pd_json_real(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
 }

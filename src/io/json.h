@@ -60,4 +60,7 @@ pdvm_status pd_json_object(const char *path, const json_t *object, const char *f
 pdvm_status pd_json_array(const char *path, const json_t *object, const char *field, bool required,
                           json_t **out, pdvm_error *err);
 
+/** A number, or null if it is not finite, which JSON cannot say. NULL: out of memory. */
+json_t *pd_json_real(double value);
+
 #endif

@@ -313,17 +313,10 @@ const struct safetensors_tensor *safetensors_at(const struct safetensors *st, si
 }
 
 const struct safetensors_tensor *safetensors_find(const struct safetensors *st, const char *name) {
-    size_t low = 0, high = st->n_tensors;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = strcmp(name, st->by_name[middle]->name);
-        if (order == 0) return st->by_name[middle];
-        if (order < 0)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return NULL;
+    const struct safetensors_tensor wanted = {.name = name}, *p = &wanted;
+    const struct safetensors_tensor *const *found =
+        bsearch(&p, st->by_name, st->n_tensors, sizeof(struct safetensors_tensor *), compare_name);
+    return found ? *found : NULL;
 }
 
 const char *safetensors_metadata(const struct safetensors *st, const char *key) {

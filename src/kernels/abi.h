@@ -7,7 +7,7 @@
  *     K   the keys and values of one session
  *
  * Offsets of arrays are multiples of 16. Arrays of floats that are as long as a vector (norms,
- * activations) have room for a multiple of 64, and zeros there. Compiled by nvcc, by OpenCL and Metal compilers (where
+ * activations) have room for a multiple of 64, and zeros there; vectors that products take, of GPU_VECTOR. Compiled by nvcc, by OpenCL and Metal compilers (where
  * dialect.h defines the integer types first) and as plain C11.
  *
  * ## Rows and blocks
@@ -75,13 +75,15 @@
 /** Raised with every change of this file that old plans don't survive. */
 #define GPU_ABI_VERSION 1
 
+#define GPU_BLOCK_THREADS 512u  /**< of compiled CUDA kernels */
 #define GPU_LANES 32            /**< lanes of a warp, rows of a task */
 #define GPU_CHUNK 16            /**< entries of a lane in a chunk */
 #define GPU_NO_ROW 0xffffu      /**< gpu_task.row of an idle lane */
 #define GPU_NONE (~(uint64_t)0) /**< an offset to nothing */
 #define GPU_MAX_COLS 65536u     /**< columns are 16-bit */
-#define GPU_PAGE 2048u /**< bytes that a ring takes at a time; streams begin anywhere (16) */
-#define GPU_LINE 128u  /**< bytes between words that different blocks write */
+#define GPU_PAGE 2048u   /**< bytes that a ring takes at a time; streams begin anywhere (16) */
+#define GPU_VECTOR 2048u /**< floats that a block reads at a time */
+#define GPU_LINE 128u    /**< bytes between words that different blocks write */
 /**
  * Most chunks of an INT8 or LUT4 task without groups: 32 * 16 * 127 * 32767 < 2^31 bounds the 32-bit
  * sum of a lane (entries that are there for their gap count, too). Groups have at most 256 columns,
@@ -180,6 +182,8 @@ struct gpu_plan {
     uint32_t embed_group; /**< CODES: columns per scale; 0: one per row */
     uint32_t max_rows;    /**< most rows of a block in any phase */
     uint32_t x_bytes;     /**< group memory for activations: see gpu_shared_size */
+    uint32_t group;       /**< query heads of a kv head */
+    float inv_hidden;     /**< 1 / hidden_size */
     uint32_t max_splits;  /**< of a head's positions in attention: rows of attn_part per head */
     uint64_t embed_row_bytes;
     uint64_t phases;       /**< W: struct gpu_phase[n_phases] */
@@ -188,14 +192,15 @@ struct gpu_plan {
     uint64_t embed_scales; /**< W: float[n_vocab][groups] */
     uint64_t embed_table;  /**< W: float[256], value of each code (INT8: of the code as unsigned) */
     /* State. */
-    uint64_t barrier;     /**< G: uint32_t on a line of its own, zeroed once by the host */
-    uint64_t epoch;       /**< G: uint32_t, zeroed once: barriers passed by the launches before */
-    uint64_t fault;       /**< G: uint32_t[4]: 0, or where a kernel gave up */
-    uint64_t x;           /**< G: float[hidden_size] */
-    uint64_t x_part;      /**< G: struct gpu_part[n_blocks] of x */
-    uint64_t qkv;         /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
-    uint64_t attn;        /**< G: float[n_heads * head_dim] */
-    uint64_t attn_max;    /**< G: struct gpu_part[n_kv_heads] of attn */
+    uint64_t barrier; /**< G: uint32_t on a line of its own, zeroed once by the host */
+    uint64_t epoch;   /**< G: uint32_t, zeroed once: barriers passed by the launches before */
+    uint64_t fault;   /**< G: uint32_t[4]: 0, or where a kernel gave up */
+    uint64_t x;       /**< G: float[hidden_size] */
+    uint64_t xn;      /**< G: float[hidden_size]: x times the weights of the norm that comes next */
+    uint64_t x_part;  /**< G: struct gpu_part[n_blocks] of x */
+    uint64_t qkv;     /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
+    uint64_t attn;    /**< G: float[n_heads * head_dim] */
+    uint64_t attn_max;    /**< G: struct gpu_part[n_heads] of attn */
     uint64_t attn_part;   /**< G: float[n_heads][max_splits][head_dim + 2] */
     uint64_t attn_done;   /**< G: uint32_t[n_kv_heads], GPU_LINE apart, zeroed once */
     uint64_t hidden;      /**< G: float[intermediate_size] */
@@ -208,6 +213,18 @@ struct gpu_plan {
     uint64_t head_top;    /**< G: struct gpu_top[n_blocks]: each block's best candidates */
     uint64_t result;      /**< G: struct gpu_result */
     uint64_t stops;       /**< G: int32_t[GPU_MAX_STOPS] */
+    uint64_t rope; /**< G: float[head_dim][2]: cos and sin of each pair at the step's position, then
+                        those that turn a query back by the positions that were dropped */
+    uint64_t times; /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
+    uint64_t step;  /**< G: struct gpu_step, for GPU_STEP_STORED */
+};
+
+/** Where the first step's token goes, as in struct gpu_launch. */
+struct gpu_step {
+    uint32_t position;
+    uint32_t slot;
+    uint32_t n_visible;
+    uint32_t n_dropped;
 };
 
 /** What a block knows of the vector that it wrote a part of; parts are joined in their order. */
@@ -272,6 +289,14 @@ struct gpu_kv {
 #define GPU_X_IN 1u     /**< EMBED takes x_in instead of a token's row */
 #define GPU_PREPARED 2u /**< unfused: QKV takes xq, ATTN takes rotated q and an appended row */
 #define GPU_SAMPLING 4u /**< SAMPLE chooses the next token */
+#define GPU_LIST 32u /**< SAMPLE lists the candidates of the last step; else the logits are all */
+#define GPU_STEP_STORED 8u /**< plan.step holds the first step's place: launches can be replayed */
+/**
+ * Each block writes its clock (low half, cycles) to plan.times: when a phase begins, when its vector
+ * is in group memory, when its weights are read, when it arrives at the barrier. The last step's stay.
+ */
+#define GPU_TIMED 16u
+#define GPU_TIMES_OF_PHASE 4u
 
 /**
  * One launch: phases [first_phase, end_phase) for each of n_steps tokens. Steps from n_given on
@@ -300,6 +325,9 @@ struct gpu_launch {
     uint32_t top_k;      /**< 1..GPU_CANDIDATES */
     uint32_t x_phase;    /**< GPU_X_IN: the phase that reads x next: its norm is prepared for */
     uint64_t seed;       /**< state of SplitMix64: step s takes the number after s + 1 advances */
+    uint64_t read_bytes; /**< pdvm_read: bytes of W */
+    float min_p;         /**< SAMPLE: keep p >= min_p * p(likeliest); 0: all */
+    uint32_t reserved;
 };
 
 #define GPU_RING_PAGES 4u
@@ -310,12 +338,13 @@ struct gpu_launch {
 
 #ifndef PDVM_KERNEL_TYPES
 
-/** Bytes of group memory that attention needs: queries, and each warp's part of the result. */
+/** Bytes of group memory that attention needs: queries, the new row, and parts of the result: each warp's
+ * and the new row's. */
 static inline uint32_t gpu_attn_bytes(const struct gpu_plan *p) {
     uint32_t group = p->n_heads / p->n_kv_heads;
     uint32_t at_once = group < GPU_HEADS_AT_ONCE ? group : GPU_HEADS_AT_ONCE;
-    uint32_t width = (p->head_dim + 7) / 8 * 8, parts = p->n_warps * at_once;
-    return 4 * (2 * group * width + (parts > group ? parts : group) * (width + 2));
+    uint32_t width = (p->head_dim + 7) / 8 * 8, parts = p->n_warps * at_once + group;
+    return 4 * ((2 * group + 2) * width + parts * (width + 2));
 }
 
 /** Bytes of group memory for x in a phase: 16-bit integers, then floats. */
@@ -331,7 +360,7 @@ static inline uint32_t gpu_sample_bytes(const struct gpu_plan *p) {
 
 /** Dynamic group memory of a launch; `ring`: of kernels for compute capability 9.0 and above. */
 static inline uint32_t gpu_shared_size(const struct gpu_plan *p, int ring) {
-    uint32_t acc = (8 * p->max_rows + 127) / 128 * 128;
+    uint32_t acc = (8 * p->max_rows + 127) / 128 * 128 + (16 * p->max_rows + 127) / 128 * 128;
     uint32_t x = (p->x_bytes + 127) / 128 * 128;
     return GPU_SHARED_FIXED + acc + x + (ring ? p->n_warps * GPU_RING_PAGES * GPU_PAGE : 0);
 }

@@ -23,12 +23,16 @@
 
 #include "abi.h"
 
+#ifndef LOCAL_HANDLE
+#define LOCAL_HANDLE LOCAL uint8_t *
+#endif
+
 /** Where a thread is, and the arenas. */
 struct Ctx {
     GLOBAL const uint8_t *w;
     GLOBAL uint8_t *g;
     GLOBAL uint8_t *k;
-    LOCAL uint8_t *l; /**< group memory; CUDA has it as a symbol */
+    LOCAL_HANDLE l; /**< group memory */
     uint32_t block, n_blocks;
     uint32_t thread, n_threads;
     uint32_t lane, warp, n_warps;
@@ -38,6 +42,67 @@ struct Ctx {
 #define G(T, offset) (*(GLOBAL T *)(c->g + (offset)))
 #define K(T, offset) (*(GLOBAL T *)(c->k + (offset)))
 #define L(T, offset) (*(LOCAL T *)(LOCAL_BASE(c) + (offset)))
+
+/**
+ * A word of an arena on its way to `to` in group memory, without a register to wait for it; see
+ * async_wait, which waits for those that the thread asked for. They may come at once.
+ */
+FN void async_word(const struct Ctx *c, uint32_t to, GLOBAL const uint8_t *from) {
+#if PDVM_ASYNC_WORDS
+    ptx_async_word(LOCAL_BASE(c) + to, from);
+#else
+    L(uint32_t, to) = *(GLOBAL const uint32_t *)from;
+#endif
+}
+
+FN void async_wait(void) {
+#if PDVM_ASYNC_WORDS
+    ptx_async_wait();
+#endif
+}
+
+/*
+ * Group memory by address, for loops that gather from it: an address plus a constant is one load
+ * where the hardware has 32-bit addresses, while an offset costs an addition to the base each time.
+ */
+#if PDVM_LOCAL_ADDRESSES
+FN uint32_t local_address(const struct Ctx *c, uint32_t offset) {
+    return c->l + offset;
+}
+FN uint32_t local_u16(const struct Ctx *c, uint32_t address) {
+    (void)c;
+    return ptx_load_shared_u16(address);
+}
+FN uint32_t local_x1(const struct Ctx *c, uint32_t address) {
+    (void)c;
+    return ptx_load_shared_x1(address);
+}
+FN u32x2 local_x2(const struct Ctx *c, uint32_t address) {
+    (void)c;
+    return ptx_load_shared_x2(address);
+}
+FN u32x4 local_x4(const struct Ctx *c, uint32_t address) {
+    (void)c;
+    return ptx_load_shared_x4(address);
+}
+#else
+FN uint32_t local_address(const struct Ctx *c, uint32_t offset) {
+    (void)c;
+    return offset;
+}
+FN uint32_t local_u16(const struct Ctx *c, uint32_t address) {
+    return L(uint16_t, address);
+}
+FN uint32_t local_x1(const struct Ctx *c, uint32_t address) {
+    return L(uint32_t, address);
+}
+FN u32x2 local_x2(const struct Ctx *c, uint32_t address) {
+    return L(u32x2, address);
+}
+FN u32x4 local_x4(const struct Ctx *c, uint32_t address) {
+    return L(u32x4, address);
+}
+#endif
 
 FN float bf16_to_float(uint32_t h) {
     return bits_float(h << 16);

@@ -7,11 +7,14 @@
 
 #include "base/half.h"
 #include "native.h"
+#include <stddef.h>
 
 #include <math.h>
 #include <stdint.h>
 
 #define PDVM_KERNEL_TYPES
+#define PDVM_LOCAL_ADDRESSES 0
+#define PDVM_ASYNC_WORDS 0
 #define PDVM_GRID_SYNC 1
 #define PDVM_BULK 0
 
@@ -58,6 +61,10 @@ FN uint32_t lane_max_u(uint32_t v) {
     }
     return v;
 }
+FN uint32_t lane_sum_u(uint32_t v) {
+    for (uint32_t m = 16; m > 0; m /= 2) v += lane_xor_u(v, m);
+    return v;
+}
 FN uint32_t count_bits(uint32_t v) {
     uint32_t n = 0;
     for (; v; v &= v - 1) n++;
@@ -81,6 +88,15 @@ FN float fma_f(float a, float b, float c) {
 }
 FN float exp_f(float x) {
     return expf(x);
+}
+FN float exp2_f(float x) {
+    return exp2f(x);
+}
+FN float fast_inverse(float x) {
+    return 1.0f / x;
+}
+FN float fast_rsqrt(float x) {
+    return 1.0f / sqrtf(x);
 }
 FN float sqrt_f(float x) {
     return sqrtf(x);
@@ -145,12 +161,16 @@ FN uint32_t load_u16(const uint8_t *p) {
 FN void grid_add_release(uint32_t *p) {
     __atomic_fetch_add(p, 1, __ATOMIC_RELEASE);
 }
-FN uint32_t grid_load_acquire(const uint32_t *p) {
+FN uint32_t grid_poll(const uint32_t *p) {
     native_yield();
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
+FN void grid_acquire(void) {}
 FN uint32_t grid_add_both(uint32_t *p) {
     return __atomic_fetch_add(p, 1, __ATOMIC_ACQ_REL);
+}
+FN uint32_t device_clock(void) {
+    return native_clock();
 }
 FN void give_up(void) {
     native_give_up();

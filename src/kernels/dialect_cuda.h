@@ -7,6 +7,7 @@
 
 #ifdef PDVM_EMULATE_CUDA
 #include "cuda_shim.h"
+#include <stddef.h>
 #define UNROLL
 #define NO_UNROLL
 #else
@@ -22,6 +23,16 @@ PDVM_SHARED;
 
 #define PDVM_KERNEL_TYPES
 #define PDVM_GRID_SYNC 1
+#ifdef PDVM_EMULATE_CUDA
+#define PDVM_LOCAL_ADDRESSES 0
+#else
+#define PDVM_LOCAL_ADDRESSES 1
+#endif
+#if defined(PDVM_EMULATE_CUDA) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
+#define PDVM_ASYNC_WORDS 1 /* cp.async */
+#else
+#define PDVM_ASYNC_WORDS 0
+#endif
 #if defined(PDVM_EMULATE_CUDA) ? PDVM_EMULATE_BULK                                                 \
                                : (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
 #define PDVM_BULK 1 /* cp.async.bulk into a ring per warp */
@@ -33,7 +44,12 @@ PDVM_SHARED;
 #define FN_APART static __device__ __noinline__
 #define GLOBAL
 #define LOCAL
+#ifdef PDVM_EMULATE_CUDA
 #define LOCAL_BASE(c) ((void)(c), pdvm_shared)
+#else
+#define LOCAL_BASE(c) ((uint8_t *)__cvta_shared_to_generic((c)->l))
+#define LOCAL_HANDLE uint32_t /* an address of the shared window */
+#endif
 #define LOAD_ONLY(T, p) __ldg((const T *)(p))
 
 typedef uint2 u32x2;
@@ -72,6 +88,14 @@ FN uint32_t lane_max_u(uint32_t v) {
     return v;
 #endif
 }
+FN uint32_t lane_sum_u(uint32_t v) {
+#if !defined(PDVM_EMULATE_CUDA) && __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(ALL_LANES, v);
+#else
+    for (uint32_t m = 16; m > 0; m /= 2) v += __shfl_xor_sync(ALL_LANES, v, (int)m);
+    return v;
+#endif
+}
 FN uint32_t count_bits(uint32_t v) {
     return (uint32_t)__popc(v);
 }
@@ -93,6 +117,16 @@ FN float fma_f(float a, float b, float c) {
 }
 FN float exp_f(float x) {
     return expf(x);
+}
+FN float exp2_f(float x) {
+    return exp2f(x);
+}
+/** 1 / x and 1 / sqrt(x), within a few units in the last place. */
+FN float fast_inverse(float x) {
+    return __fdividef(1.0f, x);
+}
+FN float fast_rsqrt(float x) {
+    return rsqrtf(x);
 }
 FN float sqrt_f(float x) {
     return sqrtf(x);
@@ -154,33 +188,40 @@ FN uint32_t load_u16(const uint8_t *p) {
 FN void grid_add_release(uint32_t *p) {
     ptx_red_release(p, 1);
 }
-FN uint32_t grid_load_acquire(const uint32_t *p) {
-    return ptx_load_acquire(p);
+/** The word as it is at some time; grid_acquire makes visible what was written before it became so. */
+FN uint32_t grid_poll(const uint32_t *p) {
+    return ptx_load_relaxed(p);
+}
+FN void grid_acquire(void) {
+    ptx_fence_acquire();
 }
 FN uint32_t grid_add_both(uint32_t *p) {
     return ptx_add_acq_rel(p, 1);
+}
+FN uint32_t device_clock(void) {
+    return ptx_clock();
 }
 FN void give_up(void) {
     ptx_trap();
 }
 
-/* Threads per block are at most 1024; 512 at 128 registers is what the hot loops are built for. */
+/* A constant number of threads: 512 at 128 registers is what the hot loops are built for. */
 #ifndef PDVM_EMULATE_CUDA
 #define KERNEL(name)                                                                               \
-    extern "C" __global__ void __launch_bounds__(512, 1) name(                                     \
+    extern "C" __global__ void __launch_bounds__(GPU_BLOCK_THREADS, 1) name(                       \
         const uint8_t *w, uint8_t *g, uint8_t *k, const __grid_constant__ struct gpu_launch p)
 #define KERNEL_CTX                                                                                 \
     struct Ctx ctx = {w,                                                                           \
                       g,                                                                           \
                       k,                                                                           \
-                      pdvm_shared,                                                                 \
+                      ptx_once(ptx_shared_address(pdvm_shared)),                                   \
                       blockIdx.x,                                                                  \
                       gridDim.x,                                                                   \
                       threadIdx.x,                                                                 \
-                      blockDim.x,                                                                  \
+                      GPU_BLOCK_THREADS,                                                           \
                       threadIdx.x % 32,                                                            \
                       threadIdx.x / 32,                                                            \
-                      blockDim.x / 32}
+                      GPU_BLOCK_THREADS / 32}
 #endif
 
 #endif

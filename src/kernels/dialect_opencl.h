@@ -20,6 +20,9 @@ typedef uint2 u32x2;
 typedef uint4 u32x4;
 
 #define PDVM_KERNEL_TYPES
+#define offsetof(type, field) __builtin_offsetof(type, field)
+#define PDVM_LOCAL_ADDRESSES 0
+#define PDVM_ASYNC_WORDS 0
 #define PDVM_GRID_SYNC 0
 #define PDVM_BULK 0
 
@@ -62,6 +65,10 @@ FN uint lane_max_u(uint v) {
     for (uint m = 16; m > 0; m /= 2) v = max(v, lane_xor_u(v, m));
     return v;
 }
+FN uint lane_sum_u(uint v) {
+    for (uint m = 16; m > 0; m /= 2) v += lane_xor_u(v, m);
+    return v;
+}
 FN uint count_bits(uint v) {
     return popcount(v);
 }
@@ -86,6 +93,15 @@ FN float fma_f(float a, float b, float c) {
 }
 FN float exp_f(float x) {
     return exp(x);
+}
+FN float exp2_f(float x) {
+    return exp2(x);
+}
+FN float fast_inverse(float x) {
+    return native_recip(x);
+}
+FN float fast_rsqrt(float x) {
+    return rsqrt(x);
 }
 FN float sqrt_f(float x) {
     return sqrt(x);
@@ -155,6 +171,11 @@ FN uint grid_add_both(__global uint *p) {
     uint old = atomic_inc(p);
     mem_fence(CLK_GLOBAL_MEM_FENCE);
     return old;
+}
+
+/* OpenCL has no clock; its events time launches. */
+FN uint device_clock(void) {
+    return 0;
 }
 
 #define KERNEL(name)                                                                               \

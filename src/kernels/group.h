@@ -8,19 +8,6 @@
 #define STAGED 4u
 #define STAGE_END 0xffffffffu /* gpu_phase.kind behind the last */
 
-/** The fixed part of group memory; behind it sums, x and the ring, see gpu_shared_size. */
-struct Sh {
-    uint64_t full[GPU_MAX_WARPS * GPU_RING_PAGES]; /* mbarriers of the rings' pages */
-    struct gpu_phase phase[STAGED]; /* 16-byte aligned: codebooks are read as one word */
-    struct gpu_plan plan;
-    float warp_f[GPU_MAX_WARPS];
-    uint32_t warp_u[GPU_MAX_WARPS];
-    uint32_t histogram[256];
-    uint32_t found[8];
-};
-
-#define SH(field) (L(struct Sh, 0).field)
-
 /** The token of a step, as struct batch has it. */
 struct Step {
     uint32_t index;
@@ -36,34 +23,82 @@ struct Place {
     uint32_t phase;
 };
 
-/** One warp's stream of a phase. */
-struct Stream {
-    uint64_t base;   /* W */
-    uint32_t size;   /* bytes */
-    uint32_t at;     /* bytes that have been read */
-    uint32_t first;  /* pages that went through the ring before */
-    uint32_t issued; /* pages asked for */
-    uint32_t ready;  /* pages that have come */
+/**
+ * Where the launch is. In group memory, like all that every thread knows, because registers that are
+ * held along a launch are taken from every loop in it. Thread 0 writes the next one while the others
+ * may still read this one.
+ */
+struct Walk {
+    struct Place at;
+    struct Place next;    /* after `at` */
+    struct Place staging; /* the next record to stage */
+    uint32_t target;      /* arrivals at the grid's barrier before this phase, over all launches */
+    uint32_t product; /* the next product phase, as a distance from this one; 0: none is staged */
 };
 
-/** What a launch carries along. */
-struct Run {
-    struct Step step;
-    struct Place staging; /* the next record to stage */
-    uint32_t walked;      /* phases so far: record walked % STAGED is the current one */
-    uint32_t target;  /* arrivals at the grid's barrier when it is passed next, less one round */
-    uint32_t sums_hi; /* L offsets */
-    uint32_t x;
-    uint32_t ring;
-    struct Stream stream; /* of the current product phase, or the next one */
-    uint32_t opened;      /* the stream belongs to the phase of this number in the walk */
-    uint32_t next_begin;  /* of the next stream to open, units of 16 bytes */
-    uint32_t next_end;
-    float scale; /* of x in group memory */
+/** Of the vector that a product takes. */
+struct Scale {
+    float scale; /* of its integers */
     float amax;  /* its largest magnitude */
 };
 
+/** Where a stream lies, in units of 16 bytes. */
+struct Extent {
+    uint32_t begin, end;
+};
+
+/**
+ * One warp's stream of a phase. Places are counted in bytes that went through the warp's ring (modulo
+ * 2^32), so a page's slot and parity follow from them; without a ring, in bytes from its beginning.
+ */
+struct Stream {
+    uint64_t from; /* W: the next page to ask for; without a ring: the beginning */
+    uint32_t at;   /* read up to here */
+    uint32_t end;
+    uint32_t asked;  /* pages are asked for up to here, */
+    uint32_t have;   /* and have come up to here */
+    uint32_t edge;   /* where the page ends that is being read */
+    uint32_t opened; /* it belongs to the phase of this number in the walk */
+};
+
+/** The fixed part of group memory; behind it sums, x and the ring, see gpu_shared_size. */
+struct Sh {
+    uint64_t full[GPU_MAX_WARPS * GPU_RING_PAGES]; /* mbarriers of the rings' pages */
+    struct gpu_phase phase[STAGED];      /* 16-byte aligned: codebooks are read as one word */
+    struct Stream stream[GPU_MAX_WARPS]; /* of the current product phase, or the next one */
+    uint32_t rows[STAGED][2];            /* the block's first row, and its end, of staged phases */
+    struct gpu_plan plan;
+    struct gpu_launch launch;
+    struct Walk walk[2]; /* of phase number n of the walk: [n % 2] */
+    struct Step step;
+    struct Scale vector; /* in group memory at at_x */
+    struct Extent next_stream[GPU_MAX_WARPS];
+    uint32_t at_sums_hi, at_rows, at_x, at_ring; /* L offsets */
+    float warp_f[GPU_MAX_WARPS];
+    uint32_t warp_u[GPU_MAX_WARPS];
+    uint32_t histogram[256];
+    uint32_t found[8];
+};
+
+typedef char sh_has_room[sizeof(struct Sh) <= GPU_SHARED_FIXED ? 1 : -1];
+
+#define SH(field) (L(struct Sh, 0).field)
+#define SHARED_AT(field) ((uint32_t)offsetof(struct Sh, field))
+
+#define WALK(field) (SH(walk)[walked % 2].field)
+
 #define SUMS_LO GPU_SHARED_FIXED
+
+/** Copies the launch into group memory, where all functions read it. Needs a sync. */
+FN LOCAL const struct gpu_launch *share_launch(const struct Ctx *c, const struct gpu_launch *p) {
+    const uint32_t *from = (const uint32_t *)p;
+    LOCAL uint32_t *to = (LOCAL uint32_t *)&SH(launch);
+    NO_UNROLL
+    for (uint32_t i = c->thread; i < (uint32_t)sizeof(struct gpu_launch) / 4; i += c->n_threads)
+        to[i] = from[i];
+    sync();
+    return &SH(launch);
+}
 
 FN int is_product(uint32_t kind) {
     return kind == GPU_QKV || kind == GPU_OUT || kind == GPU_GATE_UP || kind == GPU_DOWN ||
@@ -71,12 +106,13 @@ FN int is_product(uint32_t kind) {
 }
 
 /** Whether a step runs a phase: HEAD and SAMPLE only from first_logits on. */
-FN int place_runs(const struct Ctx *c, const struct gpu_launch *p, struct Place at) {
+FN int place_runs(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Place at) {
     return at.step >= p->first_logits || at.phase + 2 < SH(plan).n_phases;
 }
 
 /** The first place at or behind `at` that is run; step n_steps is the end. */
-FN struct Place place_settle(const struct Ctx *c, const struct gpu_launch *p, struct Place at) {
+FN struct Place place_settle(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+                             struct Place at) {
     while (at.step < p->n_steps) {
         if (at.phase >= p->end_phase) {
             at.step++;
@@ -90,27 +126,36 @@ FN struct Place place_settle(const struct Ctx *c, const struct gpu_launch *p, st
     return at;
 }
 
-/** Threads of the group copy the record at run->staging to its place. Needs a sync before its use. */
-FN void stage(const struct Ctx *c, const struct gpu_launch *p, struct Run *run, uint32_t number) {
-    const uint32_t words = (uint32_t)sizeof(struct gpu_phase) / 4;
-    uint32_t to = (uint32_t)(number % STAGED) * words;
-    run->staging = place_settle(c, p, run->staging);
-    LOCAL uint32_t *records = (LOCAL uint32_t *)&SH(phase);
-    if (run->staging.step >= p->n_steps) {
-        if (c->thread == 0) records[to] = STAGE_END;
-        return;
-    }
-    uint64_t from =
-        SH(plan).phases + (uint64_t)run->staging.phase * (uint32_t)sizeof(struct gpu_phase);
-    for (uint32_t i = c->thread; i < words; i += c->n_threads)
-        records[to + i] = W(uint32_t, from + 4 * i);
-    run->staging.phase++;
+#define RECORD_WORDS ((uint32_t)sizeof(struct gpu_phase) / 4)
+FN LOCAL const struct gpu_phase *record(const struct Ctx *c, uint32_t number) {
+    return (LOCAL const struct gpu_phase *)&SH(phase)[number % STAGED];
 }
 
-/** The record `ahead` phases from here. */
-FN LOCAL const struct gpu_phase *staged(const struct Ctx *c, const struct Run *run,
-                                        uint32_t ahead) {
-    return (LOCAL const struct gpu_phase *)&SH(phase)[(run->walked + ahead) % STAGED];
+/**
+ * The last warp asks for the record at `from`, which becomes number `number` of the walk, and
+ * for the rows of the block in the phase of number `rows_of`, which has been staged. An async_wait
+ * and a sync later they are there.
+ */
+FN void stage(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Place from,
+              uint32_t number, uint32_t rows_of) {
+    if (c->warp + 1 != c->n_warps) return;
+    uint32_t to = SHARED_AT(phase) + number % STAGED * (uint32_t)sizeof(struct gpu_phase);
+    uint64_t at = SH(plan).phases + (uint64_t)from.phase * (uint32_t)sizeof(struct gpu_phase);
+    uint64_t rows = record(c, rows_of)->block_rows + 4 * (uint64_t)c->block;
+    int product = is_product(record(c, rows_of)->kind);
+    NO_UNROLL
+    for (uint32_t i = c->lane; i < RECORD_WORDS + 2; i += GPU_LANES) {
+        if (i >= RECORD_WORDS) {
+            uint32_t k = i - RECORD_WORDS;
+            if (product)
+                async_word(c, SHARED_AT(rows) + 8 * (rows_of % STAGED) + 4 * k,
+                           c->w + rows + 4 * k);
+        } else if (from.step < p->n_steps) {
+            async_word(c, to + 4 * i, c->w + at + 4 * i);
+        } else if (i == 0) {
+            SH(phase)[number % STAGED].kind = STAGE_END;
+        }
+    }
 }
 
 /**
@@ -133,26 +178,35 @@ FN void group_reduce(const struct Ctx *c, float *sum, uint32_t *largest) {
     }
 }
 
+/** Point `i` of the current phase in the block's times. */
+FN void take_time(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
+                  uint32_t i) {
+    if (!(p->flags & GPU_TIMED) || c->thread != 0) return;
+    uint64_t n = (uint64_t)c->block * SH(plan).n_phases + WALK(at).phase;
+    G(uint32_t, SH(plan).times + 4 * (n * GPU_TIMES_OF_PHASE + i)) = device_clock();
+}
+
 #if PDVM_GRID_SYNC
 /**
  * All groups arrive before any goes on. Thread 0's writes need no sync before; those of other
  * threads do. Counts arrivals for ever (wrapping), so that it never has to be reset.
  */
-FN void grid_sync(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
-    run->target += c->n_blocks;
+FN void grid_sync(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
     if (c->thread == 0) {
+        uint32_t target = WALK(target) + c->n_blocks;
         GLOBAL uint32_t *count = &G(uint32_t, SH(plan).barrier);
         uint32_t polls = 0;
         grid_add_release(count);
-        while ((int32_t)(grid_load_acquire(count) - run->target) < 0) {
+        while ((int32_t)(grid_poll(count) - target) < 0) {
             if (++polls != p->spin_limit || p->spin_limit == 0) continue;
             GLOBAL uint32_t *fault = &G(uint32_t, SH(plan).fault);
-            fault[1] = run->walked;
+            fault[1] = walked;
             fault[2] = c->block;
-            fault[3] = run->target;
+            fault[3] = target;
             fault[0] = 1;
             give_up();
         }
+        grid_acquire();
     }
     sync();
 }

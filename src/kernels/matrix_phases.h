@@ -8,45 +8,65 @@
 #include "act.h"
 #include "top.h"
 
-FN float bias_at(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row) {
-    return ph->bias == GPU_NONE ? 0.0f : W(float, ph->bias + 4 * (uint64_t)row);
+/** What the end of a phase needs of its rows: arrays of max_rows floats at at_rows. */
+enum { ROW_UNIT, ROW_BIAS, ROW_NORM, ROW_X };
+
+FN uint32_t row_at(const struct Ctx *c, uint32_t what, uint32_t r) {
+    return SH(at_rows) + 4 * (what * SH(plan).max_rows + r);
+}
+
+/** Asks for them before the weights are read. */
+FN void rows_look_ahead(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
+                        uint32_t rows) {
+    int residual = ph->kind == GPU_OUT || ph->kind == GPU_DOWN;
+    NO_UNROLL
+    for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
+        uint64_t row = 4 * (uint64_t)(row0 + r);
+        async_word(c, row_at(c, ROW_UNIT, r), c->w + ph->units + row);
+        if (ph->bias != GPU_NONE) async_word(c, row_at(c, ROW_BIAS, r), c->w + ph->bias + row);
+        if (!residual) continue;
+        async_word(c, row_at(c, ROW_NORM, r), c->w + ph->next_norm + row);
+        async_word(c, row_at(c, ROW_X, r), c->g + SH(plan).x + row);
+    }
+}
+
+FN float row_bias(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t r) {
+    return ph->bias == GPU_NONE ? 0.0f : L(float, row_at(c, ROW_BIAS, r));
 }
 
 /** q, k and v one behind the other; RoPE and the cache come in the next phase. */
-FN void finish_qkv(const struct Ctx *c, const struct Run *run, LOCAL const struct gpu_phase *ph,
-                   uint32_t row0, uint32_t rows) {
+FN void finish_qkv(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
+                   uint32_t rows) {
+    NO_UNROLL
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
-        float v = row_result(c, run, ph, row0, r) + bias_at(c, ph, row0 + r);
+        float v = row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r))) + row_bias(c, ph, r);
         G(float, SH(plan).qkv + 4 * (uint64_t)(row0 + r)) = v;
     }
     sync();
 }
 
 /** x += W * in (+ bias) */
-FN void finish_residual(const struct Ctx *c, const struct Run *run,
-                        LOCAL const struct gpu_phase *ph, uint32_t row0, uint32_t rows) {
-    struct gpu_part part;
-    part.squares = 0.0f;
-    part.largest = 0;
+FN void finish_residual(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
+                        uint32_t rows) {
+    struct gpu_part part = part_start();
+    NO_UNROLL
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
-        GLOBAL float *x = &G(float, SH(plan).x + 4 * (uint64_t)(row0 + r));
-        float v = row_result(c, run, ph, row0, r) + bias_at(c, ph, row0 + r);
-        v = *x + v;
-        *x = v;
-        part_add(&part, v, W(float, ph->next_norm + 4 * (uint64_t)(row0 + r)));
+        float v =
+            L(float, row_at(c, ROW_X, r)) +
+            (row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r))) + row_bias(c, ph, r));
+        put_x(c, &part, row0 + r, v, L(float, row_at(c, ROW_NORM, r)));
     }
     write_part(c, SH(plan).x_part, part);
 }
 
 /** hidden = silu(gate) * up; the two alternate. */
-FN void finish_gate_up(const struct Ctx *c, const struct Run *run, LOCAL const struct gpu_phase *ph,
-                       uint32_t row0, uint32_t rows) {
-    struct gpu_part part;
-    part.squares = 0.0f;
-    part.largest = 0;
+FN void finish_gate_up(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
+                       uint32_t rows) {
+    struct gpu_part part = part_start();
+    NO_UNROLL
     for (uint32_t r = 2 * c->thread; r < rows; r += 2 * c->n_threads) {
-        float gate = row_result(c, run, ph, row0, r);
-        float up = row_result(c, run, ph, row0, r + 1);
+        float gate = row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r)));
+        float up = row_result(c, ph, row0, r + 1, L(float, row_at(c, ROW_UNIT, r + 1)));
         float v = gate / (1.0f + exp_f(-gate)) * up;
         G(float, SH(plan).hidden + 4 * (uint64_t)((row0 + r) / 2)) = v;
         part.largest = max_u(part.largest, float_bits(v) & 0x7fffffffu);
@@ -55,55 +75,44 @@ FN void finish_gate_up(const struct Ctx *c, const struct Run *run, LOCAL const s
 }
 
 /** Logits, and the block's best of them. */
-FN void finish_head(const struct Ctx *c, const struct gpu_launch *p, const struct Run *run,
+FN void finish_head(const struct Ctx *c, LOCAL const struct gpu_launch *p,
                     LOCAL const struct gpu_phase *ph, uint32_t row0, uint32_t rows) {
-    uint64_t line = p->n_logit_rows == 1 ? 0 : run->step.index - p->first_logits;
+    uint64_t line = p->n_logit_rows == 1 ? 0 : SH(step).index - p->first_logits;
     uint64_t to = SH(plan).logits + 4 * line * SH(plan).n_vocab;
+    NO_UNROLL
     for (uint32_t r = c->thread; r < rows; r += c->n_threads) {
-        float v = row_result(c, run, ph, row0, r);
+        float v = row_result(c, ph, row0, r, L(float, row_at(c, ROW_UNIT, r)));
         G(float, to + 4 * (uint64_t)(row0 + r)) = v;
         L(uint32_t, SUMS_LO + 4 * r) = order_of(v); /* the sum is not needed any more */
     }
-    sync();
-    block_top(c, run, row0, rows);
+    if (p->flags & (GPU_SAMPLING | GPU_LIST)) block_top(c, p, row0, rows);
 }
 
-/** L2 prefetch of what the end of the phase will read: units, biases and norms of the rows. */
-FN void prefetch_rows(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t row0,
-                      uint32_t rows) {
-    uint32_t per_line = GPU_LINE / 4;
-    for (uint32_t i = c->thread * per_line; i < rows + per_line; i += c->n_threads * per_line) {
-        uint32_t r = min_u(row0 + i, ph->rows - 1);
-        prefetch(c->w + ph->units + 4 * (uint64_t)r);
-        if (ph->bias != GPU_NONE) prefetch(c->w + ph->bias + 4 * (uint64_t)r);
-        if (ph->next_norm != GPU_NONE) prefetch(c->w + ph->next_norm + 4 * (uint64_t)r);
-    }
-}
-
-FN void matrix_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run *run,
+FN void matrix_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                      LOCAL const struct gpu_phase *ph, uint32_t next) {
-    uint32_t row0 = W(uint32_t, ph->block_rows + 4 * (uint64_t)c->block);
-    uint32_t rows = W(uint32_t, ph->block_rows + 4 * (uint64_t)c->block + 4) - row0;
+    uint32_t row0 = SH(rows)[walked % STAGED][0], rows = SH(rows)[walked % STAGED][1] - row0;
     uint32_t kind = ph->kind;
-    clear_sums(c, run, rows);
     if (kind == GPU_QKV && p->flags & GPU_PREPARED)
-        load_prepared(c, run, ph);
+        load_prepared(c, ph);
     else
-        load_activations(c, run, ph);
-    if (next) stream_look_ahead(c, run, next);
-    prefetch_rows(c, ph, row0, rows);
-    stream_fill(c, run, &run->stream, GPU_RING_PAGES);
+        load_activations(c, ph);
+    clear_sums(c, rows);
+    rows_look_ahead(c, ph, row0, rows);
+    if (next) stream_look_ahead(c, walked + next);
     sync();
-    run_tasks(c, run, ph);
-    if (next) {
-        stream_open(c, run, next);
-        stream_fill(c, run, &run->stream, BARRIER_PAGES);
-    }
+    take_time(c, p, walked, 1);
+    run_tasks(c, ph);
+    async_wait();
+    if (next) stream_open(c, walked + next);
     sync();
-    if (kind == GPU_QKV) finish_qkv(c, run, ph, row0, rows);
-    if (kind == GPU_OUT || kind == GPU_DOWN) finish_residual(c, run, ph, row0, rows);
-    if (kind == GPU_GATE_UP) finish_gate_up(c, run, ph, row0, rows);
-    if (kind == GPU_HEAD) finish_head(c, p, run, ph, row0, rows);
+    take_time(c, p, walked, 2);
+    row0 = SH(rows)[walked % STAGED][0];
+    rows = SH(rows)[walked % STAGED][1] - row0;
+    kind = ph->kind;
+    if (kind == GPU_QKV) finish_qkv(c, ph, row0, rows);
+    if (kind == GPU_OUT || kind == GPU_DOWN) finish_residual(c, ph, row0, rows);
+    if (kind == GPU_GATE_UP) finish_gate_up(c, ph, row0, rows);
+    if (kind == GPU_HEAD) finish_head(c, p, ph, row0, rows);
 }
 
 #endif

@@ -10,6 +10,12 @@ PTX_FN uint32_t ptx_shared_address(const void *p) {
     return (uint32_t)__cvta_generic_to_shared(p);
 }
 
+/** A value that is kept in a register: compilers work out group memory's address again and again. */
+PTX_FN uint32_t ptx_once(uint32_t v) {
+    asm volatile("" : "+r"(v));
+    return v;
+}
+
 PTX_FN void ptx_prefetch_l2(const uint8_t *p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
@@ -34,14 +40,61 @@ PTX_FN uint32_t ptx_load_stream_x1(const uint8_t *p) {
     return v;
 }
 
+/* Volatile: what the copy engine brings must not be read before it has come. */
+PTX_FN uint32_t ptx_load_shared_u16(uint32_t address) {
+    return *(const uint16_t *)__cvta_shared_to_generic(address);
+}
+
+PTX_FN uint32_t ptx_load_shared_x1(uint32_t address) {
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+    return v;
+}
+
+PTX_FN uint2 ptx_load_shared_x2(uint32_t address) {
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+    return v;
+}
+
+PTX_FN uint4 ptx_load_shared_x4(uint32_t address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(address));
+    return v;
+}
+
+#if __CUDA_ARCH__ >= 800
+PTX_FN void ptx_async_word(uint8_t *dst, const uint8_t *src) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(ptx_shared_address(dst)), "l"(src)
+                 : "memory");
+}
+
+PTX_FN void ptx_async_wait(void) {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+#endif
+
+/** Cycles of the multiprocessor, low half. */
+PTX_FN uint32_t ptx_clock(void) {
+    uint32_t v;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(v));
+    return v;
+}
+
 PTX_FN void ptx_red_release(uint32_t *p, uint32_t v) {
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
-PTX_FN uint32_t ptx_load_acquire(const uint32_t *p) {
+PTX_FN uint32_t ptx_load_relaxed(const uint32_t *p) {
     uint32_t v;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
+}
+
+PTX_FN void ptx_fence_acquire(void) {
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 PTX_FN uint32_t ptx_add_acq_rel(uint32_t *p, uint32_t v) {

@@ -7,57 +7,83 @@
 #include "matrix_phases.h"
 #include "sample.h"
 
-/** L2 prefetch of what the next phase reads before its streams. */
-FN void prefetch_phase(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
-    if (ph->kind == STAGE_END) return;
-    if (is_product(ph->kind) && c->thread == 0)
-        prefetch(c->w + ph->block_rows + 4 * (uint64_t)c->block);
-    if (is_product(ph->kind) && ph->norm != GPU_NONE)
-        for (uint32_t i = c->thread * (GPU_LINE / 4); i < ph->n_in;
-             i += c->n_threads * (GPU_LINE / 4))
-            prefetch(c->w + ph->norm + 4 * (uint64_t)i);
+FN struct Place place_after(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+                            struct Place at) {
+    at.phase++;
+    return place_settle(c, p, at);
 }
 
-FN void run_init(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
+/** Sets the walk's entry for phase number `walked`, which is at `at`. Thread 0 only. */
+FN void walk_to(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
+                struct Place at, struct Place staging, uint32_t target) {
+    struct Walk w;
+    w.at = at;
+    w.next = place_after(c, p, at);
+    w.staging = staging;
+    w.target = target;
+    w.product = next_product(c, walked);
+    SH(walk)[walked % 2] = w;
+}
+
+/** Group memory, and the first phase's stream under way. */
+FN void run_init(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     const uint32_t words = (uint32_t)sizeof(struct gpu_plan) / 4;
     LOCAL uint32_t *plan = (LOCAL uint32_t *)&SH(plan);
+    NO_UNROLL
     for (uint32_t i = c->thread; i < words; i += c->n_threads)
         plan[i] = W(uint32_t, p->plan + 4 * (uint64_t)i);
     stream_init(c);
+    LOCAL uint32_t *streams = (LOCAL uint32_t *)&SH(stream);
+    NO_UNROLL
+    for (uint32_t i = c->thread; i < (uint32_t)sizeof(struct Stream) / 4 * GPU_MAX_WARPS;
+         i += c->n_threads)
+        streams[i] = 0;
+    if (c->thread < STAGED) SH(phase)[c->thread].kind = STAGE_END;
     sync();
-    run->step.index = 0;
-    run->step.position = p->position;
-    run->step.slot = p->slot;
-    run->step.n_visible = p->n_visible;
-    run->step.n_dropped = p->n_dropped;
-    run->staging.step = 0;
-    run->staging.phase = p->first_phase;
-    run->walked = 0;
-    run->target = G(uint32_t, SH(plan).epoch);
-    run->sums_hi = SUMS_LO + 4 * SH(plan).max_rows;
-    run->x = SUMS_LO + round_up_u(8 * SH(plan).max_rows, GPU_LINE);
-    run->ring = run->x + round_up_u(SH(plan).x_bytes, GPU_LINE);
-    run->stream.base = 0;
-    run->stream.size = 0;
-    run->stream.at = 0;
-    run->stream.first = 0;
-    run->stream.issued = 0;
-    run->stream.ready = 0;
-    run->opened = 0xffffffffu;
-    run->next_begin = 0;
-    run->next_end = 0;
-    run->scale = 0.0f;
-    run->amax = 0.0f;
-    if (c->block == 0 && c->thread == 0 && p->flags & GPU_SAMPLING)
-        G(uint32_t, SH(plan).result) = 0;
-    for (uint32_t i = 0; i + 1 < STAGED; i++) stage(c, p, run, i);
+    struct Place at;
+    at.step = 0;
+    at.phase = p->first_phase;
+    at = place_settle(c, p, at);
+    struct Place staging = at;
+    NO_UNROLL
+    for (uint32_t i = 0; i + 1 < STAGED; i++) {
+        stage(c, p, staging, i, 0);
+        staging = place_after(c, p, staging);
+        async_wait();
+        sync();
+    }
+    if (c->lane == 0) SH(stream)[c->warp].opened = 0xffffffffu;
+    if (c->thread == 0) {
+        struct Step step;
+        step.index = 0;
+        step.position = p->position;
+        step.slot = p->slot;
+        step.n_visible = p->n_visible;
+        step.n_dropped = p->n_dropped;
+        if (p->flags & GPU_STEP_STORED) {
+            u32x4 stored = G(u32x4, SH(plan).step);
+            step.position = stored.x;
+            step.slot = stored.y;
+            step.n_visible = stored.z;
+            step.n_dropped = stored.w;
+        }
+        SH(step) = step;
+        SH(at_sums_hi) = SUMS_LO + 4 * SH(plan).max_rows;
+        SH(at_rows) = SUMS_LO + round_up_u(8 * SH(plan).max_rows, GPU_LINE);
+        SH(at_x) = SH(at_rows) + round_up_u(16 * SH(plan).max_rows, GPU_LINE);
+        SH(at_ring) = SH(at_x) + round_up_u(SH(plan).x_bytes, GPU_LINE);
+        walk_to(c, p, 0, at, staging, G(uint32_t, SH(plan).epoch));
+        if (c->block == 0 && p->flags & GPU_SAMPLING) G(uint32_t, SH(plan).result) = 0;
+    }
     sync();
-    if (!is_product(staged(c, run, 0)->kind)) return;
-    stream_look_ahead(c, run, 0);
-    stream_open(c, run, 0);
+    if (!is_product(record(c, 0)->kind)) return;
+    stream_look_ahead(c, 0);
+    async_wait();
+    stream_open(c, 0);
+    sync();
 }
 
-FN void step_forward(const struct gpu_launch *p, struct Step *s) {
+FN void step_forward(LOCAL const struct gpu_launch *p, LOCAL struct Step *s) {
     s->index++;
     s->position++;
     s->slot++;
@@ -70,74 +96,73 @@ FN void step_forward(const struct gpu_launch *p, struct Step *s) {
 }
 
 /** One phase, with all that goes on beside it. */
-FN void run_phase(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
-    LOCAL const struct gpu_phase *ph = staged(c, run, 0);
-    uint32_t next = next_product(c, run), kind = ph->kind;
-    stage(c, p, run, run->walked + STAGED - 1);
-    prefetch_phase(c, staged(c, run, 1));
+FN void run_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
+    LOCAL const struct gpu_phase *ph = record(c, walked);
+    uint32_t next = WALK(product), kind = ph->kind;
+    take_time(c, p, walked, 0);
+    stage(c, p, WALK(staging), walked + STAGED - 1, walked + 1);
     if (is_product(kind)) {
-        matrix_phase(c, p, run, ph, next);
-        return;
+        matrix_phase(c, p, walked, ph, next);
+    } else {
+        int open = next != 0 && SH(stream)[c->warp].opened != walked + next;
+        if (open) stream_look_ahead(c, walked + next);
+        if (!open && next) stream_fill_up(c);
+        if (kind == GPU_EMBED) embed_phase(c, p, ph);
+        if (kind == GPU_ATTN) attn_phase(c, p, walked, ph);
+        if (kind == GPU_SAMPLE) sample_phase(c, p);
+        async_wait();
+        sync(); /* what has been staged is there, for thread 0 */
+        if (open) stream_open(c, walked + next);
     }
-    int open = next != 0 && run->opened != run->walked + next;
-    if (open) stream_look_ahead(c, run, next);
-    if (!open && next) stream_fill(c, run, &run->stream, GPU_RING_PAGES);
-    if (kind == GPU_EMBED) embed_phase(c, p, run, ph);
-    if (kind == GPU_ATTN) attn_apart(*c, p, *run, ph);
-    if (kind == GPU_SAMPLE) sample_apart(*c, p, *run);
-    if (!open) return;
-    stream_open(c, run, next);
-    stream_fill(c, run, &run->stream, BARRIER_PAGES);
+    take_time(c, p, walked, 3);
 }
 
-FN void run_end(const struct Ctx *c, const struct gpu_launch *p, struct Run *run) {
-    stream_drain(c, &run->stream);
+FN void run_end(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
+    stream_drain(c);
     if (c->block != 0 || c->thread != 0) return;
-    G(uint32_t, SH(plan).epoch) = run->target;
+    G(uint32_t, SH(plan).epoch) = WALK(target);
     if (p->end_phase == SH(plan).n_phases && !(p->flags & GPU_SAMPLING))
         G(uint32_t, SH(plan).result) = p->n_steps;
 }
 
 #if PDVM_GRID_SYNC
 /** Any range of phases, any number of steps, in one cooperative launch. */
-FN void run_launch(const struct Ctx *c, const struct gpu_launch *p) {
-    struct Run run;
-    run_init(c, p, &run);
-    struct Place at;
-    at.step = 0;
-    at.phase = p->first_phase;
-    at = place_settle(c, p, at);
-    while (at.step < p->n_steps) {
-        uint32_t step = at.step;
-        run_phase(c, p, &run);
-        at.phase++;
-        at = place_settle(c, p, at);
-        if (at.step >= p->n_steps) break;
-        grid_sync(c, p, &run);
-        run.walked++;
-        if (at.step == step) continue;
-        step_forward(p, &run.step);
+FN void run_launch(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
+    uint32_t walked = 0;
+    run_init(c, p);
+    if (WALK(at).step >= p->n_steps) return;
+    while (1) {
+        run_phase(c, p, walked);
+        if (WALK(next).step >= p->n_steps) break;
+        if (c->thread == 0)
+            walk_to(c, p, walked + 1, WALK(next), place_after(c, p, WALK(staging)),
+                    WALK(target) + c->n_blocks);
+        grid_sync(c, p, walked);
+        uint32_t step = WALK(at).step;
+        walked++;
+        if (WALK(at).step == step) continue;
+        if (c->thread == 0) step_forward(p, &SH(step));
+        sync();
         if (p->flags & GPU_SAMPLING && G(uint32_t, SH(plan).result) != 0) break;
     }
     if (p->flags & GPU_SAMPLING && c->block == 0 && c->thread == 0 &&
         G(uint32_t, SH(plan).result) == 0)
         G(uint32_t, SH(plan).result) = p->n_steps;
-    run_end(c, p, &run);
+    run_end(c, p, walked);
 }
 #endif
 
 /** One phase, or a part of one, of one step. */
-FN void run_single(const struct Ctx *c, const struct gpu_launch *p) {
-    struct Run run;
-    run_init(c, p, &run);
-    LOCAL const struct gpu_phase *ph = staged(c, &run, 0);
+FN void run_single(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
+    run_init(c, p);
+    LOCAL const struct gpu_phase *ph = record(c, 0);
     if (p->part == GPU_NORM)
         norm_part(c, ph);
     else if (p->part == GPU_ROPE)
-        rope_part(c, p, &run, ph);
+        rope_part(c, p, ph);
     else
-        run_phase(c, p, &run);
-    run_end(c, p, &run);
+        run_phase(c, p, 0);
+    run_end(c, p, 0);
 }
 
 #endif

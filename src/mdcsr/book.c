@@ -2,10 +2,10 @@
 
 #include "base/alloc.h"
 #include "base/half.h"
+#include "base/sort.h"
 #include "base/threads.h"
 #include "mdcsr/layout.h"
 
-#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -316,16 +316,11 @@ static void lloyd(const struct histogram *h, int n, int pinned, double *entry) {
     }
 }
 
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Entries as the file holds them: the largest 1 (LUT8) or 127 in whole numbers (LUT4). */
 static void book_from(const double *entry, struct mdcsr_book *b) {
     double sorted[256], max = 0;
     memcpy(sorted, entry, (size_t)b->n * sizeof *entry);
-    qsort(sorted, (size_t)b->n, sizeof *sorted, compare_doubles);
+    qsort(sorted, (size_t)b->n, sizeof *sorted, pd_compare_doubles);
     for (int i = 0; i < b->n; i++) max = fmax(max, fabs(sorted[i]));
     for (int i = 0; i < b->n; i++) {
         double v = sorted[i] / max;

@@ -2,7 +2,6 @@
  * Checking a matrix from a file. Sizes come first, so that the scans after them stay inside their
  * arrays; the scans are written for the vectoriser, because they run over every byte of the index.
  */
-#include "base/half.h"
 #include "mdcsr/layout.h"
 #include "mdcsr/mdcsr.h"
 

@@ -1,7 +1,6 @@
 #include "mdcsr/container.h"
 
 #include "base/alloc.h"
-#include "base/half.h"
 #include "base/hash.h"
 #include "io/json.h"
 #include "io/safetensors.h"

@@ -1,6 +1,7 @@
 #include "mdcsr/mdcsr.h"
 
 #include "base/half.h"
+#include "base/threads.h"
 #include "mdcsr/layout.h"
 
 #include <stdlib.h>
@@ -248,4 +249,20 @@ void mdcsr_decode_row(const struct mdcsr *m, int64_t r, float *out) {
         int64_t c = dense ? i : walk_next(&k);
         out[c] = scales[c >> shift] * entry_value(m, begin + i);
     }
+}
+
+struct decoding {
+    const struct mdcsr *m;
+    float *out;
+};
+
+static void decode_rows(void *arg, int64_t begin, int64_t end, int worker) {
+    const struct decoding *d = arg;
+    (void)worker;
+    for (int64_t r = begin; r < end; r++) mdcsr_decode_row(d->m, r, d->out + r * d->m->cols);
+}
+
+void mdcsr_decode(const struct mdcsr *m, struct pd_threads *threads, float *out) {
+    struct decoding d = {m, out};
+    pd_threads_for(threads, m->rows, ((int64_t)1 << 18) / m->cols + 1, decode_rows, &d);
 }

@@ -151,6 +151,9 @@ size_t mdcsr_entry_size(enum mdcsr_values values);
 /** Decodes row r into out[cols]: exactly the values that the matrix stands for. */
 void mdcsr_decode_row(const struct mdcsr *m, int64_t r, float *out);
 
+/** The whole matrix, out[rows, cols], by all threads (NULL: none). */
+void mdcsr_decode(const struct mdcsr *m, struct pd_threads *threads, float *out);
+
 /** Names as on the command line and in files: "bitmap", "lut4", "learned"; NULL out of range. */
 const char *mdcsr_index_name(enum mdcsr_index i);
 const char *mdcsr_values_name(enum mdcsr_values v);

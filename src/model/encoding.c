@@ -2,6 +2,7 @@
 
 #include "base/alloc.h"
 #include "base/checked.h"
+#include "mdcsr/layout.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -9,7 +10,7 @@
 
 struct mdcsr_options encoding_default(enum tensor_role role, enum mdcsr_values values) {
     bool coded = values == MDCSR_LUT4 || values == MDCSR_LUT8;
-    if (coded && (role == TENSOR_EMBED || role == TENSOR_HEAD)) values = MDCSR_INT8;
+    if (coded && tensor_is_vocabulary(role)) values = MDCSR_INT8;
     return (struct mdcsr_options){.values = values,
                                   .codebook = MDCSR_LEARNED,
                                   .index_auto = true,
@@ -36,26 +37,12 @@ static void read_range(void *arg, int64_t begin, int64_t end, int worker) {
         r->error = error;
 }
 
-struct decoding {
-    const struct mdcsr *matrix;
-    float *out;
-};
-
-static void decode_range(void *arg, int64_t begin, int64_t end, int worker) {
-    const struct decoding *d = arg;
-    (void)worker;
-    for (int64_t r = begin; r < end; r++)
-        mdcsr_decode_row(d->matrix, r, d->out + r * d->matrix->cols);
-}
-
 /* Rows of a stored matrix are decoded by all threads; a source's read_rows would take turns. */
 static pdvm_status decode_all(struct model_source *source, const struct tensor_info *tensor,
-                              struct pd_threads *threads, int64_t grain, float *out,
-                              pdvm_error *err) {
+                              struct pd_threads *threads, float *out, pdvm_error *err) {
     struct mdcsr m = {0};
     PD_TRY(source_read_mdcsr(source, tensor, &m, err));
-    struct decoding d = {.matrix = &m, .out = out};
-    pd_threads_for(threads, tensor->rows, grain, decode_range, &d);
+    mdcsr_decode(&m, threads, out);
     mdcsr_free(&m);
     return PDVM_OK;
 }
@@ -69,16 +56,15 @@ pdvm_status encoding_read_floats(struct model_source *source, const struct tenso
         !pd_mul_size(size, sizeof(float), &size))
         return pd_fail_memory(err, SIZE_MAX, tensor->name);
     PD_TRY(pd_alloc_aligned(&r.out, size, tensor->name, err));
-    int64_t grain = ((int64_t)1 << 18) / tensor->cols + 1;
     if (tensor->is_matrix && source_is_mdcsr(source)) {
-        pdvm_status status = decode_all(source, tensor, threads, grain, r.out, err);
+        pdvm_status status = decode_all(source, tensor, threads, r.out, err);
         if (status == PDVM_OK)
             *out = r.out;
         else
             free(r.out);
         return status;
     }
-    pd_threads_for(threads, tensor->rows, grain, read_range, &r);
+    pd_threads_for(threads, tensor->rows, ((int64_t)1 << 18) / tensor->cols + 1, read_range, &r);
     if (atomic_load(&r.failed)) {
         free(r.out);
         if (err) *err = r.error;
@@ -101,4 +87,22 @@ pdvm_status encoding_load(struct model_source *source, const struct tensor_info 
     free(w);
     if (status != PDVM_OK) pd_prefix(err, status, "%s: %s", source->path, tensor->name);
     return status;
+}
+
+uint64_t encoding_bytes(struct model_source *source, enum mdcsr_values values) {
+    uint64_t total = 0;
+    for (size_t i = 0; i < tensors_count(&source->config); i++) {
+        struct tensor_info t;
+        const char *coding;
+        uint64_t bytes;
+        tensors_at(&source->config, i, &t);
+        if (!t.is_matrix) continue;
+        if (source_is_mdcsr(source))
+            source_stored(source, &t, &coding, &bytes);
+        else
+            bytes = mdcsr_values_bytes(encoding_default(t.role, values).values, t.rows * t.cols);
+        total += bytes;
+        if (t.role == TENSOR_EMBED && source->config.tie_word_embeddings) total += bytes;
+    }
+    return total;
 }

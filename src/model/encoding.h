@@ -27,4 +27,10 @@ pdvm_status encoding_load(struct model_source *source, const struct tensor_info 
                           enum mdcsr_values values, struct pd_threads *threads, struct mdcsr *out,
                           pdvm_error *err);
 
+/**
+ * About the bytes of all matrices as encoding_load makes them: zeros are not known before, nor are
+ * scales and indices counted then. A tied embedding counts twice, as it is packed as the head, too.
+ */
+uint64_t encoding_bytes(struct model_source *source, enum mdcsr_values values);
+
 #endif

@@ -366,31 +366,20 @@ struct merge_list {
     size_t capacity;
 };
 
-/* Pieces sorted by their text. */
-static int compare_text(const struct token *a, const struct token *b) {
-    int order = memcmp(a->text, b->text, a->len < b->len ? a->len : b->len);
-    if (order != 0) return order;
-    return a->len < b->len ? -1 : a->len > b->len;
-}
-
+/* By their texts. */
 static int compare_pieces(const void *a, const void *b) {
-    return compare_text(*(const struct token *const *)a, *(const struct token *const *)b);
+    const struct token *x = *(const struct token *const *)a, *y = *(const struct token *const *)b;
+    int order = memcmp(x->text, y->text, x->len < y->len ? x->len : y->len);
+    if (order != 0) return order;
+    return x->len < y->len ? -1 : x->len > y->len;
 }
 
 static const struct token *find_piece(const struct token **sorted, size_t n, const char *s,
                                       size_t len) {
-    struct token wanted = {.text = s, .len = len};
-    size_t low = 0, high = n;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = compare_text(&wanted, sorted[middle]);
-        if (order == 0) return sorted[middle];
-        if (order < 0)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return NULL;
+    const struct token wanted = {.text = s, .len = len}, *p = &wanted;
+    const struct token *const *found =
+        bsearch(&p, sorted, n, sizeof(struct token *), compare_pieces);
+    return found ? *found : NULL;
 }
 
 static pdvm_status add_merges(const struct writer *w, const struct token **sorted, size_t n,

@@ -1,22 +1,17 @@
 #include "model/source.h"
 
-#include "base/file.h"
+#include "base/text.h"
 #include "model/tokenizer.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
+#include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #define KNOWN                                                                                      \
     "give a Hugging Face model directory (config.json and safetensors), a GGUF file or a .pdvm file"
-
-static bool ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && strcmp(s + n - m, end) == 0;
-}
 
 /* The first bytes of a file; *n is how many there are. */
 static pdvm_status read_start(const char *path, uint8_t *start, size_t size, size_t *n,
@@ -46,7 +41,7 @@ static pdvm_status open_file(const char *path, struct model_source **out, pdvm_e
         return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: not a model of a known kind; %s", path,
                        KNOWN);
     pdvm_status status = source_open_pdvm(path, out, err);
-    if (status != PDVM_OK && ends_with(path, ".safetensors"))
+    if (status != PDVM_OK && pd_ends_with(path, ".safetensors"))
         return pd_prefix(err, status, "to open a Hugging Face model, give its directory");
     return status;
 }
@@ -76,6 +71,11 @@ bool source_is_mdcsr(const struct model_source *s) {
 
 pdvm_status source_read_rows(struct model_source *s, const struct tensor_info *t, int64_t begin,
                              int64_t n, float *out, pdvm_error *err) {
+    if (begin < 0 || n < 0 || begin > t->rows || n > t->rows - begin)
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "%s: tensor \"%s\": rows %" PRId64 " + %" PRId64
+                       " asked for, but it has %" PRId64,
+                       s->path, t->name, begin, n, t->rows);
     return s->ops->read_rows(s, t, begin, n, out, err);
 }
 
@@ -94,6 +94,19 @@ void source_file(struct model_source *s, const char *name, const char **data, si
 void source_stored(struct model_source *s, const struct tensor_info *t, const char **coding,
                    uint64_t *bytes) {
     s->ops->stored(s, t, coding, bytes);
+}
+
+uint64_t source_bytes(struct model_source *s) {
+    uint64_t total = 0;
+    for (size_t i = 0; i < tensors_count(&s->config); i++) {
+        struct tensor_info t;
+        const char *coding;
+        uint64_t bytes;
+        tensors_at(&s->config, i, &t);
+        source_stored(s, &t, &coding, &bytes);
+        total += bytes;
+    }
+    return total;
 }
 
 void source_release(struct model_source *s, const struct tensor_info *t) {

@@ -23,7 +23,7 @@ struct tokenizer;
 
 /** What a source does; `self` is the implementation's state. */
 struct model_source_ops {
-    /** Float32 values of rows [begin, begin + n) of a tensor (vectors are one row). */
+    /** Float32 values of rows [begin, begin + n) of a tensor (vectors are one row), which it has. */
     pdvm_status (*read_rows)(struct model_source *s, const struct tensor_info *t, int64_t begin,
                              int64_t n, float *out, pdvm_error *err);
     /** The stored MdCSR matrix (borrowing from the source); NULL ops member: has none. */
@@ -61,7 +61,10 @@ void source_close(struct model_source *s);
 /** True if the source holds MdCSR matrices (and read_mdcsr may be called). */
 bool source_is_mdcsr(const struct model_source *s);
 
-/** See model_source_ops.read_rows / read_mdcsr / file / stored / release. */
+/**
+ * See model_source_ops.read_rows / read_mdcsr / file / stored / release. Rows that a tensor does not
+ * have are PDVM_ERR_ARGUMENT.
+ */
 pdvm_status source_read_rows(struct model_source *s, const struct tensor_info *t, int64_t begin,
                              int64_t n, float *out, pdvm_error *err);
 pdvm_status source_read_mdcsr(struct model_source *s, const struct tensor_info *t,
@@ -70,6 +73,9 @@ void source_file(struct model_source *s, const char *name, const char **data, si
 void source_stored(struct model_source *s, const struct tensor_info *t, const char **coding,
                    uint64_t *bytes);
 void source_release(struct model_source *s, const struct tensor_info *t);
+
+/** Bytes of all tensors as the source stores them. */
+uint64_t source_bytes(struct model_source *s);
 
 /**
  * Opens the source's tokenizer: SOURCE_TOKENIZER or, without it, SOURCE_TOKENIZER_MODEL. *out is

@@ -1,6 +1,7 @@
 #include "base/alloc.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/text.h"
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "model/compressed_tensors.h"
@@ -46,11 +47,6 @@ struct source_hf {
     struct found_tensor *tensors; /* in the order of tensors_at */
 };
 
-static bool ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && strcmp(s + n - m, end) == 0;
-}
-
 static void hf_file(struct model_source *s, const char *name, const char **data, size_t *size) {
     const struct source_hf *hf = (const struct source_hf *)s;
     *data = NULL;
@@ -66,11 +62,6 @@ static void hf_file(struct model_source *s, const char *name, const char **data,
 static pdvm_status hf_read_rows(struct model_source *s, const struct tensor_info *t, int64_t begin,
                                 int64_t n, float *out, pdvm_error *err) {
     const struct source_hf *hf = (const struct source_hf *)s;
-    if (begin < 0 || n < 0 || begin > t->rows || n > t->rows - begin)
-        return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "%s: tensor \"%s\": rows %" PRId64 " + %" PRId64
-                       " asked for, but it has %" PRId64,
-                       s->path, t->name, begin, n, t->rows);
     const struct found_tensor *found = &hf->tensors[tensors_index(&s->config, t->role, t->layer)];
     if (found->compressed)
         return compressed_tensor_read_rows(found->compressed, found->first_row + begin, n, out,
@@ -192,7 +183,8 @@ static pdvm_status open_shard(struct source_hf *hf, const char *name, pdvm_error
 
 /* An index from somebody else must not reach files outside the model's directory. */
 static bool plain_file_name(const char *name) {
-    return name[0] != 0 && name[0] != '.' && !strchr(name, '/') && ends_with(name, ".safetensors");
+    return name[0] != 0 && name[0] != '.' && !strchr(name, '/') &&
+           pd_ends_with(name, ".safetensors");
 }
 
 /* Opens every shard that the index names, and finds each tensor of `map` where it says. */
@@ -260,10 +252,10 @@ static pdvm_status list_directory(const char *path, struct listing *out, pdvm_er
         const char *name = e->d_name;
         if (name[0] == '.') continue;
         out->has_bin |=
-            ends_with(name, ".bin") || ends_with(name, ".pth") || ends_with(name, ".pt");
-        out->has_gguf |= ends_with(name, ".gguf");
-        out->has_pdvm |= ends_with(name, ".pdvm");
-        if (!ends_with(name, ".safetensors")) continue;
+            pd_ends_with(name, ".bin") || pd_ends_with(name, ".pth") || pd_ends_with(name, ".pt");
+        out->has_gguf |= pd_ends_with(name, ".gguf");
+        out->has_pdvm |= pd_ends_with(name, ".pdvm");
+        if (!pd_ends_with(name, ".safetensors")) continue;
         out->n_safetensors++;
         if (!out->safetensors) {
             out->safetensors = strdup(name);
@@ -422,7 +414,7 @@ static bool names_tensor(const char *name, const char *tensor) {
  */
 static pdvm_status check_unused(const struct source_hf *hf, const struct safetensors *st,
                                 const char *name, pdvm_error *err) {
-    if (ends_with(name, ".rotary_emb.inv_freq")) return PDVM_OK;
+    if (pd_ends_with(name, ".rotary_emb.inv_freq")) return PDVM_OK;
     if (compressed_tensors_is_cache_scale(name)) return PDVM_OK;
     const struct model_config *config = &hf->base.config;
     struct tensor_info info;
@@ -442,7 +434,7 @@ static pdvm_status check_unused(const struct source_hf *hf, const struct safeten
             names_tensor(name, info.name))
             return PDVM_OK;
     }
-    if (ends_with(name, ".bias"))
+    if (pd_ends_with(name, ".bias"))
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,
                        "%s: tensor \"%.200s\": a bias that " SOURCE_CONFIG
                        " does not ask for is not supported",

@@ -43,11 +43,6 @@ static pdvm_status decode_rows(struct source_pdvm *p, const struct tensor_info *
 static pdvm_status pdvm_read_rows(struct model_source *s, const struct tensor_info *t,
                                   int64_t begin, int64_t n, float *out, pdvm_error *err) {
     struct source_pdvm *p = (struct source_pdvm *)s;
-    if (begin < 0 || n < 0 || begin > t->rows || n > t->rows - begin)
-        return pd_fail(err, PDVM_ERR_ARGUMENT,
-                       "%s: tensor \"%s\": rows %" PRId64 " + %" PRId64
-                       " asked for, but it has %" PRId64,
-                       s->path, t->name, begin, n, t->rows);
     if (n == 0) return PDVM_OK;
     if (!t->is_matrix) return container_read_vector(p->file, t->name, out, t->cols, err);
     pthread_mutex_lock(&p->lock);

@@ -1,7 +1,6 @@
 #include "model/source_synthetic.h"
 
 #include "base/alloc.h"
-#include "base/checked.h"
 #include "base/half.h"
 #include "base/hash.h"
 #include "base/random.h"
@@ -62,10 +61,13 @@ static void fill_tables(struct source_synthetic *s) {
     }
 }
 
-/* Codebooks: 16 values of a normal distribution, with an exact zero for dense matrices. */
-static const int8_t book4[2][16] = {
-    {-127, -97, -76, -59, -45, -32, -20, -8, 8, 20, 32, 45, 59, 76, 97, 127},
-    {-127, -97, -76, -59, -45, -32, -20, -10, 0, 12, 25, 39, 54, 72, 94, 127}};
+/* Codebooks as the encoder makes them: evenly spaced, or 16 values of a normal distribution; the second
+ * ones, for dense matrices, have an exact zero. */
+static const int8_t book4[2][2][16] = {
+    {{-15, -13, -11, -9, -7, -5, -3, -1, 1, 3, 5, 7, 9, 11, 13, 15},
+     {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}},
+    {{-127, -97, -76, -59, -45, -32, -20, -8, 8, 20, 32, 45, 59, 76, 97, 127},
+     {-127, -97, -76, -59, -45, -32, -20, -10, 0, 12, 25, 39, 54, 72, 94, 127}}};
 
 /* ---- one matrix ------------------------------------------------------------------------ */
 
@@ -232,7 +234,7 @@ static pdvm_status make_index(struct making *k, double density, pdvm_error *err)
 /* What becomes of a tensor: as `convert` does it, embedding and head stay dense. */
 static struct mdcsr_options coding_of(const struct source_synthetic *s, const struct tensor_info *t,
                                       double *density) {
-    bool embedding = t->role == TENSOR_EMBED || t->role == TENSOR_HEAD;
+    bool embedding = tensor_is_vocabulary(t->role);
     struct mdcsr_options o = encoding_default(t->role, s->options.values);
     o.group = mdcsr_has_scales(o.values) && !embedding ? s->options.group : 0;
     *density = embedding ? 1 : 1 - s->options.sparsity;
@@ -251,13 +253,14 @@ static pdvm_status make_matrix(const struct source_synthetic *s, const struct te
     m->rows = t->rows;
     m->cols = t->cols;
     m->value_coding = o.values;
-    m->codebook_kind = MDCSR_LEARNED;
+    const bool linear = o.values == MDCSR_LUT4 && s->options.codebook == MDCSR_LINEAR;
+    m->codebook_kind = linear ? MDCSR_LINEAR : MDCSR_LEARNED;
     m->group = o.group;
     m->n_groups = mdcsr_groups(o.values, t->cols, o.group);
     m->n_entries = m->rows * m->cols;
     m->owned = true;
     for (int i = 0; i < 16 && o.values == MDCSR_LUT4; i++)
-        m->codebook[i] = (float)book4[density >= 1][i];
+        m->codebook[i] = (float)book4[!linear][density >= 1][i];
     for (int i = 0; i < 256 && o.values == MDCSR_LUT8; i++)
         m->codebook[i] = i == 128 ? 0 : s->normal[i];
     if (density < 1) PD_TRY(make_index(&k, density, err));
@@ -293,9 +296,6 @@ static bool is_norm(enum tensor_role role) {
 static pdvm_status synthetic_read_rows(struct model_source *base, const struct tensor_info *t,
                                        int64_t begin, int64_t n, float *out, pdvm_error *err) {
     struct source_synthetic *s = (struct source_synthetic *)base;
-    if (begin < 0 || n < 0 || begin > t->rows || n > t->rows - begin)
-        return pd_fail(err, PDVM_ERR_ARGUMENT, "%s: rows %" PRId64 " + %" PRId64 " of %" PRId64,
-                       t->name, begin, n, t->rows);
     if (t->is_matrix) {
         struct mdcsr m;
         PD_TRY(synthetic_read_mdcsr(base, t, &m, err));
@@ -358,21 +358,6 @@ static const struct model_source_ops synthetic_ops = {
     .release = synthetic_release,
     .close = synthetic_close,
 };
-
-uint64_t synthetic_bytes(const struct model_source *base) {
-    const struct source_synthetic *s = (const struct source_synthetic *)base;
-    struct tensor_info t;
-    uint64_t total = 0;
-    enum mdcsr_values values;
-    for (size_t i = 0; i < tensors_count(&base->config); i++) {
-        tensors_at(&base->config, i, &t);
-        if (t.is_matrix) total += matrix_bytes(s, &t, &values);
-        /* A tied head is packed beside the rows that the embedding looks up. */
-        if (t.role == TENSOR_EMBED && base->config.tie_word_embeddings)
-            total += matrix_bytes(s, &t, &values);
-    }
-    return total;
-}
 
 static pdvm_status check_options(const struct synthetic_options *o, pdvm_error *err) {
     if (!(o->sparsity >= 0 && o->sparsity <= 1))

@@ -10,11 +10,12 @@
 
 /** What to make. */
 struct synthetic_options {
-    const char *shape;        /**< as shape_config takes it */
-    double sparsity;          /**< share of zeros in the layers' matrices, 0..1; 0: dense */
-    enum mdcsr_values values; /**< coding of the layers' matrices */
-    uint32_t group;           /**< columns per scale; 0: one scale per row */
-    uint64_t seed;            /**< the same options and seed give the same model */
+    const char *shape;            /**< as shape_config takes it */
+    double sparsity;              /**< share of zeros in the layers' matrices, 0..1; 0: dense */
+    enum mdcsr_values values;     /**< coding of the layers' matrices */
+    enum mdcsr_codebook codebook; /**< of LUT4: MDCSR_LINEAR or MDCSR_LEARNED */
+    uint32_t group;               /**< columns per scale; 0: one scale per row */
+    uint64_t seed;                /**< the same options and seed give the same model */
 };
 
 /**
@@ -27,8 +28,5 @@ struct synthetic_options {
  */
 pdvm_status source_open_synthetic(const struct synthetic_options *options,
                                   struct model_source **out, pdvm_error *err);
-
-/** Bytes of all of its matrices in MdCSR with 32-bit scales: about what a backend needs. */
-uint64_t synthetic_bytes(const struct model_source *base);
 
 #endif

@@ -27,6 +27,9 @@ static const struct {
     [TENSOR_HEAD] = {"head", "lm_head.weight"},
 };
 
+const enum tensor_role tensor_layer_matrices[TENSOR_N_LAYER_MATRICES] = {
+    TENSOR_Q, TENSOR_K, TENSOR_V, TENSOR_O, TENSOR_GATE, TENSOR_UP, TENSOR_DOWN};
+
 static bool in_layer(enum tensor_role role) {
     return role >= TENSOR_INPUT_NORM && role <= TENSOR_DOWN;
 }
@@ -42,6 +45,16 @@ bool tensors_has(const struct model_config *config, enum tensor_role role) {
     case TENSOR_HEAD: return !config->tie_word_embeddings;
     default: return (unsigned)role < TENSOR_N_ROLES;
     }
+}
+
+double tensors_elements(const struct model_config *config) {
+    double n = 0;
+    for (size_t i = 0; i < tensors_count(config); i++) {
+        struct tensor_info t;
+        tensors_at(config, i, &t);
+        n += (double)t.rows * (double)t.cols;
+    }
+    return n;
 }
 
 /* Tensors of a layer before `role`; with the one after TENSOR_DOWN, all of them. */

@@ -27,6 +27,18 @@ enum tensor_role {
     TENSOR_N_ROLES
 };
 
+/** The matrices of a layer, in the order of a token. */
+#define TENSOR_N_LAYER_MATRICES 7
+extern const enum tensor_role tensor_layer_matrices[TENSOR_N_LAYER_MATRICES];
+
+/**
+ * Whether this is the embedding or the head, which are the vocabulary's: they are never pruned, and
+ * have settings of their own.
+ */
+static inline bool tensor_is_vocabulary(enum tensor_role role) {
+    return role == TENSOR_EMBED || role == TENSOR_HEAD;
+}
+
 /** One tensor that a model of a given configuration has. */
 struct tensor_info {
     enum tensor_role role;
@@ -42,6 +54,9 @@ bool tensors_has(const struct model_config *config, enum tensor_role role);
 
 /** Number of tensors of a model (tied head left out). */
 size_t tensors_count(const struct model_config *config);
+
+/** Elements of all these tensors together. */
+double tensors_elements(const struct model_config *config);
 
 /** The i-th tensor in the order embed, layers 0..n-1 (roles in enum order), final norm, head. */
 void tensors_at(const struct model_config *config, size_t i, struct tensor_info *out);

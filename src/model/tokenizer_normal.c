@@ -1,4 +1,3 @@
-#include "base/alloc.h"
 #include "base/utf8.h"
 #include "model/tokenizer_internal.h"
 

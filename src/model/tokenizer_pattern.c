@@ -1,7 +1,5 @@
 #include "model/tokenizer_pattern.h"
 
-#include "base/alloc.h"
-
 #include <ctype.h>
 #include <string.h>
 

@@ -1,5 +1,4 @@
 #include "base/alloc.h"
-#include "base/checked.h"
 #include "base/utf8.h"
 #include "model/tokenizer_internal.h"
 

@@ -1,5 +1,4 @@
 #include "plan/baseline.h"
-#include "base/alloc.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/tempdir.h"
@@ -7,19 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DEFAULT_WINDOW 512
-#define PAPERS_WINDOW 2048
-
 static pdvm_status open_model(const struct baseline *b, const char *path, const char *values,
                               pdvm_model **out, pdvm_error *err) {
-    pdvm_model_options options = pdvm_model_options_default();
+    pdvm_model_options options = model_options_with(&b->options.notify);
     options.n_threads = b->options.n_threads;
     options.kernels = b->options.kernels;
     options.values = values;
-    options.progress = b->options.notify.progress;
-    options.progress_user = b->options.notify.progress_user;
-    options.log = b->options.notify.log;
-    options.log_user = b->options.notify.log_user;
     return pdvm_model_open(path, &options, out, err);
 }
 
@@ -47,21 +39,15 @@ static pdvm_status cut_text(struct baseline *b, const char *name, const char *te
                             pdvm_error *err) {
     const struct baseline_options *o = &b->options;
     const struct tokenizer *tokenizer = b->model->tokenizer;
-    uint32_t most = b->model->config.max_position_embeddings;
-    uint32_t usual = o->protocol == PERPLEXITY_PAPERS ? PAPERS_WINDOW : DEFAULT_WINDOW;
-    if (!tokenizer)
-        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: the model has no %s", b->path,
-                       SOURCE_TOKENIZER);
+    PD_TRY(model_need_tokenizer(b->model, err));
     PD_TRY(tokenizer_encode(tokenizer, text, size, PDVM_TOKENIZE_ADD_SPECIAL, &b->tokens, err));
     b->text_hash = pd_hash(PD_HASH_INIT, text, size);
     if (o->max_tokens > 0 && b->tokens.n > o->max_tokens) b->tokens.n = o->max_tokens;
     struct perplexity_options *w = &b->windows;
     w->protocol = o->protocol;
-    w->n_ctx = o->n_ctx > 0 ? o->n_ctx : most < usual ? most : usual;
-    w->stride = o->stride > 0 ? o->stride : (w->n_ctx + 1) / 2;
-    w->bos = b->tokens.n > 0 && tokenizer_begins_text(tokenizer, b->tokens.ids[0])
-                 ? b->tokens.ids[0]
-                 : -1;
+    w->n_ctx = o->n_ctx;
+    w->stride = o->stride;
+    perplexity_complete(w, b->model, b->tokens.ids, b->tokens.n);
     if (o->n_windows > 0) spread_windows(b);
     pdvm_status status = perplexity_check(b->tokens.n, w, err);
     return status == PDVM_OK ? status : pd_prefix(err, status, "%s", name);

@@ -1,10 +1,8 @@
 /* What each group of matrices costs in quality, alone and together. */
 #include "base/alloc.h"
-#include "mdcsr/layout.h"
 #include "plan/planning.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 /* Whole models beyond this are not what anybody plans for, and bend the fit. */
@@ -143,14 +141,10 @@ static pdvm_status open_base(struct planning *p, pdvm_error *err) {
     struct perplexity_result perplexity;
     const struct baseline_options *b = &p->options->baseline;
     struct pd_notify notify = planning_notify(p, "base model");
-    pdvm_model_options o = pdvm_model_options_default();
+    pdvm_model_options o = model_options_with(&notify);
     o.backend = "cpu";
     o.n_threads = b->n_threads;
     o.kernels = b->kernels;
-    o.progress = notify.progress;
-    o.progress_user = notify.progress_user;
-    o.log = notify.log;
-    o.log_user = notify.log_user;
     PD_TRY(pdvm_model_open(p->baseline.path, &o, &p->model, err));
     return baseline_predict(&p->baseline, p->model, "base", &notify, &p->base, &perplexity, err);
 }

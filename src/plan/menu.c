@@ -2,16 +2,13 @@
 #include "base/alloc.h"
 #include "base/file.h"
 #include "base/machine.h"
+#include "base/sort.h"
 #include "eval/bandwidth.h"
 #include "plan/planning.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-static bool in_layers(const struct tensor_info *t) {
-    return t->is_matrix && t->role != TENSOR_EMBED && t->role != TENSOR_HEAD;
-}
 
 static pdvm_status convert_item(struct planning *p, struct plan_item *item, const char *path,
                                 const struct pd_notify *notify, pdvm_error *err) {
@@ -22,9 +19,11 @@ static pdvm_status convert_item(struct planning *p, struct plan_item *item, cons
     o.notify = *notify;
     pdvm_status status = convert_model(p->baseline.path, path, &o, &result, err);
     item->file_bytes = result.file_bytes;
-    for (size_t i = 0; i < result.report.n; i++)
-        if (in_layers(&result.report.tensors[i].tensor))
-            item->layer_bytes += result.report.tensors[i].bytes;
+    for (size_t i = 0; i < result.report.n; i++) {
+        const struct report_tensor *t = &result.report.tensors[i];
+        if (t->tensor.is_matrix && !tensor_is_vocabulary(t->tensor.role))
+            item->layer_bytes += t->bytes;
+    }
     convert_result_free(&result);
     return status;
 }
@@ -92,10 +91,6 @@ pdvm_status menu_measure(struct planning *p, pdvm_error *err) {
 
 /* ---- groups ---------------------------------------------------------------------------- */
 
-static const enum tensor_role roles[] = {TENSOR_Q,    TENSOR_K,  TENSOR_V,   TENSOR_O,
-                                         TENSOR_GATE, TENSOR_UP, TENSOR_DOWN};
-#define N_ROLES (sizeof roles / sizeof *roles)
-
 static enum phase_kind phase_of(enum tensor_role role) {
     switch (role) {
     case TENSOR_O: return PHASE_OUT;
@@ -149,11 +144,6 @@ static pdvm_status create_group(struct planning *p, struct plan_group *group, pd
     return pd_calloc(&group->measured, n, sizeof *group->measured, "losses", err);
 }
 
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* What all items have in common: the rest of the file, and the median of the rest of the time. */
 static pdvm_status fix_costs(struct plan_result *r, pdvm_error *err) {
     double *rest;
@@ -164,7 +154,7 @@ static pdvm_status fix_costs(struct plan_result *r, pdvm_error *err) {
         rest[i] = s->token - s->phases[PHASE_QKV] - s->phases[PHASE_OUT] -
                   s->phases[PHASE_GATE_UP] - s->phases[PHASE_DOWN];
     }
-    qsort(rest, r->n_items, sizeof *rest, ascending);
+    qsort(rest, r->n_items, sizeof *rest, pd_compare_doubles);
     r->fixed_seconds = rest[r->n_items / 2];
     free(rest);
     return PDVM_OK;
@@ -174,12 +164,14 @@ pdvm_status groups_create(struct planning *p, pdvm_error *err) {
     struct plan_result *r = p->result;
     uint32_t n_layers = p->sources[0]->config.n_layers, step = p->options->layers_per_group;
     size_t blocks = (n_layers + step - 1) / step;
-    PD_TRY(pd_calloc(&r->groups, blocks * N_ROLES, sizeof *r->groups, "groups", err));
+    PD_TRY(
+        pd_calloc(&r->groups, blocks * TENSOR_N_LAYER_MATRICES, sizeof *r->groups, "groups", err));
     for (uint32_t first = 0; first < n_layers; first += step) {
-        for (size_t i = 0; i < N_ROLES; i++) {
+        for (size_t i = 0; i < TENSOR_N_LAYER_MATRICES; i++) {
             struct plan_group *group = &r->groups[r->n_groups++];
             uint32_t n = n_layers - first < step ? n_layers - first : step;
-            *group = (struct plan_group){.role = roles[i], .first_layer = first, .n_layers = n};
+            *group = (struct plan_group){
+                .role = tensor_layer_matrices[i], .first_layer = first, .n_layers = n};
             PD_TRY(create_group(p, group, err));
         }
     }

@@ -3,11 +3,9 @@
 #include "base/alloc.h"
 #include "plan/planning.h"
 
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* ---- progress -------------------------------------------------------------------------- */
 
@@ -58,17 +56,9 @@ static pdvm_status list_items(struct planning *p, pdvm_error *err) {
 
 static void note_reference(struct planning *p) {
     struct plan_result *r = p->result;
-    struct model_source *source = p->baseline.model->source;
     r->reference = p->baseline.perplexity;
     r->windows = p->baseline.windows;
-    for (size_t i = 0; i < tensors_count(&source->config); i++) {
-        struct tensor_info t;
-        const char *coding;
-        uint64_t bytes;
-        tensors_at(&source->config, i, &t);
-        source_stored(source, &t, &coding, &bytes);
-        r->reference_bytes += bytes;
-    }
+    r->reference_bytes = source_bytes(p->baseline.model->source);
 }
 
 /* ---- applying -------------------------------------------------------------------------- */

@@ -169,7 +169,7 @@ json_t *sweep_row_json(const struct sweep_row *row) {
     numbers_of(&copy, numbers);
     for (int i = 0; o && i < N_NUMBERS; i++) {
         double x = *numbers[i].value;
-        json_object_set_new(o, numbers[i].name, isfinite(x) ? json_real(x) : json_null());
+        json_object_set_new(o, numbers[i].name, pd_json_real(x));
     }
     return o;
 }
@@ -255,14 +255,14 @@ static pdvm_status measure_reference(struct sweep *s, pdvm_error *err) {
     double weights = 0, bytes = 0;
     s->result->reference = s->baseline.perplexity;
     s->result->windows = s->baseline.windows;
+    s->result->reference_bytes = source_bytes(source);
     for (size_t i = 0; i < tensors_count(&source->config); i++) {
         struct tensor_info t;
         const char *coding;
         uint64_t size;
         tensors_at(&source->config, i, &t);
+        if (!t.is_matrix || tensor_is_vocabulary(t.role)) continue;
         source_stored(source, &t, &coding, &size);
-        s->result->reference_bytes += size;
-        if (!t.is_matrix || t.role == TENSOR_EMBED || t.role == TENSOR_HEAD) continue;
         weights += (double)t.rows * (double)t.cols;
         bytes += (double)size;
     }

@@ -26,6 +26,13 @@ expect 0 "$PDVM" bench --shape "$shape" --values int8,lut4@0.75 --sparsity 0.5,0
 [ "$(grep '^|' out | grep -oE '(int8|lut4/g64) [0-9]+ %' | tr '\n' ,)" = "int8 50 %,int8 90 %,lut4/g64 75 %," ] ||
     fail "models: $(cat out)"
 
+expect 0 "$PDVM" bench --shape "$shape" --values lut4 --codebook linear -p 0 -n 1 -r 1 -t 1 -q
+out_has "lut4 linear/g64 50 %"
+
+# Which layouts the weights are packed in.
+expect 0 "$PDVM" bench --shape "$shape" --values int8 --sparsity 0 -p 0 -n 1 -r 1 -t 1 -v
+err_has "packed as int8 dense: "
+
 # The same result in the other formats.
 expect 0 "$PDVM" bench --shape "$shape" "${small[@]}" --modes --phases -q -o csv
 [ "$(wc -l <out)" = 6 ] || fail "a header, a prompt and four modes: $(cat out)"
@@ -60,6 +67,7 @@ fi
 # Errors.
 refused 2 "no model" "$PDVM" bench
 refused 1 "tinyllama-1.1b" "$PDVM" bench --shape llama9
+refused 2 "--codebook is for synthetic models" "$PDVM" bench model.pdvm --codebook linear
 refused 2 "share of zeros" "$PDVM" bench --shape tiny --sparsity 0.5,1.5
 refused 2 "share of zeros" "$PDVM" bench --shape tiny --sparsity 50%
 refused 2 "share of zeros" "$PDVM" bench --shape tiny --values int8,lut4@half

@@ -10,9 +10,10 @@ shape=hidden=128,layers=2,intermediate=320,heads=4,kv-heads=2,vocab=300
 
 SHAPE=$shape REPETITIONS=1 GEN=2 PROMPT=16 expect 0 bash "$SOURCE_DIR/bench/cpu.sh" "$PDVM"
 out_has "| int8 90 % / int8 dense, 1 thread | "
-out_has "| lut4 50 % / int8 50 %, 1 thread | "
+out_has "| lut4/g64 50 % / int8 50 %, 1 thread | "
+out_has "| lut4 linear 50 % / int8 50 %, 1 thread | "
 out_has "| int8 50 %, pp16, 1 thread: t/s | "
-[ "$(grep -c '^| pdvm .* | 1 | tg2 |' out)" = 6 ] || fail "six models with one thread: $(cat out)"
+[ "$(grep -c '^| pdvm .* | 1 | tg2 |' out)" = 7 ] || fail "seven models with one thread: $(cat out)"
 
 refused 77 "not installed" env LLAMA_BENCH=/nowhere bash "$SOURCE_DIR/bench/llama-bench.sh" x.gguf
 

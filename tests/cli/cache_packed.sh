@@ -48,11 +48,11 @@ err_has "made again"
 # Other kernels have a file of their own.
 expect 0 "${run[@]}" --cache-packed --kernels scalar
 cmp out second || fail "the text is another with scalar kernels"
-[ -e model/model.cpu1-scalar.packed ] || fail "no file for the scalar kernels"
+[ -e model/model.cpu2-scalar.packed ] || fail "no file for the scalar kernels"
 
 # Where there is no room beside the model: the user's cache.
 rm -rf model/*.packed cache
-for name in "${packed##*/}" model.cpu1-scalar.packed; do mkdir "model/$name"; done
+for name in "${packed##*/}" model.cpu2-scalar.packed; do mkdir "model/$name"; done
 expect 0 "${run[@]}" --cache-packed
 compgen -G 'cache/pdvm/*.packed' >/dev/null || fail "nothing in the user's cache"
 expect 0 "${run[@]}" --cache-packed

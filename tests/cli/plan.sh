@@ -94,7 +94,7 @@ refused 1 "a loss of at most 1e-09 is out of reach: the best choice that was fou
 refused 2 "give one of --budget" "${plan[@]}"
 refused 2 "not several" "${plan[@]}" --budget 1GB --speed 3
 refused 2 "is no size such as 4.5GB" "${plan[@]}" --budget 4.5XB
-refused 2 "there is no 'magic'" "${plan[@]}" --budget 1GB --method magic
+refused 2 "'magic' is none of keep, magnitude" "${plan[@]}" --budget 1GB --method magic
 refused 2 "no text" "$PDVM" plan "$model" --budget 1GB
 refused 1 "makes no zeros" "${plan[@]}" --budget 1GB --method keep
 refused 1 "would be lost" "${plan[@]}" --budget 1GB --svg text

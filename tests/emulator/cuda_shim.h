@@ -4,6 +4,7 @@
 
 #include "base/half.h"
 #include "emulator/emulator.h"
+#include "emulator/entry.h"
 
 #include <math.h>
 
@@ -87,34 +88,24 @@ static inline uint32_t atomicAdd(uint32_t *p, uint32_t v) {
 #define ptx_load_stream_x4(p) (*(const uint4 *)(const void *)(p))
 #define ptx_load_stream_x2(p) (*(const uint2 *)(const void *)(p))
 #define ptx_load_stream_x1(p) (*(const uint32_t *)(const void *)(p))
+#define __fdividef(a, b) ((a) / (b))
+#define rsqrtf(x) (1.0f / sqrtf(x))
 #define ptx_red_release(p, v) ((void)(v), emu_arrive(p))
-static inline uint32_t ptx_load_acquire(const uint32_t *p) {
+#define ptx_fence_acquire() ((void)0)
+static inline uint32_t ptx_load_relaxed(const uint32_t *p) {
     bool early;
     uint32_t v = emu_poll(p, &early);
     return early ? v + 0x40000000u : v;
 }
 #define ptx_add_acq_rel(p, v) __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL)
+#define ptx_async_word(dst, src) memcpy(dst, src, 4)
+#define ptx_async_wait() ((void)0)
+#define ptx_clock() emu_clock()
 #define ptx_trap() emu_give_up("trap")
 #define ptx_mbarrier_init(b) (*(b) = 0)
 #define ptx_mbarrier_fence() ((void)0)
 #define ptx_mbarrier_expect(b, bytes) emu_expect(b, bytes)
 #define ptx_mbarrier_wait(b, parity) emu_wait(b, parity)
 #define ptx_bulk_load(dst, src, n, b) emu_copy(dst, src, n, b)
-
-#define KERNEL(name)                                                                               \
-    void EMU_NAME(name)(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p)
-#define KERNEL_CTX                                                                                 \
-    const struct emu_self *self = emu_self();                                                      \
-    struct Ctx ctx = {w,                                                                           \
-                      g,                                                                           \
-                      k,                                                                           \
-                      self->shared,                                                                \
-                      self->block,                                                                 \
-                      self->n_blocks,                                                              \
-                      self->thread,                                                                \
-                      self->n_threads,                                                             \
-                      self->thread % 32,                                                           \
-                      self->thread / 32,                                                           \
-                      self->n_threads / 32}
 
 #endif

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -475,4 +476,10 @@ const char *emu_launch(emu_kernel kernel, const uint8_t *w, uint8_t *g, uint8_t 
 
 uint32_t emu_syncs(void) {
     return last_syncs;
+}
+
+uint32_t emu_clock(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint32_t)((uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec);
 }

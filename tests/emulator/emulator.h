@@ -67,10 +67,14 @@ void emu_wait(uint64_t *barrier, uint32_t parity);
 /** Ends the launch with a message. Does not return. */
 _Noreturn void emu_give_up(const char *message);
 
+/** Nanoseconds, low half: stands for a clock of cycles. */
+uint32_t emu_clock(void);
+
 /* The kernels in the three forms of the dialect that the CPU can run. */
 #define EMU_KERNELS(suffix)                                                                        \
     void pdvm_token_##suffix(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p); \
-    void pdvm_phase_##suffix(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p);
+    void pdvm_phase_##suffix(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p); \
+    void pdvm_read_##suffix(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p);
 EMU_KERNELS(c)    /* plain C */
 EMU_KERNELS(cuda) /* CUDA C, loads of 16 bytes */
 EMU_KERNELS(bulk) /* CUDA C, rings filled by copies */

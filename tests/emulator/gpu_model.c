@@ -254,6 +254,7 @@ struct gpu_launch gpu_model_launch(const struct gpu_model *m, const struct batch
                            .spin_limit = 100000000,
                            .top_p = 1,
                            .top_k = 1};
+    l.flags = GPU_LIST;
     if (b->x) l.flags |= GPU_X_IN;
     return l;
 }

@@ -3,6 +3,7 @@
 #define PDVM_TESTS_NATIVE_H
 
 #include "emulator/emulator.h"
+#include "emulator/entry.h"
 
 static inline void native_sync(void) {
     emu_sync();
@@ -24,24 +25,11 @@ static inline void native_yield(void) {
     uint32_t none = 0;
     (void)emu_poll(&none, &early);
 }
+static inline uint32_t native_clock(void) {
+    return emu_clock();
+}
 static inline void native_give_up(void) {
     emu_give_up("trap");
 }
-
-#define KERNEL(name)                                                                               \
-    void EMU_NAME(name)(const uint8_t *w, uint8_t *g, uint8_t *k, const struct gpu_launch p)
-#define KERNEL_CTX                                                                                 \
-    const struct emu_self *self = emu_self();                                                      \
-    struct Ctx ctx = {w,                                                                           \
-                      g,                                                                           \
-                      k,                                                                           \
-                      self->shared,                                                                \
-                      self->block,                                                                 \
-                      self->n_blocks,                                                              \
-                      self->thread,                                                                \
-                      self->n_threads,                                                             \
-                      self->thread % 32,                                                           \
-                      self->thread / 32,                                                           \
-                      self->n_threads / 32}
 
 #endif

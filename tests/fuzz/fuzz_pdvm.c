@@ -5,7 +5,6 @@
 // JSON inside JSON and the header's size: '#', the text of pdvm.matrices, a newline, the members of
 // the header, a newline, the tensors' bytes.
 
-#include "io/safetensors.h"
 #include "mdcsr/container.h"
 
 #include <jansson.h>

@@ -25,15 +25,20 @@ static void make_inputs(double *x, int64_t tokens, int64_t cols, const double *s
     }
 }
 
+const struct blas *solver_layer_blas(void) {
+    const struct blas *blas;
+    pdvm_error err = {0};
+    if (blas_open(&blas, &err) == PDVM_OK) return blas;
+    print_message("skipped: %s\n", err.message);
+    skip();
+    return NULL;
+}
+
 void solver_layer_make(struct solver_layer *l, int64_t rows, int64_t cols, int64_t tokens,
                        uint64_t seed, int64_t dead) {
-    const struct blas *blas;
     pdvm_error err;
     *l = (struct solver_layer){.rows = rows, .cols = cols, .options = solver_options_default()};
-    if (blas_open(&blas, &err) != PDVM_OK) {
-        print_message("skipped: %s\n", err.message);
-        skip();
-    }
+    solver_layer_blas();
     size_t size = (size_t)(rows * cols);
     l->source = allocate(size, sizeof *l->source);
     l->w = allocate(size, sizeof *l->w);

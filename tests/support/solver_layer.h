@@ -16,6 +16,9 @@ struct solver_layer {
     struct solver_result result;
 };
 
+/** OpenBLAS; skips the test without it. */
+const struct blas *solver_layer_blas(void);
+
 /**
  * Makes the layer that tests/golden/solvers/make.py makes from the same numbers. `dead`: a column
  * whose inputs are all zero; -1: none. Skips the test without OpenBLAS.

@@ -47,8 +47,26 @@ void support_tmpdir_remove(char *dir) {
     free(dir);
 }
 
+int support_make_dir(void **state) {
+    *state = support_tmpdir();
+    return 0;
+}
+
+int support_remove_dir(void **state) {
+    support_tmpdir_remove(*state);
+    return 0;
+}
+
 char *support_source_path(const char *name) {
-    return support_path(PDVM_SOURCE_DIR, name);
+    const char *tree =
+        getenv("SOURCE_DIR"); /* tests may run on another machine than they were built */
+    return support_path(tree && *tree ? tree : PDVM_SOURCE_DIR, name);
+}
+
+char *support_golden_path(const char *name) {
+    char *dir = support_source_path("tests/golden"), *path = support_path(dir, name);
+    free(dir);
+    return path;
 }
 
 char *support_shared_path(const char *name) {

@@ -11,6 +11,18 @@
 
 #include "pdvm.h"
 
+/** 1 under ThreadSanitizer, where everything takes ten times as long and more. */
+#if defined(__SANITIZE_THREAD__)
+#define SUPPORT_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SUPPORT_TSAN 1
+#endif
+#endif
+#ifndef SUPPORT_TSAN
+#define SUPPORT_TSAN 0
+#endif
+
 /** Fails the test with a printf-like message, and does not return, as analysers must know. */
 _Noreturn void support_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
@@ -23,11 +35,18 @@ char *support_tmpdir(void);
 /** Removes a directory of support_tmpdir with all that is in it, and frees `dir`. NULL allowed. */
 void support_tmpdir_remove(char *dir);
 
+/** Set-up and tear-down of cmocka for tests that have such a directory as their state. */
+int support_make_dir(void **state);
+int support_remove_dir(void **state);
+
 /** "dir/name" in a new string, freed with free(). */
 char *support_path(const char *dir, const char *name);
 
 /** Path of a file of the source tree, as in "tests/golden/x.json"; freed with free(). */
 char *support_source_path(const char *name);
+
+/** Path of "tests/golden/name"; freed with free(). */
+char *support_golden_path(const char *name);
 
 /**
  * Path of something in the directory of shared test data (environment variable PDVM_SHARED, or

@@ -33,6 +33,17 @@ struct cpu_attention_kernels {
                 uint32_t d, float *acc);
 };
 
+/** Defines keys_SUFFIX and values_SUFFIX of a table by keys() and values() of its file. */
+#define ATTENTION_ROWS(SUFFIX, TYPE)                                                               \
+    static void keys_##SUFFIX(const uint8_t *rows, size_t row_bytes, uint32_t n, uint32_t d,       \
+                              float *out) {                                                        \
+        keys(rows, row_bytes, n, d, out, TYPE);                                                    \
+    }                                                                                              \
+    static void values_##SUFFIX(const uint8_t *rows, size_t row_bytes, uint32_t n, uint32_t d,     \
+                                float *out) {                                                      \
+        values(rows, row_bytes, n, d, out, TYPE);                                                  \
+    }
+
 extern const struct cpu_attention_kernels cpu_attention_scalar;
 #ifdef PDVM_HAVE_AVX2
 extern const struct cpu_attention_kernels cpu_attention_avx2;

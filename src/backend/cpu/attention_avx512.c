@@ -117,18 +117,9 @@ ALWAYS_INLINE void values(const uint8_t *rows, size_t row_bytes, uint32_t n, uin
         }
 }
 
-#define ROWS(SUFFIX, TYPE)                                                                         \
-    static void keys_##SUFFIX(const uint8_t *rows, size_t row_bytes, uint32_t n, uint32_t d,       \
-                              float *out) {                                                        \
-        keys(rows, row_bytes, n, d, out, TYPE);                                                    \
-    }                                                                                              \
-    static void values_##SUFFIX(const uint8_t *rows, size_t row_bytes, uint32_t n, uint32_t d,     \
-                                float *out) {                                                      \
-        values(rows, row_bytes, n, d, out, TYPE);                                                  \
-    }
-ROWS(f32, PDVM_KV_F32)
-ROWS(f16, PDVM_KV_F16)
-ROWS(i8, PDVM_KV_INT8)
+ATTENTION_ROWS(f32, PDVM_KV_F32)
+ATTENTION_ROWS(f16, PDVM_KV_F16)
+ATTENTION_ROWS(i8, PDVM_KV_INT8)
 
 /* ---- scores ---------------------------------------------------------------------------- */
 

@@ -4,7 +4,6 @@
  * same steps in the same order as it does alone.
  */
 #include "backend/cpu/attention.h"
-#include "base/checked.h"
 
 #include <math.h>
 #include <string.h>

@@ -6,7 +6,6 @@
 #include "backend/cpu/exp.h"
 #include "base/half.h"
 
-#include <math.h>
 #include <string.h>
 
 static void silu_mul(const float *gate, const float *up, int64_t n, float *out) {
@@ -49,18 +48,9 @@ static inline void values(const uint8_t *rows, size_t row_bytes, uint32_t n, uin
         for (uint32_t c = 0; c < d; c++) out[i * d + c] = element(rows + i * row_bytes, type, c);
 }
 
-#define ROWS(SUFFIX, TYPE)                                                                         \
-    static void keys_##SUFFIX(const uint8_t *rows, size_t row_bytes, uint32_t n, uint32_t d,       \
-                              float *out) {                                                        \
-        keys(rows, row_bytes, n, d, out, TYPE);                                                    \
-    }                                                                                              \
-    static void values_##SUFFIX(const uint8_t *rows, size_t row_bytes, uint32_t n, uint32_t d,     \
-                                float *out) {                                                      \
-        values(rows, row_bytes, n, d, out, TYPE);                                                  \
-    }
-ROWS(f32, PDVM_KV_F32)
-ROWS(f16, PDVM_KV_F16)
-ROWS(i8, PDVM_KV_INT8)
+ATTENTION_ROWS(f32, PDVM_KV_F32)
+ATTENTION_ROWS(f16, PDVM_KV_F16)
+ATTENTION_ROWS(i8, PDVM_KV_INT8)
 
 static void scores(const float *q, uint32_t n, const float *keys, uint32_t d, float *out) {
     for (uint32_t j = 0; j < n; j++) {

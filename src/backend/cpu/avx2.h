@@ -13,8 +13,6 @@
 #include <immintrin.h>
 #include <string.h>
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-
 /** How far ahead of use values and masks are requested. */
 #define PREFETCH_BYTES 4096
 
@@ -46,6 +44,11 @@ ALWAYS_INLINE __m128i load16(const void *p) {
     return _mm_loadu_si128((const __m128i *)p);
 }
 
+/** 8 bfloat16 numbers as floats. */
+ALWAYS_INLINE __m256 widen_bf16(__m128i v) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+
 ALWAYS_INLINE __m256i load32(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
 }
@@ -54,34 +57,29 @@ ALWAYS_INLINE void store32(void *p, __m256i v) {
     _mm256_storeu_si256((__m256i *)p, v);
 }
 
-/** Declares a product kernel. */
-#define AVX2_PRODUCT(NAME)                                                                         \
-    void NAME(const struct cpu_matrix *m, int64_t tile0, int64_t tile1, const struct cpu_act *act, \
-              uint32_t n, float *out, int64_t stride)
-
 /* products_avx2.c */
-AVX2_PRODUCT(avx2_int8_bitmap);
-AVX2_PRODUCT(avx2_int8_dense);
-AVX2_PRODUCT(avx2_lut4_bitmap);
-AVX2_PRODUCT(avx2_lut4_dense);
+CPU_PRODUCT(avx2_int8_bitmap);
+CPU_PRODUCT(avx2_int8_dense);
+CPU_PRODUCT(avx2_lut4_bitmap);
+CPU_PRODUCT(avx2_lut4_dense);
 void avx2_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                  int8_t *out);
 
 /* products_avxvnni.c */
-AVX2_PRODUCT(avxvnni_int8_bitmap);
-AVX2_PRODUCT(avxvnni_int8_dense);
-AVX2_PRODUCT(avxvnni_lut4_bitmap);
-AVX2_PRODUCT(avxvnni_lut4_dense);
+CPU_PRODUCT(avxvnni_int8_bitmap);
+CPU_PRODUCT(avxvnni_int8_dense);
+CPU_PRODUCT(avxvnni_lut4_bitmap);
+CPU_PRODUCT(avxvnni_lut4_dense);
 
 /* float_products_avx2.c */
-AVX2_PRODUCT(avx2_f32_bitmap);
-AVX2_PRODUCT(avx2_f32_dense);
-AVX2_PRODUCT(avx2_bf16_bitmap);
-AVX2_PRODUCT(avx2_bf16_dense);
-AVX2_PRODUCT(avx2_f16_bitmap);
-AVX2_PRODUCT(avx2_f16_dense);
-AVX2_PRODUCT(avx2_lut8_bitmap);
-AVX2_PRODUCT(avx2_lut8_dense);
+CPU_PRODUCT(avx2_f32_bitmap);
+CPU_PRODUCT(avx2_f32_dense);
+CPU_PRODUCT(avx2_bf16_bitmap);
+CPU_PRODUCT(avx2_bf16_dense);
+CPU_PRODUCT(avx2_f16_bitmap);
+CPU_PRODUCT(avx2_f16_dense);
+CPU_PRODUCT(avx2_lut8_bitmap);
+CPU_PRODUCT(avx2_lut8_dense);
 void avx2_expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride);
 
 /* vectors_avx2.c */

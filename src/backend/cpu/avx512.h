@@ -1,6 +1,6 @@
 /**
  * What the files of the AVX-512 kernels share. They need AVX-512 F, BW, VL and DQ, VBMI, VBMI2 and
- * VNNI (Intel Ice Lake, AMD Zen 4 and later). Every function adds in the order that cpu.h promises,
+ * VNNI, and GFNI (Intel Ice Lake, AMD Zen 4 and later). Every function adds in the order that cpu.h promises,
  * so the results equal the scalar kernels' bit for bit.
  */
 #ifndef PDVM_BACKEND_CPU_AVX512_H
@@ -9,8 +9,6 @@
 #include "backend/cpu/cpu.h"
 
 #include <immintrin.h>
-
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /**
  * How far ahead of use values and masks are requested, along each of the four lines that a product
@@ -33,15 +31,23 @@ ALWAYS_INLINE float sum16(__m512 v) {
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
 
+/** 16 bfloat16 numbers as floats. */
+ALWAYS_INLINE __m512 widen_bf16(__m256i v) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+}
+
+/** The scales of a group of a tile's columns. */
+ALWAYS_INLINE __m512 load_group_scales(const uint16_t *scales, int64_t group) {
+    return widen_bf16(_mm256_loadu_si256((const void *)(scales + group * TILE_ROWS)));
+}
+
 /** Mask of the lanes that exist at position i of n. */
 ALWAYS_INLINE __mmask16 tail(int64_t n, int64_t i) {
     return n - i >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << (n - i)) - 1);
 }
 
 /** Declares a product kernel. */
-#define AVX512_PRODUCT(NAME)                                                                       \
-    void NAME(const struct cpu_matrix *m, int64_t tile0, int64_t tile1, const struct cpu_act *act, \
-              uint32_t n, float *out, int64_t stride)
+#define AVX512_PRODUCT(NAME) CPU_PRODUCT(NAME)
 
 /* products_avx512.c */
 AVX512_PRODUCT(avx512_int8_bitmap);

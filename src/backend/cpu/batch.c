@@ -1,7 +1,6 @@
 /* Batches of tokens: packing activations, expanding panels of weights. */
 #include "backend/cpu/batch.h"
 
-#include <math.h>
 #include <string.h>
 
 /* A panel and the activations that meet it shall fit a second-level cache of 1 to 2 MB. */

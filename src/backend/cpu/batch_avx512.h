@@ -110,7 +110,7 @@ ALWAYS_INLINE void batch_add_group(const struct cpu_panel *panel, int64_t row, i
     for (int i = 0; i < 2; i++) {
         int64_t tile = panel->tile0 + row / TILE_ROWS + i;
         if (tile >= m->n_tiles) break;
-        const __m512 scale = _mm512_loadu_ps(cpu_tile_scales(m, tile) + group * TILE_ROWS);
+        const __m512 scale = load_group_scales(cpu_tile_group_scales(m, tile), group);
         for (int t = 0; t < BATCH_TOKENS; t++) {
             __m512i s = _mm512_load_si512(sums->c[0][i][t]);
             if (digits > 1)

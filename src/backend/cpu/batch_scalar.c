@@ -35,24 +35,26 @@ static void integers(const struct cpu_panel *panel, const struct cpu_token_tile 
     const struct cpu_matrix *m = panel->m;
     const int64_t cols = m->n_blocks * BLOCK_COLS, step = m->group ? m->group : SEGMENT;
     for (int64_t r = 0; r < panel->rows; r++) {
-        const float *scales = cpu_tile_scales(m, panel->tile0 + r / TILE_ROWS) + r % TILE_ROWS;
+        const int64_t tile = panel->tile0 + r / TILE_ROWS;
         int64_t sums[BATCH_TOKENS] = {0};
         float lanes[BATCH_TOKENS][16] = {{0}};
         for (int64_t c = 0, g = 0; c < cols; c += step, g++) {
             int64_t n = c + step < cols ? step : cols - c;
             int16_t w[SEGMENT];
+            const float scale = cpu_scale(m, tile, g, r % TILE_ROWS);
             widen_row(panel, r, c, n, w);
             for (uint32_t t = 0; t < tokens->n; t++) {
                 int32_t sum = dot(w, (const int16_t *)tokens->packed + t * cols + c, n);
                 if (m->group)
-                    lanes[t][g % 16] += (float)sum * scales[g * TILE_ROWS];
+                    lanes[t][g % 16] += (float)sum * scale;
                 else
                     sums[t] += sum;
             }
         }
+        const float row_scale = m->group ? 1 : cpu_scale(m, tile, 0, r % TILE_ROWS);
         for (uint32_t t = 0; t < tokens->n; t++)
             out[t * stride + r] = m->group ? lanes_sum(lanes[t]) * tokens->scales[t]
-                                           : (float)sums[t] * (scales[0] * tokens->scales[t]);
+                                           : (float)sums[t] * (row_scale * tokens->scales[t]);
     }
 }
 

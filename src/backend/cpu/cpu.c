@@ -99,7 +99,7 @@ static void cpu_free_matrix(struct backend *base, struct backend_matrix *m) {
 }
 
 /* A change of the packed layout, or of what is packed in which form, needs a new number. */
-#define LAYOUT_VERSION 1
+#define LAYOUT_VERSION 2
 
 static const char *cpu_layout(struct backend *base) {
     struct cpu_backend *b = (struct cpu_backend *)base;
@@ -129,6 +129,16 @@ static pdvm_status cpu_map_matrix(struct backend *base, const struct safetensors
     (*out)->bytes = cpu_matrix_bytes((*out)->packed);
     *n_entries = (*out)->packed->n_entries;
     return PDVM_OK;
+}
+
+static const char *cpu_matrix_layout(const struct backend_matrix *m) {
+    static const char *const names[CPU_N_KINDS][2] = {
+        [CPU_INT8] = {"int8 bitmap", "int8 dense"}, [CPU_LUT4] = {"lut4 bitmap", "lut4 dense"},
+        [CPU_SELL] = {"int8 SELL", NULL},           [CPU_F32] = {"f32 bitmap", "f32 dense"},
+        [CPU_BF16] = {"bf16 bitmap", "bf16 dense"}, [CPU_F16] = {"f16 bitmap", "f16 dense"},
+        [CPU_LUT8] = {"lut8 bitmap", "lut8 dense"},
+    };
+    return names[m->packed->kind][m->packed->dense];
 }
 
 static size_t cpu_bytes_of(const struct backend_matrix *m) {
@@ -472,6 +482,7 @@ static const struct backend_ops cpu_ops = {
     .layout = cpu_layout,
     .save_matrix = cpu_save_matrix,
     .map_matrix = cpu_map_matrix,
+    .matrix_layout = cpu_matrix_layout,
     .matrix_bytes = cpu_bytes_of,
     .prepare = cpu_prepare,
     .set_threads = cpu_set_threads,

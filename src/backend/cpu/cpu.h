@@ -10,8 +10,12 @@
 
 #include "backend/backend.h"
 #include "base/arena.h"
+#include "base/half.h"
 
 #include <stdatomic.h>
+
+/** Parts of kernels whose arguments are constants only in their callers. */
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /**
  * Rows of a tile, the unit that work is split by, and the columns that matrices and activations are
@@ -61,14 +65,19 @@ struct cpu_matrix {
     bool owned;       /* the arrays are freed with the matrix */
     int streams;      /* of a tile: 1 or 4 */
     uint32_t group;   /* columns per scale; 0: one scale per row */
-    int64_t n_groups; /* scales per row in `scales`, padded to whole blocks */
+    int64_t n_groups; /* scales per row, padded to whole blocks */
     uint64_t *masks;  /* [place of the stream][n_blocks * 16 / streams]; NULL when dense */
     uint8_t *values;
-    uint64_t *offsets; /* [n_tiles * streams] where each stream's values begin */
-    uint64_t *bytes;   /* [n_tiles + 1] bytes of values of the tiles before */
-    uint32_t *steps;   /* SELL: [n_tiles / 4, rounded up][n_groups] steps of each of 4 tiles */
-    float *scales;     /* [place of the tile][n_groups][16]; NULL for F32, BF16, F16 */
-    float table[256];  /* LUT8 */
+    uint64_t *offsets;      /* [n_tiles * streams] where each stream's values begin */
+    uint64_t *bytes;        /* [n_tiles + 1] bytes of values of the tiles before */
+    uint32_t *steps;        /* SELL: [n_tiles / 4, rounded up][n_groups] steps of each of 4 tiles */
+    float *scales;          /* one per row: [place of the tile][16]; else NULL */
+    uint16_t *group_scales; /* in groups: [place of the tile][n_groups][16], bfloat16 as in files */
+    float table[256];       /* LUT8 */
+    /* LUT4 with evenly spaced entries: entry c is factor * ((c << shift) - zero). Else factor 0. */
+    struct {
+        uint8_t factor, shift, zero;
+    } linear4;
     _Alignas(64) int8_t table4[64]; /* LUT4: the 16 entries four times over, so that vpermb may
                                        see junk in index bits 4 and 5 */
 };
@@ -122,11 +131,29 @@ static inline const uint32_t *cpu_tile_steps(const struct cpu_matrix *m, int64_t
 void cpu_sell_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                      int8_t *out);
 
-/** A tile's scales, [n_groups][16]; NULL if it has none. */
-static inline float *cpu_tile_scales(const struct cpu_matrix *m, int64_t tile) {
-    int64_t place = m->streams == 1 ? cpu_stream_place(m, tile) : tile;
-    return m->scales ? m->scales + place * m->n_groups * TILE_ROWS : NULL;
+/** Position of a tile's scales among all. */
+static inline int64_t cpu_tile_place(const struct cpu_matrix *m, int64_t tile) {
+    return m->streams == 1 ? cpu_stream_place(m, tile) : tile;
 }
+
+/** A tile's 16 scales where each row has one. */
+static inline float *cpu_tile_scales(const struct cpu_matrix *m, int64_t tile) {
+    return m->scales + cpu_tile_place(m, tile) * TILE_ROWS;
+}
+
+/** A tile's scales where there are groups, [n_groups][16]. */
+static inline uint16_t *cpu_tile_group_scales(const struct cpu_matrix *m, int64_t tile) {
+    return m->group_scales + cpu_tile_place(m, tile) * m->n_groups * TILE_ROWS;
+}
+
+/** The scale of row r of a tile in group g; 1 if the matrix has none. */
+static inline float cpu_scale(const struct cpu_matrix *m, int64_t tile, int64_t g, int64_t r) {
+    if (m->group) return pd_bf16_to_float(cpu_tile_group_scales(m, tile)[g * TILE_ROWS + r]);
+    return m->scales ? cpu_tile_scales(m, tile)[r] : 1;
+}
+
+/** Bytes of a tile's scales. */
+size_t cpu_tile_scales_bytes(const struct cpu_matrix *m);
 
 /**
  * Packs a checked matrix. The arrays come from `arena` and live as long as it does; with NULL they
@@ -195,6 +222,11 @@ void cpu_act_place(struct cpu_act *act, void *memory, size_t cols);
 typedef void (*cpu_product_fn)(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
                                const struct cpu_act *act, uint32_t n, float *out, int64_t stride);
 
+/** Declares, or begins, the cpu_product_fn of that name. */
+#define CPU_PRODUCT(NAME)                                                                          \
+    void NAME(const struct cpu_matrix *m, int64_t tile0, int64_t tile1, const struct cpu_act *act, \
+              uint32_t n, float *out, int64_t stride)
+
 /**
  * Writes the codes of a tile's columns [64 * block0, 64 * block1), LUT4 through the table, zero where
  * nothing is stored: out[column / 4][16 rows][4 columns], 1024 bytes per block. Integer kinds only.
@@ -232,8 +264,7 @@ struct cpu_kernels {
 extern const struct cpu_kernels cpu_kernels_scalar;
 
 /** The product of integer kinds in plain C, for tables that have none of their own for SELL. */
-void cpu_product_integer(const struct cpu_matrix *m, int64_t tile0, int64_t tile1,
-                         const struct cpu_act *act, uint32_t n, float *out, int64_t stride);
+CPU_PRODUCT(cpu_product_integer);
 
 #ifdef PDVM_HAVE_NEON
 extern const struct cpu_kernels cpu_kernels_neon;

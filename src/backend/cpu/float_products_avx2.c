@@ -1,5 +1,6 @@
 /* Products of 16-bit, 32-bit and 8-bit codebook values with float activations, for AVX2. */
 #include "backend/cpu/avx2.h"
+#include "backend/cpu/float_products.h"
 
 /* Eight entries as floats, as they stand. */
 ALWAYS_INLINE __m256 load_values(const uint8_t *p, enum cpu_kind kind, const float *table,
@@ -27,14 +28,6 @@ ALWAYS_INLINE __m256 next_values(const uint8_t **p, enum cpu_kind kind, bool den
     return _mm256_blendv_ps(v, _mm256_setzero_ps(), _mm256_castsi256_ps(from));
 }
 
-/* Scale of row r of a stream at micro-block i. */
-ALWAYS_INLINE float scale_of(const struct cpu_matrix *m, int64_t stream, int64_t i, int r,
-                             enum cpu_kind kind) {
-    if (kind != CPU_LUT8) return 1;
-    int64_t g = m->group ? 16 * i / m->group : 0;
-    return cpu_tile_scales(m, stream / 4)[g * TILE_ROWS + stream % 4 * 4 + r];
-}
-
 /* Four rows, one stream. */
 ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream,
                                       enum cpu_kind kind, bool dense, const float *x,
@@ -49,7 +42,7 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
         prefetch_lines(p, kind == CPU_LUT8 ? 1 : 2);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++) {
-            float scale = scale_of(m, stream, i, r, kind);
+            float scale = stream_scale(m, stream, i, r, kind);
             for (int h = 0; h < 2; h++, mask >>= 8) {
                 __m256 w = next_values(&p, kind, dense, mask & 255, m->table, scale);
                 w = _mm256_mul_ps(w, _mm256_loadu_ps(x + 16 * i + 8 * h));
@@ -60,31 +53,7 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
     for (int r = 0; r < 4; r++) result[r] = sum16(acc[r]);
 }
 
-ALWAYS_INLINE void product(const struct cpu_matrix *m, enum cpu_kind kind, bool dense,
-                           int64_t tile0, int64_t tile1, const struct cpu_act *act, uint32_t n,
-                           float *out, int64_t stride) {
-    for (int64_t row = tile0 * TILE_ROWS; row < tile1 * TILE_ROWS && row < m->rows; row += 4) {
-        size_t size = (size_t)(m->rows - row < 4 ? m->rows - row : 4) * sizeof *out;
-        for (uint32_t t = 0; t < n; t++) {
-            float result[4];
-            products_of_stream(m, row / 4, kind, dense, act[t].x, result);
-            memcpy(out + t * stride + row - tile0 * TILE_ROWS, result, size);
-        }
-    }
-}
-
-#define PRODUCT(NAME, KIND, DENSE)                                                                 \
-    AVX2_PRODUCT(NAME) {                                                                           \
-        product(m, KIND, DENSE, tile0, tile1, act, n, out, stride);                                \
-    }
-PRODUCT(avx2_f32_bitmap, CPU_F32, false)
-PRODUCT(avx2_f32_dense, CPU_F32, true)
-PRODUCT(avx2_bf16_bitmap, CPU_BF16, false)
-PRODUCT(avx2_bf16_dense, CPU_BF16, true)
-PRODUCT(avx2_f16_bitmap, CPU_F16, false)
-PRODUCT(avx2_f16_dense, CPU_F16, true)
-PRODUCT(avx2_lut8_bitmap, CPU_LUT8, false)
-PRODUCT(avx2_lut8_dense, CPU_LUT8, true)
+FLOAT_PRODUCTS(avx2, products_of_stream)
 
 ALWAYS_INLINE void expand_tile(const struct cpu_matrix *m, int64_t tile, enum cpu_kind kind,
                                float *out, int64_t stride) {
@@ -94,7 +63,7 @@ ALWAYS_INLINE void expand_tile(const struct cpu_matrix *m, int64_t tile, enum cp
         for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
             uint64_t mask = masks ? masks[i] : ~(uint64_t)0;
             for (int r = 0; r < 4; r++) {
-                float scale = scale_of(m, stream, i, r, kind);
+                float scale = stream_scale(m, stream, i, r, kind);
                 for (int h = 0; h < 2; h++, mask >>= 8)
                     _mm256_storeu_ps(out + r * stride + 16 * i + 8 * h,
                                      next_values(&p, kind, false, mask & 255, m->table, scale));

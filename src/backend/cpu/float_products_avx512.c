@@ -25,7 +25,7 @@ ALWAYS_INLINE __m512 next_values(const uint8_t **p, enum cpu_kind kind, bool den
     *p += 2 * n;
     if (!dense) h = _mm256_maskz_expand_epi16(mask, h);
     if (kind == CPU_F16) return _mm512_cvtph_ps(h);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    return widen_bf16(h);
 }
 
 /* Four rows, one stream. */
@@ -34,7 +34,6 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
                                       const struct cpu_act *act, float result[][4]) {
     const int64_t micros = cpu_stream_micros(m);
     const uint64_t *masks = cpu_stream_masks(m, stream);
-    const float *scales = cpu_tile_scales(m, stream / 4);
     const uint8_t *p = cpu_stream_values(m, stream);
     __m512 acc[4][4];
     for (int r = 0; r < 4; r++)
@@ -45,7 +44,7 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
         prefetch_lines(p, 1);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++) {
-            float scale = kind == CPU_LUT8 ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
+            float scale = kind == CPU_LUT8 ? cpu_scale(m, stream / 4, g, stream % 4 * 4 + r) : 1;
             __m512 w = next_values(&p, kind, dense, (__mmask16)(mask >> (16 * r)), m->table, scale);
 #pragma GCC unroll 4
             for (uint32_t t = 0; t < nt; t++)
@@ -59,7 +58,6 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
 
 ALWAYS_INLINE void expand_tile(const struct cpu_matrix *m, int64_t tile, enum cpu_kind kind,
                                float *out, int64_t stride) {
-    const float *scales = cpu_tile_scales(m, tile);
     for (int64_t stream = 4 * tile; stream < 4 * tile + 4; stream++, out += 4 * stride) {
         const uint64_t *masks = cpu_stream_masks(m, stream);
         const uint8_t *p = cpu_stream_values(m, stream);
@@ -68,7 +66,8 @@ ALWAYS_INLINE void expand_tile(const struct cpu_matrix *m, int64_t tile, enum cp
             int64_t g = kind == CPU_LUT8 && m->group ? 16 * i / m->group : 0;
             prefetch_lines(p, 1);
             for (int r = 0; r < 4; r++) {
-                float scale = kind == CPU_LUT8 ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
+                float scale =
+                    kind == CPU_LUT8 ? cpu_scale(m, stream / 4, g, stream % 4 * 4 + r) : 1;
                 __m512 w =
                     next_values(&p, kind, false, (__mmask16)(mask >> (16 * r)), m->table, scale);
                 _mm512_storeu_ps(out + r * stride + 16 * i, w);

@@ -1,4 +1,5 @@
 /* Products of 16-bit, 32-bit and 8-bit codebook values with float activations, for NEON. */
+#include "backend/cpu/float_products.h"
 #include "backend/cpu/neon.h"
 
 /* Eight floats. */
@@ -51,14 +52,6 @@ ALWAYS_INLINE struct eight next_values(const uint8_t **p, enum cpu_kind kind, bo
     return v;
 }
 
-/* Scale of row r of a stream at micro-block i. */
-ALWAYS_INLINE float scale_of(const struct cpu_matrix *m, int64_t stream, int64_t i, int r,
-                             enum cpu_kind kind) {
-    if (kind != CPU_LUT8) return 1;
-    int64_t g = m->group ? 16 * i / m->group : 0;
-    return cpu_tile_scales(m, stream / 4)[g * TILE_ROWS + stream % 4 * 4 + r];
-}
-
 /* Four rows, one stream. */
 ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream,
                                       enum cpu_kind kind, bool dense, const float *x,
@@ -72,7 +65,7 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
         uint64_t mask = dense ? 0 : masks[i];
         prefetch_line(p);
         for (int r = 0; r < 4; r++) {
-            float scale = scale_of(m, stream, i, r, kind);
+            float scale = stream_scale(m, stream, i, r, kind);
             for (int h = 0; h < 2; h++, mask >>= 8) {
                 struct eight w = next_values(&p, kind, dense, mask & 255, m->table, scale);
                 for (int k = 0; k < 2; k++) {
@@ -86,31 +79,7 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
     for (int r = 0; r < 4; r++) result[r] = sum16(acc[r]);
 }
 
-ALWAYS_INLINE void product(const struct cpu_matrix *m, enum cpu_kind kind, bool dense,
-                           int64_t tile0, int64_t tile1, const struct cpu_act *act, uint32_t n,
-                           float *out, int64_t stride) {
-    for (int64_t row = tile0 * TILE_ROWS; row < tile1 * TILE_ROWS && row < m->rows; row += 4) {
-        size_t size = (size_t)(m->rows - row < 4 ? m->rows - row : 4) * sizeof *out;
-        for (uint32_t t = 0; t < n; t++) {
-            float result[4];
-            products_of_stream(m, row / 4, kind, dense, act[t].x, result);
-            memcpy(out + t * stride + row - tile0 * TILE_ROWS, result, size);
-        }
-    }
-}
-
-#define PRODUCT(NAME, KIND, DENSE)                                                                 \
-    NEON_PRODUCT(NAME) {                                                                           \
-        product(m, KIND, DENSE, tile0, tile1, act, n, out, stride);                                \
-    }
-PRODUCT(neon_f32_bitmap, CPU_F32, false)
-PRODUCT(neon_f32_dense, CPU_F32, true)
-PRODUCT(neon_bf16_bitmap, CPU_BF16, false)
-PRODUCT(neon_bf16_dense, CPU_BF16, true)
-PRODUCT(neon_f16_bitmap, CPU_F16, false)
-PRODUCT(neon_f16_dense, CPU_F16, true)
-PRODUCT(neon_lut8_bitmap, CPU_LUT8, false)
-PRODUCT(neon_lut8_dense, CPU_LUT8, true)
+FLOAT_PRODUCTS(neon, products_of_stream)
 
 void neon_expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride) {
     for (int64_t stream = 4 * tile; stream < 4 * tile + 4; stream++, out += 4 * stride) {
@@ -119,7 +88,7 @@ void neon_expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int
         for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
             uint64_t mask = masks ? masks[i] : ~(uint64_t)0;
             for (int r = 0; r < 4; r++) {
-                float scale = scale_of(m, stream, i, r, m->kind);
+                float scale = stream_scale(m, stream, i, r, m->kind);
                 for (int h = 0; h < 2; h++, mask >>= 8) {
                     struct eight w = next_values(&p, m->kind, false, mask & 255, m->table, scale);
                     for (int k = 0; k < 2; k++)

@@ -90,7 +90,6 @@ static void add_steps(struct sell_walk *w, uint32_t n, const int16_t *x, int64_t
 
 static void product_of_tile(const struct cpu_matrix *m, int64_t tile, const struct cpu_act *act,
                             float result[TILE_ROWS]) {
-    const float *scales = cpu_tile_scales(m, tile);
     float lanes[TILE_ROWS][16] = {{0}};
     struct cursor cursor = tile_cursor(m, tile);
     struct sell_walk walk = sell_walk(m, tile);
@@ -101,10 +100,11 @@ static void product_of_tile(const struct cpu_matrix *m, int64_t tile, const stru
         else
             add_group(m, tile, g, &cursor, act->q, sums);
         for (int r = 0; r < TILE_ROWS; r++) {
+            float scale = cpu_scale(m, tile, g, r);
             if (m->group)
-                lanes[r][g % 16] += (float)sums[r] * scales[g * TILE_ROWS + r];
+                lanes[r][g % 16] += (float)sums[r] * scale;
             else
-                result[r] = (float)sums[r] * (scales[r] * act->scale);
+                result[r] = (float)sums[r] * (scale * act->scale);
         }
     }
     for (int r = 0; r < TILE_ROWS && m->group; r++) result[r] = lanes_sum(lanes[r]) * act->scale;
@@ -141,7 +141,6 @@ static size_t entry_size(const struct cpu_matrix *m) {
 }
 
 static void expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride) {
-    const float *scales = cpu_tile_scales(m, tile);
     for (int64_t stream = 4 * tile; stream < 4 * tile + 4; stream++, out += 4 * stride) {
         const uint64_t *masks = cpu_stream_masks(m, stream);
         const uint8_t *p = cpu_stream_values(m, stream);
@@ -152,7 +151,7 @@ static void expand_float(const struct cpu_matrix *m, int64_t tile, float *out, i
             for (; mask; mask &= mask - 1, p += entry_size(m)) {
                 int k = __builtin_ctzll(mask), r = k / 16;
                 int64_t c = 16 * i + k % 16, g = m->group ? c / m->group : 0;
-                float scale = scales ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
+                float scale = cpu_scale(m, stream / 4, g, stream % 4 * 4 + r);
                 out[r * stride + c] = entry_value(m, p, scale);
             }
         }
@@ -165,14 +164,13 @@ static void product_of_stream(const struct cpu_matrix *m, int64_t stream, const 
     const size_t size = entry_size(m);
     const uint64_t *masks = cpu_stream_masks(m, stream);
     const uint8_t *p = cpu_stream_values(m, stream);
-    const float *scales = cpu_tile_scales(m, stream / 4);
     float lanes[4][16] = {{0}};
     for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
         uint64_t mask = mask_at(masks, i);
         for (; mask; mask &= mask - 1, p += size) {
             int k = __builtin_ctzll(mask), r = k / 16;
             int64_t c = 16 * i + k % 16, g = m->group ? c / m->group : 0;
-            float scale = scales ? scales[g * TILE_ROWS + stream % 4 * 4 + r] : 1;
+            float scale = cpu_scale(m, stream / 4, g, stream % 4 * 4 + r);
             lanes[r][k % 16] += entry_value(m, p, scale) * x[c];
         }
     }

@@ -12,13 +12,16 @@
 #include <arm_neon.h>
 #include <string.h>
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-
 /** How far ahead of use values and masks are requested. */
 #define PREFETCH_BYTES 1024
 
 ALWAYS_INLINE void prefetch_line(const void *p) {
     __builtin_prefetch((const char *)p + PREFETCH_BYTES);
+}
+
+/** 4 bfloat16 numbers as floats. */
+ALWAYS_INLINE float32x4_t widen_bf16(uint16x4_t v) {
+    return vreinterpretq_f32_u32(vshll_n_u16(v, 16));
 }
 
 /** Sixteen lanes of floats. */
@@ -38,28 +41,23 @@ ALWAYS_INLINE float sum16(struct lanes s) {
     return vget_lane_f32(b, 0) + vget_lane_f32(b, 1);
 }
 
-/** Declares a product kernel. */
-#define NEON_PRODUCT(NAME)                                                                         \
-    void NAME(const struct cpu_matrix *m, int64_t tile0, int64_t tile1, const struct cpu_act *act, \
-              uint32_t n, float *out, int64_t stride)
-
 /* products_neon.c */
-NEON_PRODUCT(neon_int8_bitmap);
-NEON_PRODUCT(neon_int8_dense);
-NEON_PRODUCT(neon_lut4_bitmap);
-NEON_PRODUCT(neon_lut4_dense);
+CPU_PRODUCT(neon_int8_bitmap);
+CPU_PRODUCT(neon_int8_dense);
+CPU_PRODUCT(neon_lut4_bitmap);
+CPU_PRODUCT(neon_lut4_dense);
 void neon_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                  int8_t *out);
 
 /* float_products_neon.c */
-NEON_PRODUCT(neon_f32_bitmap);
-NEON_PRODUCT(neon_f32_dense);
-NEON_PRODUCT(neon_bf16_bitmap);
-NEON_PRODUCT(neon_bf16_dense);
-NEON_PRODUCT(neon_f16_bitmap);
-NEON_PRODUCT(neon_f16_dense);
-NEON_PRODUCT(neon_lut8_bitmap);
-NEON_PRODUCT(neon_lut8_dense);
+CPU_PRODUCT(neon_f32_bitmap);
+CPU_PRODUCT(neon_f32_dense);
+CPU_PRODUCT(neon_bf16_bitmap);
+CPU_PRODUCT(neon_bf16_dense);
+CPU_PRODUCT(neon_f16_bitmap);
+CPU_PRODUCT(neon_f16_dense);
+CPU_PRODUCT(neon_lut8_bitmap);
+CPU_PRODUCT(neon_lut8_dense);
 void neon_expand_float(const struct cpu_matrix *m, int64_t tile, float *out, int64_t stride);
 
 /* vectors_neon.c */

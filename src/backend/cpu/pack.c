@@ -3,6 +3,7 @@
 #include "backend/cpu/cpu.h"
 #include "base/alloc.h"
 #include "base/checked.h"
+#include "mdcsr/layout.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -164,7 +165,7 @@ static void pack_integers(const struct pack *pk, int64_t tile, struct pack_worke
     size_t size[2];
     squeeze_tile(pk, tile, w, size);
     if (size[1] > size[0]) memset(w->values + size[0], 0, size[1] - size[0]);
-    for (size_t i = 0; i < size[1]; i++) w->values[i] = (uint8_t)(w->values[i] | w->odd[i] << 4);
+    pk->packer->join_nibbles(w->values, w->odd, size[1]);
     memcpy(cpu_stream_values(pk->p, tile), w->values, size[0] > size[1] ? size[0] : size[1]);
 }
 
@@ -250,27 +251,38 @@ static pdvm_status choose_sell(struct pack *pk, struct pd_threads *threads, pdvm
     return PDVM_OK;
 }
 
-/* One step of a block: four k of each row that has it. */
-static uint8_t *pack_step(const struct pack *pk, const struct pack_worker *w, size_t block,
-                          const int fours[TILE_ROWS], uint64_t left[TILE_ROWS], int k,
-                          uint16_t skip, uint8_t *out) {
+/* A block's entries as packers gather them. */
+struct gathered {
+    uint8_t cols[TILE_ROWS][BLOCK_COLS], values[TILE_ROWS][BLOCK_COLS];
+};
+
+static void gather_block(const struct pack *pk, const struct pack_worker *w, size_t block,
+                         struct gathered *out) {
     const struct cpu_matrix *p = pk->p;
+    const int8_t *table = pk->m->value_coding == MDCSR_LUT4 ? p->table4 : NULL;
+    for (size_t r = 0; r < TILE_ROWS; r++)
+        pk->packer->gather(w->rows + r * padded_cols(p) + block * BLOCK_COLS,
+                           w->masks[r * mask_stride(p) + block], table, out->cols[r],
+                           out->values[r]);
+}
+
+/* One step of a block: four k of each row that has it. */
+static uint8_t *pack_step(const struct gathered *in, const int fours[TILE_ROWS], int k,
+                          uint16_t skip, uint8_t *out) {
     struct cpu_step_head head = {0, skip};
-    for (int r = 0; r < TILE_ROWS; r++)
-        if (fours[r] > k) head.rows |= (uint16_t)(1u << r);
-    memcpy(out, &head, sizeof head);
-    uint8_t *cols = out + sizeof head, *values = cols + 4 * __builtin_popcount(head.rows);
-    for (size_t r = 0; r < TILE_ROWS; r++) {
-        if (fours[r] <= k) continue;
-        const uint8_t *row = w->rows + r * padded_cols(p) + block * BLOCK_COLS;
-        for (int j = 0; j < 4; j++, left[r] &= left[r] - 1) {
-            int c = left[r] ? __builtin_ctzll(left[r]) : 0;
-            int code = pk->m->value_coding == MDCSR_LUT4 ? p->table4[row[c]] : (int8_t)row[c];
-            *cols++ = (uint8_t)c;
-            *values++ = (uint8_t)(left[r] ? code + 128 : 128);
-        }
+    uint8_t cols[4 * TILE_ROWS], values[4 * TILE_ROWS];
+    size_t n = 0;
+    for (int r = 0; r < TILE_ROWS; r++) { /* no branches: nobody could predict them */
+        const bool has = fours[r] > k;
+        memcpy(cols + n, in->cols[r] + 4 * k, 4);
+        memcpy(values + n, in->values[r] + 4 * k, 4);
+        head.rows |= (uint16_t)(has << r);
+        n += has ? 4 : 0;
     }
-    return values;
+    memcpy(out, &head, sizeof head);
+    memcpy(out + sizeof head, cols, n);
+    memcpy(out + sizeof head + n, values, n);
+    return out + sizeof head + 2 * n;
 }
 
 static void pack_sell(const struct pack *pk, int64_t tile, const struct pack_worker *w) {
@@ -283,12 +295,11 @@ static void pack_sell(const struct pack *pk, int64_t tile, const struct pack_wor
         uint32_t n = 0;
         for (int64_t b = begin; b < end && b < p->n_blocks; b++) {
             int fours[TILE_ROWS];
-            uint64_t left[TILE_ROWS];
+            struct gathered in;
             int most = block_fours(pk, w, (size_t)b, fours);
-            for (size_t r = 0; r < TILE_ROWS; r++)
-                left[r] = w->masks[r * mask_stride(p) + (size_t)b];
+            gather_block(pk, w, (size_t)b, &in);
             for (int k = 0; k < most; k++, n++) {
-                out = pack_step(pk, w, (size_t)b, fours, left, k, (uint16_t)(b - last), out);
+                out = pack_step(&in, fours, k, (uint16_t)(b - last), out);
                 last = b;
             }
         }
@@ -333,19 +344,32 @@ static void pack_floats(const struct pack *pk, const struct pack_worker *w, int6
 
 /* ---- tiles ----------------------------------------------------------------------------- */
 
+/* Scales of groups are bfloat16 numbers in files; others would change on packing. */
+static pdvm_status check_group_scales(const struct mdcsr *m, pdvm_error *err) {
+    for (int64_t i = 0; i < m->rows * m->n_groups; i++)
+        if (pd_float_bits(m->scales[i]) & 0xffff)
+            return pd_fail(err, PDVM_ERR_ARGUMENT, "a group's scale is no bfloat16 number");
+    return PDVM_OK;
+}
+
+/* Those of padding stay zero, as the array was. */
 static void pack_scales(const struct mdcsr *m, struct cpu_matrix *p, int64_t tile) {
-    float *out = cpu_tile_scales(p, tile);
+    const float *in = m->scales + tile * TILE_ROWS * m->n_groups;
     int64_t rows = m->rows - tile * TILE_ROWS;
     if (rows > TILE_ROWS) rows = TILE_ROWS;
-    memset(out, 0, (size_t)p->n_groups * TILE_ROWS * sizeof *out);
+    if (!m->group) {
+        memcpy(cpu_tile_scales(p, tile), in, (size_t)rows * sizeof *in);
+        return;
+    }
+    uint16_t *out = cpu_tile_group_scales(p, tile);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t g = 0; g < m->n_groups; g++)
-            out[g * TILE_ROWS + r] = m->scales[(tile * TILE_ROWS + r) * m->n_groups + g];
+            out[g * TILE_ROWS + r] = (uint16_t)(pd_float_bits(in[r * m->n_groups + g]) >> 16);
 }
 
 static void pack_tile(const struct pack *pk, int64_t tile, struct pack_worker *w) {
     const struct cpu_matrix *p = pk->p;
-    if (p->scales) pack_scales(pk->m, pk->p, tile);
+    if (pk->m->scales) pack_scales(pk->m, pk->p, tile);
     /* Its masks stay untouched: a few rows of an almost empty matrix cost a few pages. */
     if (read_tile(pk, tile, w) == 0 && !p->dense) return;
     if (p->kind == CPU_SELL)
@@ -501,10 +525,13 @@ static pdvm_status allocate(struct pack *pk, struct pd_threads *threads, pdvm_er
         PD_TRY(allocate_array(pk, &p->masks,
                               n_tiles * (size_t)p->n_blocks * BLOCK_MICROS * sizeof *p->masks,
                               "packed masks", err));
-    if (pk->m->scales)
-        PD_TRY(allocate_array(pk, &p->scales,
-                              n_tiles * (size_t)p->n_groups * TILE_ROWS * sizeof *p->scales,
+    if (p->group) {
+        PD_TRY(check_group_scales(pk->m, err));
+        PD_TRY(allocate_array(pk, &p->group_scales, n_tiles * cpu_tile_scales_bytes(p),
                               "packed scales", err));
+    } else if (pk->m->scales)
+        PD_TRY(allocate_array(pk, &p->scales, n_tiles * cpu_tile_scales_bytes(p), "packed scales",
+                              err));
     return PDVM_OK;
 }
 
@@ -521,6 +548,22 @@ void cpu_matrix_init(struct cpu_matrix *m, int64_t rows, int64_t cols, enum mdcs
     m->n_groups = group ? (m->n_blocks * BLOCK_COLS + group - 1) / group : 1;
 }
 
+/* Whole steps from a whole number of half steps on: 0, 2, 4, ... or 1, 3, 5, ... among them. */
+static void find_linear4(struct cpu_matrix *m) {
+    const int8_t *t = m->table4;
+    int step = t[1] - t[0], unit = step;
+    memset(&m->linear4, 0, sizeof m->linear4);
+    for (int i = 1; i < 15; i++)
+        if (t[i + 1] - t[i] != step) return;
+    if (step <= 0) return;
+    if (t[0] % unit != 0 && unit % 2 == 0) unit /= 2;
+    int zero = -t[0] / unit;
+    if (t[0] % unit != 0 || zero < 0) return;
+    m->linear4.factor = (uint8_t)unit;
+    m->linear4.shift = unit != step;
+    m->linear4.zero = (uint8_t)zero;
+}
+
 void cpu_matrix_set_table(struct cpu_matrix *m, const float *codebook) {
     memcpy(m->table, codebook, sizeof m->table);
     if (m->kind == CPU_LUT4)
@@ -528,6 +571,7 @@ void cpu_matrix_set_table(struct cpu_matrix *m, const float *codebook) {
             float c = codebook[i % 16]; /* of a file, perhaps, and not checked yet */
             m->table4[i] = c >= -127 && c <= 127 ? (int8_t)c : 0;
         }
+    if (m->kind == CPU_LUT4) find_linear4(m);
 }
 
 pdvm_status cpu_matrix_pack(const struct mdcsr *m, struct pd_threads *threads,
@@ -582,8 +626,14 @@ void cpu_matrix_free(struct cpu_matrix *m) {
         free(m->bytes);
         free(m->steps);
         free(m->scales);
+        free(m->group_scales);
     }
     free(m);
+}
+
+size_t cpu_tile_scales_bytes(const struct cpu_matrix *m) {
+    if (m->group) return (size_t)m->n_groups * TILE_ROWS * sizeof *m->group_scales;
+    return mdcsr_has_scales(m->values_coding) ? TILE_ROWS * sizeof *m->scales : 0;
 }
 
 size_t cpu_matrix_bytes_before(const struct cpu_matrix *m, int64_t tile) {
@@ -591,8 +641,7 @@ size_t cpu_matrix_bytes_before(const struct cpu_matrix *m, int64_t tile) {
     size_t bytes = (size_t)m->bytes[tile];
     if (m->masks) bytes += t * (size_t)m->n_blocks * BLOCK_MICROS * sizeof *m->masks;
     if (m->steps) bytes += t / STREAM_TEAM * (size_t)m->n_groups * sizeof *m->steps;
-    if (m->scales) bytes += t * (size_t)m->n_groups * TILE_ROWS * sizeof *m->scales;
-    return bytes;
+    return bytes + t * cpu_tile_scales_bytes(m);
 }
 
 size_t cpu_matrix_bytes(const struct cpu_matrix *m) {

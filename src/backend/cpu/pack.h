@@ -20,6 +20,14 @@ struct cpu_packer {
      */
     void (*squeeze)(const uint8_t *rows, size_t stride, const uint64_t masks[16], uint8_t flip,
                     bool two, uint8_t *out[2]);
+    /** low[i] |= high[i] << 4 */
+    void (*join_nibbles)(uint8_t *low, const uint8_t *high, size_t n);
+    /**
+     * Gathers the codes of a row's block of 64 under `mask`: their columns, and behind them zeros; and
+     * code + 128, or table[code] + 128 unless `table` (64 entries) is NULL, and behind them 128.
+     */
+    void (*gather)(const uint8_t *codes, uint64_t mask, const int8_t *table, uint8_t cols[64],
+                   uint8_t values[64]);
 };
 
 extern const struct cpu_packer cpu_packer_scalar;

@@ -64,8 +64,31 @@ static void squeeze(const uint8_t *rows, size_t stride, const uint64_t masks[16]
     }
 }
 
+static void join_nibbles(uint8_t *low, const uint8_t *high, size_t n) {
+    for (size_t i = 0; i < n; i += 64) {
+        __mmask64 mask = n - i < 64 ? ((uint64_t)1 << (n - i)) - 1 : ~(uint64_t)0;
+        /* Below 16, so that no bit crosses from one byte of a word to the other. */
+        __m512i h = _mm512_slli_epi16(_mm512_maskz_loadu_epi8(mask, high + i), 4);
+        _mm512_storeu_si512(low + i, _mm512_or_si512(_mm512_loadu_si512(low + i), h));
+    }
+}
+
+static void gather(const uint8_t *codes, uint64_t mask, const int8_t *table, uint8_t cols[64],
+                   uint8_t values[64]) {
+    const __m512i c128 = _mm512_set1_epi8((char)0x80);
+    const __m512i iota = _mm512_set_epi64(
+        0x3f3e3d3c3b3a3938, 0x3736353433323130, 0x2f2e2d2c2b2a2928, 0x2726252423222120,
+        0x1f1e1d1c1b1a1918, 0x1716151413121110, 0x0f0e0d0c0b0a0908, 0x0706050403020100);
+    __m512i v = _mm512_loadu_si512(codes);
+    if (table) v = _mm512_permutexvar_epi8(v, _mm512_loadu_si512(table));
+    _mm512_storeu_si512(cols, _mm512_maskz_compress_epi8(mask, iota));
+    _mm512_storeu_si512(values, _mm512_mask_compress_epi8(c128, mask, _mm512_xor_si512(v, c128)));
+}
+
 const struct cpu_packer cpu_packer_avx512 = {
     .unpack_nibbles = unpack_nibbles,
     .spread = spread,
     .squeeze = squeeze,
+    .join_nibbles = join_nibbles,
+    .gather = gather,
 };

@@ -42,8 +42,25 @@ static void squeeze(const uint8_t *rows, size_t stride, const uint64_t masks[16]
     }
 }
 
+static void join_nibbles(uint8_t *low, const uint8_t *high, size_t n) {
+    for (size_t i = 0; i < n; i++) low[i] = (uint8_t)(low[i] | high[i] << 4);
+}
+
+static void gather(const uint8_t *codes, uint64_t mask, const int8_t *table, uint8_t cols[64],
+                   uint8_t values[64]) {
+    memset(cols, 0, 64);
+    memset(values, 128, 64);
+    for (; mask; mask &= mask - 1) {
+        int c = __builtin_ctzll(mask);
+        *cols++ = (uint8_t)c;
+        *values++ = (uint8_t)((table ? table[codes[c]] : (int8_t)codes[c]) + 128);
+    }
+}
+
 const struct cpu_packer cpu_packer_scalar = {
     .unpack_nibbles = unpack_nibbles,
     .spread = spread,
     .squeeze = squeeze,
+    .join_nibbles = join_nibbles,
+    .gather = gather,
 };

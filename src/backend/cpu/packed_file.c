@@ -43,9 +43,8 @@ static struct places find_places(const struct cpu_matrix *m, uint64_t values_siz
     size_t tiles = (size_t)m->n_tiles;
     bool table = mdcsr_codebook_size(m->values_coding) > 0;
     struct places p = {.scales = table ? TABLE_ENTRIES * sizeof(float) : 0,
+                       .scales_size = tiles * cpu_tile_scales_bytes(m),
                        .values_size = (size_t)values_size};
-    if (mdcsr_has_scales(m->values_coding))
-        p.scales_size = tiles * (size_t)m->n_groups * TILE_ROWS * sizeof(float);
     if (!m->dense) p.masks_size = tiles * (size_t)m->n_blocks * BLOCK_MICROS * sizeof(uint64_t);
     p.masks = p.scales + padded(p.scales_size);
     p.values = p.masks + padded(p.masks_size);
@@ -94,7 +93,8 @@ pdvm_status cpu_matrix_save(const struct cpu_matrix *m, struct pd_threads *threa
     int64_t size = (int64_t)at.end;
     PD_TRY(pd_calloc(&image, at.end, 1, "a packed matrix", err));
     if (at.scales) memcpy(image, m->table, TABLE_ENTRIES * sizeof(float));
-    if (at.scales_size) memcpy(image + at.scales, m->scales, at.scales_size);
+    const void *scales = m->group ? (const void *)m->group_scales : m->scales;
+    if (at.scales_size) memcpy(image + at.scales, scales, at.scales_size);
     if (at.masks_size) memcpy(image + at.masks, m->masks, at.masks_size);
     memcpy(image + at.values, m->values, at.values_size);
     pdvm_status status = checksum(image, at.end, threads, &sum, err);
@@ -184,7 +184,9 @@ static bool numbers_are_sound(const struct cpu_matrix *m, const struct places *a
         if (!isfinite(c)) return false;
         if (m->kind == CPU_LUT4 && (c < -127 || c > 127 || c != truncf(c))) return false;
     }
-    for (size_t i = 0; i < at->scales_size / sizeof(float); i++)
+    for (size_t i = 0; m->group && i < at->scales_size / sizeof *m->group_scales; i++)
+        if (!isfinite(pd_bf16_to_float(m->group_scales[i]))) return false;
+    for (size_t i = 0; !m->group && i < at->scales_size / sizeof *m->scales; i++)
         if (!isfinite(m->scales[i])) return false;
     /* Codes are at least -127, and stored with 128 added. */
     return m->kind != CPU_INT8 || at->values_size == 0 || !memchr(m->values, 0, at->values_size);
@@ -207,7 +209,8 @@ static pdvm_status use_tensor(const struct safetensors *file, const struct safet
     uint8_t *data = (uint8_t *)(uintptr_t)t->data; /* only read, as the map is */
     if (at.scales) memcpy(codebook, data, sizeof codebook);
     cpu_matrix_set_table(m, codebook);
-    if (at.scales_size) m->scales = (float *)(void *)(data + at.scales);
+    if (at.scales_size && m->group) m->group_scales = (uint16_t *)(void *)(data + at.scales);
+    if (at.scales_size && !m->group) m->scales = (float *)(void *)(data + at.scales);
     if (at.masks_size) m->masks = (uint64_t *)(void *)(data + at.masks);
     m->values = data + at.values;
     if (!numbers_are_sound(m, &at)) return fail(file, t->name, "a number is out of range", err);

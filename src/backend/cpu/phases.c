@@ -3,9 +3,6 @@
 #include "backend/cpu/batch.h"
 #include "base/checked.h"
 
-#include <math.h>
-#include <string.h>
-
 /* Whether so many tokens are multiplied with panels of expanded weights. */
 static bool is_batch(const struct cpu_backend *b, uint32_t n) {
     return n >= b->kernels->batch->min_tokens;

@@ -163,10 +163,10 @@ ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct 
                                              bool dense, __m256i table, const struct cpu_act *act,
                                              float result[][TILE_ROWS]) {
     const int64_t micros = cpu_stream_micros(m), group_micros = m->group / 4;
-    const float *scales[CHAINS];
+    const uint16_t *scales[CHAINS];
     __m256 lanes[CHAINS][16][2];
     for (int k = 0; k < tiles; k++) {
-        scales[k] = cpu_tile_scales(m, tile + k);
+        scales[k] = cpu_tile_group_scales(m, tile + k);
         for (int i = 0; i < 16; i++) lanes[k][i][0] = lanes[k][i][1] = _mm256_setzero_ps();
     }
     for (int64_t g = 0; g < m->n_groups; g++) {
@@ -180,7 +180,7 @@ ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct 
         for (int k = 0; k < tiles; k++)
             for (int h = 0; h < 2; h++) {
                 __m256i sum = _mm256_sub_epi32(sums[k].half[h], _mm256_set1_epi32(bias));
-                __m256 scale = _mm256_loadu_ps(scales[k] + g * TILE_ROWS + 8 * h);
+                __m256 scale = widen_bf16(load16(scales[k] + g * TILE_ROWS + 8 * h));
                 lanes[k][g % 16][h] = _mm256_add_ps(lanes[k][g % 16][h],
                                                     _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale));
             }
@@ -247,7 +247,7 @@ ALWAYS_INLINE void product(const struct cpu_matrix *m, enum cpu_kind kind, bool 
 }
 
 #define PRODUCT(SUFFIX, KIND, DENSE)                                                               \
-    AVX2_PRODUCT(NAME(SUFFIX)) {                                                                   \
+    CPU_PRODUCT(NAME(SUFFIX)) {                                                                    \
         product(m, KIND, DENSE, tile0, tile1, act, n, out, stride);                                \
     }
 PRODUCT(int8_bitmap, CPU_INT8, false)

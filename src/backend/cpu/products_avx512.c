@@ -5,7 +5,8 @@
  * (code + 128; 128 where nothing is stored), and vpdpbusd multiplies them with the digits of the
  * same 4 activations in every lane. Lane r collects row r, so there are no sums across lanes; what
  * the 128 contributed is subtracted at the end (cpu_act.bias). Expanding is what takes the time:
- * two operations on port 5, and one for moving the mask. The rest fits beside it.
+ * two operations on port 5, and one for moving the mask; the rest fits beside it, but for LUT4's table,
+ * which is one more. Where the table is evenly spaced, shifting does without it (enum coding).
  */
 #include "backend/cpu/avx512.h"
 
@@ -27,6 +28,21 @@
  */
 #define CHAINS 4
 
+/*
+ * How a stream's codes become unsigned bytes: as they are (INT8), by a table (LUT4), or, where its entries
+ * are evenly spaced, by shifting, which leaves port 5 alone. FOURS: SELL.
+ */
+enum coding { BYTES, TABLE4, LINEAR4, FOURS };
+
+/* What becoming bytes needs. A code stands for factor * (byte - zero). */
+struct decoder {
+    __m512i even; /* TABLE4: the table. LINEAR4: bit matrices that select and shift a nibble */
+    __m512i odd;
+    __m512i gap; /* zero: the byte of a position where nothing is stored */
+    int32_t zero;
+    int32_t factor;
+};
+
 /* Where a tile's next codes are; LUT4 has one position for each nibble. */
 struct cursor {
     const uint64_t *masks; /* NULL: dense */
@@ -35,12 +51,12 @@ struct cursor {
 };
 
 /*
- * 128 in all bytes and `v` expanded over them. Only into a register that has just been written: the
+ * `gap` and `v` expanded over it. Only into a register that has just been written: the
  * instruction waits for the old value of its destination.
  */
-ALWAYS_INLINE __m512i expand_bytes(uint64_t mask, __m512i v, __m512i c128) {
-    __asm__("vpexpandb %1, %0%{%2%}" : "+v"(c128) : "v"(v), "Yk"((__mmask64)mask));
-    return c128;
+ALWAYS_INLINE __m512i expand_bytes(uint64_t mask, __m512i v, __m512i gap) {
+    __asm__("vpexpandb %1, %0%{%2%}" : "+v"(gap) : "v"(v), "Yk"((__mmask64)mask));
+    return gap;
 }
 
 /* The same with 32-bit elements, and in v's own register over zeros. */
@@ -69,31 +85,32 @@ ALWAYS_INLINE __m512i broadcast4(const int8_t *x) {
 }
 
 /* The codes of micro-block i as unsigned bytes. */
-ALWAYS_INLINE __m512i next_codes(struct cursor *c, enum cpu_kind kind, bool dense, bool odd,
-                                 int64_t i, __m512i table, __m512i c128) {
-    const uint8_t **p = &c->next[kind == CPU_LUT4 && odd];
+ALWAYS_INLINE __m512i next_codes(struct cursor *c, enum coding coding, bool dense, bool odd,
+                                 int64_t i, const struct decoder *d) {
+    const uint8_t **p = &c->next[coding != BYTES && odd];
     uint64_t mask = dense ? 0 : c->masks[i];
     __m512i v = _mm512_loadu_si512(*p);
     *p += dense ? 64 : _mm_popcnt_u64(mask);
-    if (kind == CPU_LUT4) v = _mm512_permutexvar_epi8(odd ? _mm512_srli_epi16(v, 4) : v, table);
-    return dense ? v : expand_bytes(mask, v, c128);
+    if (coding == TABLE4) v = _mm512_permutexvar_epi8(odd ? _mm512_srli_epi16(v, 4) : v, d->even);
+    if (coding == LINEAR4) v = _mm512_gf2p8affine_epi64_epi8(v, odd ? d->odd : d->even, 0);
+    return dense ? v : expand_bytes(mask, v, d->gap);
 }
 
 /* Requests what STEP micro-blocks from i on will take later. */
-ALWAYS_INLINE void prefetch_step(const struct cursor *c, enum cpu_kind kind, bool dense,
+ALWAYS_INLINE void prefetch_step(const struct cursor *c, enum coding coding, bool dense,
                                  int64_t i) {
     if (!dense) prefetch_lines(c->masks + i, 1);
-    prefetch_lines(c->next[0], !dense || kind == CPU_LUT4 ? 2 : STEP);
+    prefetch_lines(c->next[0], !dense || coding != BYTES ? 2 : STEP);
 }
 
 /*
  * Adds micro-blocks [begin, end) of the tiles at the cursors up to sums of each digit: high[k] and
  * low[k] are of tile k or token k, whichever there are several of. The latter start from low[k].
  */
-ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum cpu_kind kind, bool dense,
-                              int64_t begin, int64_t end, __m512i table, const struct cpu_act *act,
-                              int tokens, __m512i high[], __m512i low[]) {
-    const __m512i c128 = _mm512_set1_epi8((char)0x80);
+ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum coding coding, bool dense,
+                              int64_t begin, int64_t end, const struct decoder *d,
+                              const struct cpu_act *act, int tokens, __m512i high[],
+                              __m512i low[]) {
     const bool single = tiles == 1 && tokens == 1;
     __m512i acc[2][CHAINS];
 #pragma GCC unroll 4
@@ -103,13 +120,13 @@ ALWAYS_INLINE void add_micros(struct cursor *c, int tiles, enum cpu_kind kind, b
     }
     for (int64_t i = begin; i < end; i += STEP) {
 #pragma GCC unroll 4
-        for (int k = 0; k < tiles; k++) prefetch_step(&c[k], kind, dense, i);
+        for (int k = 0; k < tiles; k++) prefetch_step(&c[k], coding, dense, i);
 #pragma GCC unroll 4
         for (int j = 0; j < STEP; j++) {
             const int64_t col = 4 * (i + j);
 #pragma GCC unroll 4
             for (int k = 0; k < tiles; k++) {
-                __m512i w = next_codes(&c[k], kind, dense, j % 2, i + j, table, c128);
+                __m512i w = next_codes(&c[k], coding, dense, j % 2, i + j, d);
 #pragma GCC unroll 4
                 for (int t = 0; t < tokens; t++) {
                     int chain = single ? j % CHAINS : tiles > 1 ? k : t;
@@ -187,27 +204,30 @@ ALWAYS_INLINE __m512i wide_sum(__m512i high, __m512i low, int half) {
 
 /* One scale per row. result[k] is of tile k or token k. */
 ALWAYS_INLINE void products_of_tiles(const struct cpu_matrix *m, struct cursor *c, int64_t tile,
-                                     int tiles, enum cpu_kind kind, bool dense, __m512i table,
-                                     const struct cpu_act *act, const int64_t *bias, int tokens,
-                                     __m512 result[]) {
+                                     int tiles, enum coding coding, bool dense,
+                                     const struct decoder *d, const struct cpu_act *act,
+                                     const int64_t *bias, int tokens, __m512 result[]) {
     const int64_t micros = cpu_stream_micros(m);
     const int n = tiles * tokens;
     __m512i sums[CHAINS][2];
     for (int k = 0; k < n; k++)
         sums[k][0] = sums[k][1] =
-            _mm512_set1_epi64(kind == CPU_SELL ? 0 : -bias[tokens > 1 ? k : 0]);
+            _mm512_set1_epi64(coding == FOURS ? 0 : -bias[tokens > 1 ? k : 0]);
     for (int64_t begin = 0; begin < micros; begin += PIECE_MICROS) {
         int64_t end = begin + PIECE_MICROS < micros ? begin + PIECE_MICROS : micros;
         __m512i high[CHAINS], low[CHAINS];
         for (int k = 0; k < n; k++) low[k] = _mm512_setzero_si512();
-        if (kind == CPU_SELL) /* one piece: SELL_MAX_COLS */
+        if (coding == FOURS) /* one piece: SELL_MAX_COLS */
             add_steps(c, tiles, cpu_tile_steps(m, tile)[0], act, tokens, high, low);
         else
-            add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
+            add_micros(c, tiles, coding, dense, begin, end, d, act, tokens, high, low);
         for (int k = 0; k < n; k++)
             for (int half = 0; half < 2; half++)
                 sums[k][half] = _mm512_add_epi64(sums[k][half], wide_sum(high[k], low[k], half));
     }
+    for (int k = 0; coding == LINEAR4 && k < n; k++)
+        for (int half = 0; half < 2; half++)
+            sums[k][half] = _mm512_mullo_epi64(sums[k][half], _mm512_set1_epi64(d->factor));
     for (int k = 0; k < n; k++) {
         __m512 sum = _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtepi64_ps(sums[k][0])),
                                         _mm512_cvtepi64_ps(sums[k][1]), 1);
@@ -217,44 +237,48 @@ ALWAYS_INLINE void products_of_tiles(const struct cpu_matrix *m, struct cursor *
     }
 }
 
-/* Minus what 128 in every position contributes between two columns, in 32 bits. */
-ALWAYS_INLINE __m512i minus_bias(const struct cpu_act *act, int64_t begin, int64_t end) {
-    uint32_t sum = 0;
-    for (int64_t i = begin / BIAS_COLS; i < end / BIAS_COLS; i++) sum -= (uint32_t)act->bias[i];
-    return _mm512_set1_epi32((int)sum);
+/* Minus what `zero` in every position contributes between two columns of a group. */
+ALWAYS_INLINE __m512i minus_bias(const struct cpu_act *act, int64_t begin, int64_t end,
+                                 int32_t zero) {
+    int32_t sum = 0; /* of 128 q: below 2^31 */
+    for (int64_t i = begin / BIAS_COLS; i < end / BIAS_COLS; i++) sum += act->bias[i];
+    return _mm512_set1_epi32(-(sum / 128 * zero));
 }
 
 /* A scale per group of columns: its sums fit 32 bits, 256 columns * 127 * ACT_MAX < 2^31. */
 ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct cursor *c,
-                                             int64_t tile, int tiles, enum cpu_kind kind,
-                                             bool dense, __m512i table, const struct cpu_act *act,
-                                             int tokens, __m512 result[]) {
+                                             int64_t tile, int tiles, enum coding coding,
+                                             bool dense, const struct decoder *d,
+                                             const struct cpu_act *act, int tokens,
+                                             __m512 result[]) {
     const int64_t micros = cpu_stream_micros(m), group_micros = m->group / 4;
     const int n = tiles * tokens;
-    const float *scales[CHAINS];
+    const uint16_t *scales[CHAINS];
     __m512 lanes[16][CHAINS];
-    for (int k = 0; k < tiles; k++) scales[k] = cpu_tile_scales(m, tile + k);
+    for (int k = 0; k < tiles; k++) scales[k] = cpu_tile_group_scales(m, tile + k);
     for (int i = 0; i < 16; i++)
         for (int k = 0; k < n; k++) lanes[i][k] = _mm512_setzero_ps();
     for (int64_t g = 0; g < m->n_groups; g++) {
         int64_t begin = g * group_micros;
         int64_t end = begin + group_micros < micros ? begin + group_micros : micros;
         __m512i high[CHAINS], low[CHAINS];
-        low[0] = minus_bias(act, 4 * begin, 4 * end);
+        low[0] = minus_bias(act, 4 * begin, 4 * end, d->zero);
 #pragma GCC unroll 4
         for (int k = 1; k < n; k++)
-            low[k] = tokens > 1 ? minus_bias(&act[k], 4 * begin, 4 * end) : low[0];
+            low[k] = tokens > 1 ? minus_bias(&act[k], 4 * begin, 4 * end, d->zero) : low[0];
 #pragma GCC unroll 4
         for (int k = 0; k < tiles; k++) prefetch_lines(scales[k] + g * TILE_ROWS, 1);
-        if (kind == CPU_SELL)
+        if (coding == FOURS)
             add_steps(c, tiles, cpu_tile_steps(m, tile)[g], act, tokens, high, low);
         else
-            add_micros(c, tiles, kind, dense, begin, end, table, act, tokens, high, low);
+            add_micros(c, tiles, coding, dense, begin, end, d, act, tokens, high, low);
 #pragma GCC unroll 4
         for (int k = 0; k < n; k++) {
             __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(high[k], 8), low[k]);
+            if (coding == LINEAR4 && d->factor > 1)
+                sum = _mm512_mullo_epi32(sum, _mm512_set1_epi32(d->factor));
             __m512 v = _mm512_mul_ps(_mm512_cvtepi32_ps(sum),
-                                     _mm512_loadu_ps(scales[tiles > 1 ? k : 0] + g * TILE_ROWS));
+                                     load_group_scales(scales[tiles > 1 ? k : 0], g));
             lanes[g % 16][k] = _mm512_add_ps(lanes[g % 16][k], v);
         }
     }
@@ -266,9 +290,25 @@ ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct 
         result[k] = _mm512_mul_ps(lanes[0][k], _mm512_set1_ps(act[tokens > 1 ? k : 0].scale));
 }
 
-/* The bytes that codes stand for. */
-ALWAYS_INLINE __m512i unsigned_table(const struct cpu_matrix *m) {
-    return _mm512_xor_si512(_mm512_load_si512(m->table4), _mm512_set1_epi8((char)0x80));
+/* One bit matrix for 8 bytes: the nibble from bit `from` on, shifted to the left. */
+ALWAYS_INLINE __m512i nibble_matrix(int from, int shift) {
+    uint64_t rows = 0; /* byte 7 - i says which bits are added up to bit i */
+    for (int bit = 0; bit < 4; bit++) rows |= (uint64_t)1 << (8 * (7 - bit - shift) + from + bit);
+    return _mm512_set1_epi64((int64_t)rows);
+}
+
+ALWAYS_INLINE struct decoder decoder_of(const struct cpu_matrix *m, enum coding coding) {
+    const __m512i c128 = _mm512_set1_epi8((char)0x80);
+    struct decoder d = {.gap = c128, .zero = 128, .factor = 1};
+    if (coding == TABLE4) d.even = _mm512_xor_si512(_mm512_load_si512(m->table4), c128);
+    if (coding == LINEAR4) {
+        d.even = nibble_matrix(0, m->linear4.shift);
+        d.odd = nibble_matrix(4, m->linear4.shift);
+        d.gap = _mm512_set1_epi8((char)m->linear4.zero);
+        d.zero = m->linear4.zero;
+        d.factor = m->linear4.factor;
+    }
+    return d;
 }
 
 ALWAYS_INLINE struct cursor tile_cursor(const struct cpu_matrix *m, int64_t tile) {
@@ -276,23 +316,23 @@ ALWAYS_INLINE struct cursor tile_cursor(const struct cpu_matrix *m, int64_t tile
     return (struct cursor){cpu_stream_masks(m, tile), {values, values}, 0};
 }
 
-static int64_t sum_of_bias(const struct cpu_act *act, int64_t n_blocks) {
+static int64_t sum_of_bias(const struct cpu_act *act, int64_t n_blocks, int32_t zero) {
     int64_t sum = 0;
     for (int64_t i = 0; i < n_blocks * (BLOCK_COLS / BIAS_COLS); i++) sum += act->bias[i];
-    return sum;
+    return sum / 128 * zero;
 }
 
 /* One pass: tiles from `tile` on, and tokens. */
-ALWAYS_INLINE void pass(const struct cpu_matrix *m, enum cpu_kind kind, bool dense, int64_t tile,
+ALWAYS_INLINE void pass(const struct cpu_matrix *m, enum coding coding, bool dense, int64_t tile,
                         int tiles, const struct cpu_act *act, const int64_t *bias, int tokens,
-                        __m512i table, float *out, int64_t stride) {
+                        const struct decoder *d, float *out, int64_t stride) {
     struct cursor c[CHAINS];
     __m512 result[CHAINS];
     for (int k = 0; k < tiles; k++) c[k] = tile_cursor(m, tile + k);
     if (m->group)
-        grouped_products_of_tiles(m, c, tile, tiles, kind, dense, table, act, tokens, result);
+        grouped_products_of_tiles(m, c, tile, tiles, coding, dense, d, act, tokens, result);
     else
-        products_of_tiles(m, c, tile, tiles, kind, dense, table, act, bias, tokens, result);
+        products_of_tiles(m, c, tile, tiles, coding, dense, d, act, bias, tokens, result);
     for (int k = 0; k < tiles * tokens; k++) {
         int64_t at = tiles > 1 ? k * TILE_ROWS : k * stride;
         _mm512_mask_storeu_ps(out + at, tail(m->rows, (tile + (tiles > 1 ? k : 0)) * TILE_ROWS),
@@ -300,42 +340,47 @@ ALWAYS_INLINE void pass(const struct cpu_matrix *m, enum cpu_kind kind, bool den
     }
 }
 
-ALWAYS_INLINE void product(const struct cpu_matrix *m, enum cpu_kind kind, bool dense,
+ALWAYS_INLINE void product(const struct cpu_matrix *m, enum coding coding, bool dense,
                            int64_t tile0, int64_t tile1, const struct cpu_act *act, uint32_t n,
                            float *out, int64_t stride) {
-    const __m512i table = kind == CPU_LUT4 ? unsigned_table(m) : _mm512_setzero_si512();
+    const struct decoder d = decoder_of(m, coding);
     uint32_t t = 0;
     for (; t + 4 <= n; t += 4) {
         int64_t bias[4];
-        for (int i = 0; i < 4; i++) bias[i] = sum_of_bias(&act[t + (uint32_t)i], m->n_blocks);
+        for (int i = 0; i < 4; i++)
+            bias[i] = sum_of_bias(&act[t + (uint32_t)i], m->n_blocks, d.zero);
         for (int64_t tile = tile0; tile < tile1; tile++)
-            pass(m, kind, dense, tile, 1, act + t, bias, 4, table,
+            pass(m, coding, dense, tile, 1, act + t, bias, 4, &d,
                  out + t * stride + (tile - tile0) * TILE_ROWS, stride);
     }
     for (; t < n; t++) {
-        int64_t bias = sum_of_bias(&act[t], m->n_blocks);
+        int64_t bias = sum_of_bias(&act[t], m->n_blocks, d.zero);
         float *dst = out + t * stride;
         int64_t tile = tile0, tiles;
         for (; tile < tile1; tile += tiles, dst += tiles * TILE_ROWS) {
             /* Four that are on different lines of memory, and go on where the last four ended. */
             tiles = tile % STREAM_TEAM == 0 && tile + STREAM_TEAM <= tile1 ? STREAM_TEAM : 1;
             if (tiles == STREAM_TEAM)
-                pass(m, kind, dense, tile, STREAM_TEAM, act + t, &bias, 1, table, dst, stride);
+                pass(m, coding, dense, tile, STREAM_TEAM, act + t, &bias, 1, &d, dst, stride);
             else
-                pass(m, kind, dense, tile, 1, act + t, &bias, 1, table, dst, stride);
+                pass(m, coding, dense, tile, 1, act + t, &bias, 1, &d, dst, stride);
         }
     }
 }
 
-#define PRODUCT(NAME, KIND, DENSE)                                                                 \
+#define PRODUCT(NAME, CODING, DENSE)                                                               \
     AVX512_PRODUCT(NAME) {                                                                         \
-        product(m, KIND, DENSE, tile0, tile1, act, n, out, stride);                                \
+        product(m, CODING, DENSE, tile0, tile1, act, n, out, stride);                              \
     }
-PRODUCT(avx512_int8_bitmap, CPU_INT8, false)
-PRODUCT(avx512_int8_dense, CPU_INT8, true)
-PRODUCT(avx512_lut4_bitmap, CPU_LUT4, false)
-PRODUCT(avx512_lut4_dense, CPU_LUT4, true)
-PRODUCT(avx512_sell, CPU_SELL, false)
+PRODUCT(avx512_int8_bitmap, BYTES, false)
+PRODUCT(avx512_int8_dense, BYTES, true)
+PRODUCT(avx512_lut4_dense, TABLE4, true)
+PRODUCT(avx512_sell, FOURS, false)
+static PRODUCT(table4_bitmap, TABLE4, false) static PRODUCT(linear4_bitmap, LINEAR4, false)
+
+    AVX512_PRODUCT(avx512_lut4_bitmap) {
+    (m->linear4.factor ? linear4_bitmap : table4_bitmap)(m, tile0, tile1, act, n, out, stride);
+}
 
 void avx512_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int64_t block1,
                    int8_t *out) {
@@ -343,16 +388,17 @@ void avx512_expand(const struct cpu_matrix *m, int64_t tile, int64_t block0, int
         cpu_sell_expand(m, tile, block0, block1, out);
         return;
     }
-    const __m512i c128 = _mm512_set1_epi8((char)0x80), table = unsigned_table(m);
+    const enum coding coding = m->kind == CPU_LUT4 ? TABLE4 : BYTES;
+    const __m512i c128 = _mm512_set1_epi8((char)0x80);
+    const struct decoder d = decoder_of(m, coding);
     struct cursor c = tile_cursor(m, tile);
     const bool dense = !c.masks;
     for (int64_t i = 0; i < block0 * BLOCK_MICROS; i++)
-        c.next[m->kind == CPU_LUT4 && i % 2] += dense ? 64 : _mm_popcnt_u64(c.masks[i]);
+        c.next[coding == TABLE4 && i % 2] += dense ? 64 : _mm_popcnt_u64(c.masks[i]);
     for (int64_t i = block0 * BLOCK_MICROS; i < block1 * BLOCK_MICROS; i += 2) {
         for (int j = 0; j < 2; j++, out += 64) {
-            __m512i w = m->kind == CPU_LUT4
-                            ? next_codes(&c, CPU_LUT4, dense, j, i + j, table, c128)
-                            : next_codes(&c, CPU_INT8, dense, j, i + j, table, c128);
+            __m512i w = coding == TABLE4 ? next_codes(&c, TABLE4, dense, j, i + j, &d)
+                                         : next_codes(&c, BYTES, dense, j, i + j, &d);
             _mm512_storeu_si512(out, _mm512_xor_si512(w, c128)); /* signed again */
         }
     }

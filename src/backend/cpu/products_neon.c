@@ -125,10 +125,10 @@ ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct 
                                              bool dense, uint8x16_t table,
                                              const struct cpu_act *act, float result[][TILE_ROWS]) {
     const int64_t micros = cpu_stream_micros(m), group_micros = m->group / 4;
-    const float *scales[TEAM];
+    const uint16_t *scales[TEAM];
     float32x4_t lanes[TEAM][16][4];
     for (int k = 0; k < tiles; k++) {
-        scales[k] = cpu_tile_scales(m, tile + k);
+        scales[k] = cpu_tile_group_scales(m, tile + k);
         for (int i = 0; i < 16; i++)
             for (int j = 0; j < 4; j++) lanes[k][i][j] = vdupq_n_f32(0);
     }
@@ -140,7 +140,7 @@ ALWAYS_INLINE void grouped_products_of_tiles(const struct cpu_matrix *m, struct 
         for (int k = 0; k < tiles; k++)
             for (int j = 0; j < 4; j++) {
                 int32x4_t sum = vaddq_s32(vshlq_n_s32(sums[k].high.v[j], 8), sums[k].low.v[j]);
-                float32x4_t scale = vld1q_f32(scales[k] + g * TILE_ROWS + 4 * j);
+                float32x4_t scale = widen_bf16(vld1_u16(scales[k] + g * TILE_ROWS + 4 * j));
                 lanes[k][g % 16][j] =
                     vaddq_f32(lanes[k][g % 16][j], vmulq_f32(vcvtq_f32_s32(sum), scale));
             }
@@ -192,7 +192,7 @@ ALWAYS_INLINE void product(const struct cpu_matrix *m, enum cpu_kind kind, bool 
 }
 
 #define PRODUCT(NAME, KIND, DENSE)                                                                 \
-    NEON_PRODUCT(NAME) {                                                                           \
+    CPU_PRODUCT(NAME) {                                                                            \
         product(m, KIND, DENSE, tile0, tile1, act, n, out, stride);                                \
     }
 PRODUCT(neon_int8_bitmap, CPU_INT8, false)

@@ -1,6 +1,5 @@
 /* Norms, quantisation and rows of the KV cache for AVX2. */
 #include "backend/cpu/avx2.h"
-#include "base/half.h"
 
 #include <float.h>
 #include <math.h>

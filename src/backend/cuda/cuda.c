@@ -1,8 +1,9 @@
 /* The CUDA backend: set-up, weights in device memory. */
-#include "backend/cuda/cuda.h"
+#include "backend/cuda/pass.h"
 
 #include "base/alloc.h"
 #include "base/checked.h"
+#include "base/file.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 
 /* Steps of one launch: enough that a prompt's launches don't count. */
 #define MAX_STEPS 256u
+#define MAX_KERNELS ((size_t)256 << 20) /* bytes of a file of kernels */
 
 pdvm_status cuda_try(const struct cuda_backend *b, cu_result result, const char *what,
                      pdvm_error *err) {
@@ -39,6 +41,8 @@ static void cuda_destroy(struct backend *base) {
     struct cuda_backend *b = (struct cuda_backend *)base;
     if (b->retained) {
         b->cu->context_set(b->context);
+        for (int i = 0; i < 2; i++)
+            if (b->graphs[i].executable) b->cu->graph_exec_destroy(b->graphs[i].executable);
         for (size_t i = 0; i < b->n_events; i++) b->cu->event_destroy(b->events[i]);
         if (b->stream) b->cu->stream_destroy(b->stream);
         if (b->w) b->cu->memory_free(b->w);
@@ -83,6 +87,8 @@ static const struct mdcsr *matrix_of(void *user, const struct phase *phase, int 
 static pdvm_status upload(void *user, uint64_t offset, const void *data, uint64_t size,
                           pdvm_error *err) {
     struct cuda_backend *b = user;
+    if (b->notify)
+        PD_TRY(pd_progress(b->notify, "packing", (double)offset / (double)b->image.w_size, err));
     return cuda_try(b, b->cu->copy_to_device(b->w + offset, data, (size_t)size),
                     "uploading weights", err);
 }
@@ -98,11 +104,15 @@ static pdvm_status configure(struct cuda_backend *b, cu_function function, pdvm_
 /* Whether all blocks run at once, as a launch that synchronises them needs. */
 static pdvm_status check_cooperative(struct cuda_backend *b, pdvm_error *err) {
     int blocks = 0;
-    if (!b->cooperative) return PDVM_OK;
-    PD_TRY(cuda_try(
-        b, b->cu->occupancy(&blocks, b->token, (int)(CUDA_WARPS * GPU_LANES), b->shared_bytes),
-        "asking for the occupancy", err));
-    if (blocks < 1) b->cooperative = false;
+    if (b->cooperative)
+        PD_TRY(cuda_try(b, b->cu->occupancy(&blocks, b->token, (int)b->n_threads, b->shared_bytes),
+                        "asking for the occupancy", err));
+    b->cooperative = blocks >= 1;
+    if (!b->cooperative && b->notify)
+        pd_log(b->notify, PDVM_LOG_WARN,
+               "%s has no cooperative launches for this model: a token is a graph of its phases "
+               "instead of one launch",
+               b->name);
     return PDVM_OK;
 }
 
@@ -111,7 +121,7 @@ static pdvm_status cuda_prepare(struct backend *base, const struct plan *plan, p
     b->plan = plan;
     b->max_steps = plan->max_batch > MAX_STEPS ? plan->max_batch : MAX_STEPS;
     const struct gpu_image_options options = {.n_blocks = b->n_blocks,
-                                              .n_warps = CUDA_WARPS,
+                                              .n_warps = b->n_threads / GPU_LANES,
                                               .max_steps = b->max_steps,
                                               .max_logits = plan->max_batch};
     PD_TRY(cuda_enter(b, err));
@@ -129,13 +139,16 @@ static pdvm_status cuda_prepare(struct backend *base, const struct plan *plan, p
     PD_TRY(cuda_try(b, b->cu->memory_set_async(b->g, 0, (size_t)b->image.g_size, b->stream),
                     "clearing memory", err));
     PD_TRY(gpu_image_write(&b->image, b->threads, upload, b, err));
+    for (uint32_t i = 0; i < b->image.plan.n_phases; i++) gpu_layout_trim(&b->image.layouts[i]);
     for (size_t i = 0; i < plan->n_phases; i++)
         if (plan->phases[i].kind != PHASE_EMBED && plan->phases[i].w[0])
             plan->phases[i].w[0]->bytes = (size_t)b->image.layouts[i].size;
 
     size_t logits = (size_t)plan->max_batch * plan->n_vocab * sizeof(float);
     size_t x = plan->hidden_size * sizeof(float);
-    b->host_size = b->max_steps * sizeof(int32_t) + logits + x + sizeof(struct gpu_result);
+    b->staging_size = b->max_steps * sizeof(struct cuda_step);
+    if (b->staging_size < x) b->staging_size = pd_round_up(x, 16);
+    b->host_size = b->staging_size + logits + x + sizeof(struct gpu_result);
     PD_TRY(cuda_try(b, b->cu->host_alloc((void **)&b->host, b->host_size), "allocating host memory",
                     err));
     return cuda_try(b, b->cu->stream_synchronize(b->stream), "preparing", err);
@@ -159,6 +172,11 @@ static const struct backend_ops cuda_ops = {
     .prepare = cuda_prepare,
     .set_threads = cuda_set_threads,
     .run = cuda_run,
+    .can_generate = cuda_can_generate,
+    .max_top_k = GPU_BLOCK_TOP, /* every block hands on so many: the best of all are among them */
+    .max_stops = GPU_MAX_STOPS,
+    .generate = cuda_generate,
+    .read_bandwidth = cuda_read_bandwidth,
     .kv_create = cuda_kv_create,
     .kv_free = cuda_kv_free,
     .kv_reserve = cuda_kv_reserve,
@@ -173,7 +191,7 @@ static pdvm_status attribute(const struct cuda_backend *b, int which, int *out, 
 }
 
 static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
-    int major, minor, processors, cooperative;
+    int major, minor, processors, cooperative, threads;
     PD_TRY(cuda_try(b, b->cu->device_get(&b->device, 0), "finding the device", err));
     PD_TRY(cuda_try(b, b->cu->device_name(b->name, sizeof b->name, b->device),
                     "asking for the device's name", err));
@@ -181,6 +199,7 @@ static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
     PD_TRY(attribute(b, CU_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &minor, err));
     PD_TRY(attribute(b, CU_ATTRIBUTE_MULTIPROCESSOR_COUNT, &processors, err));
     PD_TRY(attribute(b, CU_ATTRIBUTE_COOPERATIVE_LAUNCH, &cooperative, err));
+    PD_TRY(attribute(b, CU_ATTRIBUTE_MAX_THREADS_PER_BLOCK, &threads, err));
     PD_TRY(attribute(b, CU_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, &b->max_shared, err));
     if (major * 10 + minor < 75)
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,
@@ -189,13 +208,37 @@ static pdvm_status find_device(struct cuda_backend *b, pdvm_error *err) {
     b->ring = major >= 9;
     b->cooperative = cooperative != 0;
     b->n_blocks = (uint32_t)processors;
+    b->n_threads = GPU_BLOCK_THREADS;
+    if (threads < (int)GPU_BLOCK_THREADS)
+        return pd_fail(err, PDVM_ERR_UNSUPPORTED, "%s: blocks of %d threads, %u are needed",
+                       b->name, threads, GPU_BLOCK_THREADS);
     snprintf(b->description, sizeof b->description, "cuda (%s)", b->name);
     return PDVM_OK;
 }
 
+/* PDVM_CUDA_KERNELS names a file of compiled kernels that is taken instead of the program's own. */
+static pdvm_status load_kernels(struct cuda_backend *b, pdvm_error *err) {
+    const char *path = getenv("PDVM_CUDA_KERNELS");
+    const void *image = cuda_kernels_image();
+    char *data = NULL;
+    size_t size;
+    if (path && *path) {
+        PD_TRY(pd_read_file(path, MAX_KERNELS, &data, &size, err));
+        image = data;
+    }
+    pdvm_status status =
+        cuda_try(b, b->cu->module_load(&b->module, image), "loading the kernels", err);
+    free(data);
+    return status;
+}
+
+static bool have_kernels(void) {
+    const char *path = getenv("PDVM_CUDA_KERNELS");
+    return cuda_kernels_image() || (path && *path);
+}
+
 static pdvm_status open_device(struct cuda_backend *b, pdvm_error *err) {
-    const void *kernels = cuda_kernels_image();
-    if (!kernels)
+    if (!have_kernels())
         return pd_fail(err, PDVM_ERR_UNSUPPORTED,
                        "this build has no GPU kernels: nvcc was not found when it was configured");
     PD_TRY(cuda_driver_load(&b->cu, err));
@@ -203,7 +246,7 @@ static pdvm_status open_device(struct cuda_backend *b, pdvm_error *err) {
     PD_TRY(cuda_try(b, b->cu->context_retain(&b->context, b->device), "opening the device", err));
     b->retained = true;
     PD_TRY(cuda_enter(b, err));
-    PD_TRY(cuda_try(b, b->cu->module_load(&b->module, kernels), "loading the kernels", err));
+    PD_TRY(load_kernels(b, err));
     PD_TRY(cuda_try(b, b->cu->module_function(&b->token, b->module, "pdvm_token"),
                     "finding a kernel", err));
     PD_TRY(cuda_try(b, b->cu->module_function(&b->phase, b->module, "pdvm_phase"),
@@ -218,6 +261,7 @@ pdvm_status cuda_backend_create(const struct backend_options *options, struct ba
     PD_TRY(pd_calloc(&b, 1, sizeof *b, "the CUDA backend", err));
     b->base.ops = &cuda_ops;
     b->threads = options->threads;
+    b->notify = options->notify;
     pdvm_status status = open_device(b, err);
     size_t available = 0, total = 0;
     if (status == PDVM_OK && options->model_bytes)

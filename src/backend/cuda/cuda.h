@@ -6,7 +6,7 @@
 #include "backend/cuda/driver.h"
 #include "backend/cuda/image.h"
 
-#define CUDA_WARPS 16u /**< of a block: what the kernels are built for */
+#define CUDA_WARPS 16u /**< most of a block: what the kernels are built for */
 
 /** A matrix in its canonical form: packed with the others of its phase, in cuda_prepare. */
 struct backend_matrix {
@@ -21,6 +21,15 @@ struct backend_kv {
     uint64_t size;
 };
 
+/** A recorded pass of one token, phase by phase. */
+struct cuda_graph {
+    cu_graph_exec executable; /* NULL: none yet */
+    uint32_t end;
+    cu_address kv_memory;
+    struct gpu_kv kv;
+    uint32_t n_sink;
+};
+
 struct cuda_backend {
     struct backend base;
     const struct cuda_driver *cu;
@@ -32,19 +41,22 @@ struct cuda_backend {
     cu_function token; /* any range of phases and steps, cooperative */
     cu_function phase; /* one phase */
     cu_stream stream;
-    cu_event *events; /* [plan->n_phases + 2], made when phases are timed */
+    cu_event *events; /* [image.plan.n_phases + 1], made when phases are timed */
     size_t n_events;
     struct gpu_image image;
     cu_address w, g;
     uint32_t n_blocks;
+    uint32_t n_threads; /* of a block */
     uint32_t shared_bytes;
     uint32_t max_steps;
     int max_shared; /* of a block */
     bool ring;      /* kernels have rings of pages in group memory (compute capability 9.0 on) */
     bool cooperative;
     bool retained;
-    uint8_t *host; /* pinned: what goes up and comes back */
-    size_t host_size;
+    struct cuda_graph graphs[2]; /* without and with the head */
+    uint8_t *host;               /* pinned: what goes up, staging_size bytes, and comes back */
+    size_t host_size, staging_size;
+    const struct pd_notify *notify;
     char name[128];
     char description[256];
 };
@@ -60,8 +72,13 @@ pdvm_status cuda_try(const struct cuda_backend *b, cu_result result, const char 
 pdvm_status cuda_alloc(struct cuda_backend *b, uint64_t size, const char *what, cu_address *out,
                        pdvm_error *err);
 
-/** backend_ops.run and the cache's functions. */
+/** backend_ops: passes and the cache. */
 pdvm_status cuda_run(struct backend *base, const struct batch *batch, pdvm_error *err);
+bool cuda_can_generate(const struct backend *base, pdvm_mode mode);
+pdvm_status cuda_generate(struct backend *base, const struct batch *batch,
+                          const struct backend_sampling *sampling, int32_t *chosen, uint32_t *n,
+                          pdvm_error *err);
+pdvm_status cuda_read_bandwidth(struct backend *base, double *out, pdvm_error *err);
 pdvm_status cuda_kv_create(struct backend *base, const struct kv_shape *shape,
                            struct backend_kv **out, pdvm_error *err);
 void cuda_kv_free(struct backend *base, struct backend_kv *kv);

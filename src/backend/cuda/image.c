@@ -23,6 +23,11 @@ static uint64_t place_floats(uint64_t *arena, uint64_t n) {
     return place(arena, (n + 63) / 64 * 64 * sizeof(float));
 }
 
+/* A vector that products take: see GPU_VECTOR. */
+static uint64_t place_vector(uint64_t *arena, uint64_t n) {
+    return place_floats(arena, (n + GPU_VECTOR - 1) / GPU_VECTOR * GPU_VECTOR);
+}
+
 /* ---- phases ------------------------------------------------------------------------------- */
 
 static const uint32_t kinds[] = {
@@ -226,13 +231,14 @@ static void place_state(struct gpu_image *image, const struct gpu_image_options 
     p->epoch = place(g, GPU_LINE);
     p->fault = place(g, GPU_LINE);
     p->x = place_floats(g, p->hidden_size);
+    p->xn = place_vector(g, p->hidden_size);
     p->x_part = place(g, p->n_blocks * sizeof(struct gpu_part));
     p->qkv = place_floats(g, heads * p->head_dim);
-    p->attn = place_floats(g, (uint64_t)p->n_heads * p->head_dim);
-    p->attn_max = place(g, p->n_kv_heads * sizeof(struct gpu_part));
+    p->attn = place_vector(g, (uint64_t)p->n_heads * p->head_dim);
+    p->attn_max = place(g, p->n_heads * sizeof(struct gpu_part));
     p->attn_part = place_floats(g, (uint64_t)p->n_heads * p->max_splits * (p->head_dim + 2));
     p->attn_done = place(g, (uint64_t)p->n_kv_heads * GPU_LINE);
-    p->hidden = place_floats(g, p->intermediate_size);
+    p->hidden = place_vector(g, p->intermediate_size);
     p->hidden_part = place(g, p->n_blocks * sizeof(struct gpu_part));
     p->xq = place(g, sizeof(struct gpu_quantised) + 2 * pd_round_up(p->hidden_size, 64));
     p->xf = place_floats(g, p->hidden_size);
@@ -242,6 +248,9 @@ static void place_state(struct gpu_image *image, const struct gpu_image_options 
     p->head_top = place(g, p->n_blocks * sizeof(struct gpu_top));
     p->result = place(g, sizeof(struct gpu_result));
     p->stops = place(g, 4 * GPU_MAX_STOPS);
+    p->rope = place_floats(g, 2 * (uint64_t)p->head_dim);
+    p->times = place(g, sizeof(uint32_t) * GPU_TIMES_OF_PHASE * p->n_blocks * p->n_phases);
+    p->step = place(g, sizeof(struct gpu_step));
 }
 
 static uint32_t default_splits(const struct plan *plan, uint32_t n_blocks) {
@@ -309,6 +318,8 @@ pdvm_status gpu_image_create(const struct plan *plan, gpu_matrix_fn matrix, void
                                        .n_kv_heads = plan->n_kv_heads,
                                        .head_dim = plan->head_dim,
                                        .n_vocab = plan->n_vocab,
+                                       .group = plan->n_heads / plan->n_kv_heads,
+                                       .inv_hidden = 1.0f / (float)plan->hidden_size,
                                        .rms_norm_eps = plan->rms_norm_eps,
                                        .rope_factor = plan->rope_factor,
                                        .max_splits = options->max_splits}};

@@ -2,11 +2,13 @@
 #include "backend/cuda/cuda.h"
 
 #include "base/alloc.h"
+#include "base/checked.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define FIRST_SLOTS 1024u
+#define LEAST_SLOTS 256u
 
 pdvm_status cuda_kv_create(struct backend *base, const struct kv_shape *shape,
                            struct backend_kv **out, pdvm_error *err) {
@@ -56,17 +58,13 @@ static pdvm_status move_rows(struct cuda_backend *b, const struct backend_kv *kv
     return PDVM_OK;
 }
 
-pdvm_status cuda_kv_reserve(struct backend *base, struct backend_kv *kv, uint32_t n_slots,
-                            pdvm_error *err) {
-    struct cuda_backend *b = (struct cuda_backend *)base;
-    if (n_slots <= kv->layout.capacity) return PDVM_OK;
-    uint64_t capacity = kv->layout.capacity ? kv->layout.capacity : FIRST_SLOTS;
-    while (capacity < n_slots) capacity *= 2;
+/* Goes over to a larger cache; both are there for a moment. */
+static pdvm_status grow(struct cuda_backend *b, struct backend_kv *kv, uint32_t capacity,
+                        pdvm_error *err) {
     struct gpu_kv layout;
     cu_address memory;
-    gpu_kv_layout(&kv->shape, (uint32_t)capacity, &layout);
-    uint64_t size = gpu_kv_size(&kv->shape, (uint32_t)capacity);
-    PD_TRY(cuda_enter(b, err));
+    gpu_kv_layout(&kv->shape, capacity, &layout);
+    uint64_t size = gpu_kv_size(&kv->shape, capacity);
     PD_TRY(cuda_alloc(b, size, "the KV cache", &memory, err));
     pdvm_status status = cuda_try(b, b->cu->memory_set_async(memory, 0, (size_t)size, b->stream),
                                   "clearing the KV cache", err);
@@ -82,6 +80,20 @@ pdvm_status cuda_kv_reserve(struct backend *base, struct backend_kv *kv, uint32_
     kv->layout = layout;
     kv->size = size;
     return PDVM_OK;
+}
+
+pdvm_status cuda_kv_reserve(struct backend *base, struct backend_kv *kv, uint32_t n_slots,
+                            pdvm_error *err) {
+    struct cuda_backend *b = (struct cuda_backend *)base;
+    if (n_slots <= kv->layout.capacity) return PDVM_OK;
+    uint64_t capacity = kv->layout.capacity ? kv->layout.capacity : FIRST_SLOTS;
+    uint64_t enough = pd_round_up((size_t)n_slots, LEAST_SLOTS);
+    while (capacity < n_slots) capacity *= 2;
+    PD_TRY(cuda_enter(b, err));
+    pdvm_status status = grow(b, kv, (uint32_t)capacity, err);
+    /* Room to grow is only a convenience. */
+    if (status == PDVM_ERR_MEMORY && enough < capacity) status = grow(b, kv, (uint32_t)enough, err);
+    return status;
 }
 
 /* One head's strip of one layer, as it lies on the device. */
@@ -167,11 +179,14 @@ static pdvm_status transfer(struct backend *base, const struct backend_kv *kv, u
 
 pdvm_status cuda_kv_read(struct backend *base, const struct backend_kv *kv, uint32_t layer,
                          bool value, uint32_t n_slots, uint8_t *data, pdvm_error *err) {
+    if (n_slots > kv->layout.capacity)
+        return pd_fail(err, PDVM_ERR_RANGE, "KV cache: read of %u slots", n_slots);
     return transfer(base, kv, layer, value, n_slots, data, false, err);
 }
 
 pdvm_status cuda_kv_write(struct backend *base, struct backend_kv *kv, uint32_t layer, bool value,
                           uint32_t n_slots, const uint8_t *data, pdvm_error *err) {
+    PD_TRY(cuda_kv_reserve(base, kv, n_slots, err));
     return transfer(base, kv, layer, value, n_slots, (uint8_t *)(uintptr_t)data, true, err);
 }
 

@@ -32,11 +32,12 @@ static void count_groups(const struct gpu_coding *c, const struct row_buffer *b,
     }
 }
 
-static uint32_t chunks_of_groups(const uint16_t *in_group, uint32_t n_groups) {
-    uint32_t total = 0;
-    for (uint32_t g = 0; g < n_groups; g++)
-        if (in_group[g]) total += in_group[g] + gpu_group_fill(total % GPU_CHUNK, in_group[g]);
-    return (total + GPU_CHUNK - 1) / GPU_CHUNK;
+static void count_buckets(const struct row_buffer *b, uint8_t *in_bucket) {
+    for (uint32_t i = 0, k = 0; i < b->n; k++) {
+        uint32_t first = i, end = (k + 1) * GPU_BUCKET;
+        while (i < b->n && b->col[i] < end) i++;
+        in_bucket[k] = (uint8_t)(i - first);
+    }
 }
 
 static double sum_of_magnitudes(const struct mdcsr *m, int64_t r, struct row_buffer *b) {
@@ -61,11 +62,12 @@ static void measure_rows(void *arg, int64_t begin, int64_t end, int worker) {
         if (c->group && c->gap_bits) {
             uint16_t *in_group = l->in_group + (size_t)row * l->n_groups;
             count_groups(c, b, in_group);
-            l->chunks[row] = chunks_of_groups(in_group, l->n_groups);
+            l->chunks[row] = gpu_groups_chunks(in_group, 0, l->n_groups);
         } else if (c->group) {
             l->chunks[row] = l->n_groups * gpu_group_chunks(c);
         } else {
             l->chunks[row] = (b->n + GPU_CHUNK - 1) / GPU_CHUNK;
+            if (gpu_is_paced(c)) count_buckets(b, l->in_bucket + (size_t)row * l->n_buckets);
         }
         if (c->values >= GPU_F16) job->bounds[row] = sum_of_magnitudes(m, r, b);
     }
@@ -220,6 +222,7 @@ static pdvm_status decide(struct gpu_layout *l, struct job *job, struct pd_threa
         struct gpu_coding *c = &l->coding[i];
         row_choose_coding(l->matrix[i], &job->buffers[0], c);
         l->act |= c->values >= GPU_F16 ? GPU_ACT_FLOAT : GPU_ACT_INT;
+        if (gpu_is_paced(c)) l->n_buckets = (l->n_in + GPU_BUCKET - 1) / GPU_BUCKET;
         if (!c->group) continue;
         uint32_t n_groups = (l->n_in + c->group - 1) / c->group;
         if (l->n_groups && l->n_groups != n_groups)
@@ -230,6 +233,9 @@ static pdvm_status decide(struct gpu_layout *l, struct job *job, struct pd_threa
     }
     if (l->n_groups)
         PD_TRY(pd_calloc(&l->in_group, (size_t)l->rows * l->n_groups, sizeof *l->in_group,
+                         "packing", err));
+    if (l->n_buckets)
+        PD_TRY(pd_calloc(&l->in_bucket, (size_t)l->rows * l->n_buckets, sizeof *l->in_bucket,
                          "packing", err));
     pd_threads_for(threads, l->rows, 16, measure_rows, job);
     for (uint32_t row = 0; row < l->rows; row++) {
@@ -282,11 +288,18 @@ pdvm_status gpu_layout_create(const struct mdcsr *const *matrix, int n, bool alt
     return status;
 }
 
+void gpu_layout_trim(struct gpu_layout *l) {
+    free(l->in_group);
+    free(l->in_bucket);
+    l->in_group = NULL;
+    l->in_bucket = NULL;
+}
+
 void gpu_layout_free(struct gpu_layout *l) {
+    gpu_layout_trim(l);
     free(l->block_rows);
     free(l->streams);
     free(l->units);
     free(l->chunks);
-    free(l->in_group);
     *l = (struct gpu_layout){0};
 }

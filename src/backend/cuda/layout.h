@@ -10,6 +10,8 @@
 #include "kernels/abi.h"
 #include "mdcsr/mdcsr.h"
 
+#define GPU_BUCKET 64u /**< columns after which rows that are ahead wait for others */
+
 /** How the rows of one matrix are stored. */
 struct gpu_coding {
     enum gpu_values values;
@@ -41,6 +43,9 @@ struct gpu_layout {
     uint32_t *chunks;     /**< [rows] chunks of each row, uncut */
     uint16_t *in_group;   /**< [rows][n_groups] entries, where groups meet gaps; or NULL */
     uint32_t n_groups;
+    uint8_t
+        *in_bucket; /**< [rows][n_buckets] entries, where there are gaps without groups; or NULL */
+    uint32_t n_buckets; /**< of GPU_BUCKET columns */
 };
 
 /**
@@ -58,6 +63,9 @@ void gpu_layout_free(struct gpu_layout *l);
 /** Writes all streams to data[l->size] with all threads. */
 pdvm_status gpu_layout_write(const struct gpu_layout *l, struct pd_threads *threads, uint8_t *data,
                              pdvm_error *err);
+
+/** Frees what only gpu_layout_write needs, a byte for every 64 weights or so. */
+void gpu_layout_trim(struct gpu_layout *l);
 
 /** Matrix and row in it of a phase's row. */
 static inline int gpu_layout_row(const struct gpu_layout *l, uint32_t row, int64_t *r) {

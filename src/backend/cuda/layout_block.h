@@ -3,16 +3,18 @@
 #define PDVM_BACKEND_CUDA_LAYOUT_BLOCK_H
 
 #include "backend/cuda/layout.h"
+#include "backend/cuda/layout_tile.h"
 
 /** A run of a row's chunks (or, with groups, of its groups) that one lane walks. */
 struct block_item {
     uint32_t row;   /**< relative to the block's first */
+    uint32_t tile;  /**< whose pace the row has */
     uint32_t begin; /**< first chunk or group */
     uint32_t end;
     uint32_t chunks;
 };
 
-/** 32 items side by side. */
+/** Items side by side. */
 struct block_task {
     uint32_t matrix; /**< whose coding it has */
     uint32_t first;  /**< item */
@@ -28,8 +30,9 @@ struct block_plan {
     size_t n_items, item_capacity;
     struct block_task *tasks;
     size_t n_tasks, task_capacity;
-    uint64_t *warp_bytes; /**< [n_warps] */
-    uint32_t fill;        /**< most chunks that a lane lacks of its task's length */
+    struct gpu_tiling tiling[3]; /**< [matrix whose coding the rows have] */
+    uint64_t *warp_bytes;        /**< [n_warps] */
+    uint32_t fill;               /**< most chunks that a lane lacks of its task's length */
 };
 
 /** Plans block b; the same every time. Freed with block_plan_free, also after a failure. */
@@ -56,5 +59,8 @@ static inline uint32_t gpu_group_fill(uint32_t pos, uint32_t entries) {
     if (pos > 0 && pos + rounded <= GPU_CHUNK) fill += GPU_CHUNK - pos;
     return fill;
 }
+
+/** Chunks of groups [begin, end) of a row with gaps. */
+uint32_t gpu_groups_chunks(const uint16_t *in_group, uint32_t begin, uint32_t end);
 
 #endif

@@ -20,6 +20,7 @@ struct walk {
 struct worker {
     struct row_buffer row;
     struct walk walk;
+    uint8_t *fill; /* [n_buckets] */
 };
 
 struct write_job {
@@ -47,29 +48,41 @@ static void put_u16(uint8_t *p, uint32_t v) {
     memcpy(p, &u, sizeof u);
 }
 
-/* The planes of gaps: see abi.h. */
-static void put_gap(const struct lane *o, uint8_t *plane, uint32_t slot, uint32_t code) {
-    uint32_t bits = o->c->gap_bits, l = o->index;
+/* Bytes of a lane in the planes of gaps. */
+static void gap_planes(uint32_t gap_bits, uint32_t bytes[2]) {
+    bytes[0] = gap_bits < 4 ? 4 : gap_bits < 8 ? 8 : 16;
+    bytes[1] = gap_bits == 6 ? 4 : gap_bits == 3 || gap_bits == 5 ? 2 : 0;
+}
+
+/* Pairs of bits of 16 codes, from bit `shift` on. */
+static void put_pairs(uint8_t *p, const uint8_t codes[GPU_CHUNK], int shift) {
+    for (int i = 0; i < 4; i++)
+        p[i] = (uint8_t)((codes[i] >> shift & 3) | (codes[4 + i] >> shift & 3) << 2 |
+                         (codes[8 + i] >> shift & 3) << 4 | (codes[12 + i] >> shift & 3) << 6);
+}
+
+/* The planes of gaps of a lane's chunk: see abi.h. */
+static void put_gaps(const struct lane *o, uint8_t *plane, const uint8_t codes[GPU_CHUNK]) {
+    const uint32_t bits = o->c->gap_bits, low = bits >= 4 ? 4 : 2;
+    uint32_t bytes[2];
+    gap_planes(bits, bytes);
+    uint8_t *p = plane + (size_t)bytes[0] * o->index;
+    uint8_t *top = plane + GPU_LANES * bytes[0] + (size_t)bytes[1] * o->index;
     if (bits == 8) {
-        plane[16 * l + slot] = (uint8_t)code;
-        return;
-    }
-    if (bits >= 4) {
-        uint8_t *p = plane + 8 * l + slot / 8 * 4 + slot % 4;
-        *p = (uint8_t)(*p | (code & 15) << (slot % 8 >= 4 ? 4 : 0));
-        plane += 8 * GPU_LANES;
-        code >>= 4;
+        memcpy(p, codes, GPU_CHUNK);
+    } else if (bits >= 4) {
+        for (int i = 0; i < 4; i++) {
+            p[i] = (uint8_t)((codes[i] & 15) | (codes[4 + i] & 15) << 4);
+            p[4 + i] = (uint8_t)((codes[8 + i] & 15) | (codes[12 + i] & 15) << 4);
+        }
     } else {
-        uint8_t *p = plane + 4 * l + slot % 4;
-        *p = (uint8_t)(*p | (code & 3) << (2 * (slot / 4)));
-        plane += 4 * GPU_LANES;
-        code >>= 2;
+        put_pairs(p, codes, 0);
     }
-    if (bits == 3 || bits == 5) {
-        plane[2 * l + slot / 8] = (uint8_t)(plane[2 * l + slot / 8] | (code & 1) << (slot % 8));
-    } else if (bits == 6) {
-        uint8_t *p = plane + 4 * l + slot % 4;
-        *p = (uint8_t)(*p | (code & 3) << (2 * (slot / 4)));
+    if (bytes[1] == 4) put_pairs(top, codes, 4);
+    if (bytes[1] == 2) {
+        uint32_t word = 0;
+        for (int i = 0; i < (int)GPU_CHUNK; i++) word |= (codes[i] >> low & 1u) << i;
+        put_u16(top, word);
     }
 }
 
@@ -106,15 +119,21 @@ static void write_gapped(const struct lane *o, const struct row_buffer *row, con
     const uint32_t stride = GPU_LANES * gpu_coding_chunk_bytes(c);
     const uint32_t gaps = GPU_LANES * gpu_value_bytes(c->values);
     const uint32_t scales = gaps + GPU_LANES * gpu_gap_bytes(c->gap_bits);
-    uint32_t next = w->start, n = o->length * GPU_CHUNK;
-    for (uint32_t i = 0; i < n; i++) {
-        uint8_t *chunk = o->chunks + (size_t)(i / GPU_CHUNK) * stride;
-        int32_t src = i < w->n ? w->src[i] : GPU_NO_ENTRY;
-        uint32_t code = i < w->n ? w->col[i] - next : 0;
-        next += code + 1;
-        if (src == GPU_NO_ENTRY && c->skip) code = (1u << c->gap_bits) - 1;
-        row_put_value(o->m, c, row->raw, src, 1, chunk, o->index, i % GPU_CHUNK);
-        put_gap(o, chunk + gaps, i % GPU_CHUNK, code);
+    const uint32_t none = c->skip ? (1u << c->gap_bits) - 1 : 0;
+    uint32_t next = w->start;
+    for (uint32_t k = 0, i = 0; k < o->length; k++) {
+        uint8_t *chunk = o->chunks + (size_t)k * stride, codes[GPU_CHUNK];
+        for (uint32_t s = 0; s < GPU_CHUNK; s++, i++) {
+            int32_t src = i < w->n ? w->src[i] : GPU_NO_ENTRY;
+            uint32_t code = i < w->n ? w->col[i] - next : 0;
+            next += code + 1;
+            codes[s] = (uint8_t)(src == GPU_NO_ENTRY && none ? none : code);
+            if (c->values == GPU_INT8) /* most matrices: no call for every entry */
+                chunk[GPU_CHUNK * o->index + s] = src == GPU_NO_ENTRY ? 0 : row->raw[src];
+            else
+                row_put_value(o->m, c, row->raw, src, 1, chunk, o->index, s);
+        }
+        put_gaps(o, chunk + gaps, codes);
     }
     for (uint32_t k = 0; c->group && w->end && k < o->length; k++) {
         bool any = k < (w->n + GPU_CHUNK - 1) / GPU_CHUNK && w->end[k] < 4;
@@ -202,6 +221,33 @@ static void walk_groups(const struct gpu_layout *l, uint32_t row, const struct g
     }
 }
 
+/* The walk over a whole row that keeps pace: what fills up takes the first columns of its bucket
+ * that are free. */
+static void walk_at_pace(const struct gpu_layout *l, uint32_t row, const uint32_t *pace,
+                         struct worker *worker) {
+    const struct row_buffer *b = &worker->row;
+    struct walk *w = &worker->walk;
+    uint32_t next = 0, i = 0;
+    gpu_pace_row(l, l->in_bucket + (size_t)row * l->n_buckets, pace, worker->fill);
+    w->n = 0;
+    for (uint32_t k = 0; k < l->n_buckets; k++) {
+        uint32_t fill = worker->fill[k], end;
+        for (; fill > 0 && i < b->n && b->col[i] < (k + 1) * GPU_BUCKET; i++) {
+            for (; fill > 0 && next < b->col[i]; fill--) push(w, next++, GPU_NO_ENTRY);
+            push(w, b->col[i], b->src[i]);
+            next = b->col[i] + 1;
+        }
+        for (; fill > 0; fill--) push(w, next++, GPU_NO_ENTRY);
+        for (end = i; end < b->n && b->col[end] < (k + 1) * GPU_BUCKET;) end++;
+        if (end == i) continue;
+        memcpy(w->col + w->n, b->col + i, (end - i) * sizeof *w->col);
+        memcpy(w->src + w->n, b->src + i, (end - i) * sizeof *w->src);
+        w->n += end - i;
+        next = b->col[end - 1] + 1;
+        i = end;
+    }
+}
+
 static void write_item(const struct gpu_layout *l, uint32_t row, const struct block_item *item,
                        struct lane *o, struct worker *worker, struct gpu_task *task) {
     const struct row_buffer *b = &worker->row;
@@ -215,10 +261,13 @@ static void write_item(const struct gpu_layout *l, uint32_t row, const struct bl
         start = worker->walk.start;
         write_gapped(o, b, &worker->walk);
     } else {
-        uint32_t from = item->begin * GPU_CHUNK, to = item->end * GPU_CHUNK;
-        struct walk w = {b->col + from, b->src + from, (to < b->n ? to : b->n) - from, 0,
-                         NULL,          NULL};
-        w.start = start = from ? b->col[from - 1] + 1 : 0;
+        const struct walk *row_walk = &worker->walk;
+        uint32_t from = item->begin * GPU_CHUNK, to = item->end * GPU_CHUNK, n = row_walk->n;
+        struct walk w = {.col = row_walk->col + from,
+                         .src = row_walk->src + from,
+                         .n = (to < n ? to : n) - from,
+                         .start = from ? row_walk->col[from - 1] + 1 : 0};
+        start = w.start;
         write_gapped(o, b, &w);
     }
     task->row[o->index] = (uint16_t)item->row;
@@ -235,6 +284,22 @@ static void write_header(const struct gpu_layout *l, const struct block_task *t,
                             .flags = c->skip ? GPU_TASK_SKIP : 0};
     for (int i = 0; i < GPU_LANES; i++) task.row[i] = GPU_NO_ROW;
     memcpy(p, &task, sizeof task);
+}
+
+/* Lets lanes without a row walk along with the first lane, so that they read no words of their own. */
+static void fill_idle_lanes(const struct gpu_coding *c, const struct block_task *t, uint8_t *p) {
+    struct gpu_task *task = (struct gpu_task *)(void *)p;
+    uint32_t planes[2];
+    gap_planes(c->gap_bits, planes);
+    for (uint32_t i = t->n; i < GPU_LANES; i++) task->col[i] = task->col[0];
+    if (c->gap_bits == 0) return;
+    p += sizeof *task;
+    for (uint32_t k = 0; k < t->length; k++, p += GPU_LANES * gpu_coding_chunk_bytes(c)) {
+        uint8_t *plane = p + GPU_LANES * gpu_value_bytes(c->values);
+        for (int j = 0; j < 2; plane += GPU_LANES * planes[j++])
+            for (uint32_t i = t->n; i < GPU_LANES; i++)
+                memcpy(plane + (size_t)i * planes[j], plane, planes[j]);
+    }
 }
 
 /* Items of a block in the order of their rows, with their places. */
@@ -283,11 +348,18 @@ static pdvm_status write_block(const struct write_job *job, uint32_t b, struct w
         if (i == 0 || places[i - 1].row != item->row) {
             row_sequence(o.m, o.c, o.r, &worker->row);
             mdcsr_row_entries_raw(o.m, o.r, worker->row.raw);
+            if (gpu_is_paced(o.c))
+                walk_at_pace(l, row,
+                             plan.tiling[t->matrix].pace + (size_t)item->tile * l->n_buckets,
+                             worker);
         }
         o.index = places[i].item - t->first;
         o.chunks = data + t->offset + sizeof(struct gpu_task);
         write_item(l, row, item, &o, worker, (struct gpu_task *)(void *)(data + t->offset));
     }
+    for (uint32_t t = 0; t < plan.n_tasks; t++)
+        fill_idle_lanes(&l->coding[plan.tasks[t].matrix], &plan.tasks[t],
+                        data + plan.tasks[t].offset);
     free(places);
     block_plan_free(&plan);
     return PDVM_OK;
@@ -307,7 +379,8 @@ static pdvm_status create_workers(struct write_job *job, int n, pdvm_error *err)
     for (int i = 0; i < n; i++) {
         struct walk *w = &job->workers[i].walk;
         PD_TRY(row_buffer_create(&job->workers[i].row, job->l->n_in, err));
-        if (!job->l->in_group) continue;
+        if (!job->l->in_group && !job->l->in_bucket) continue;
+        PD_TRY(pd_calloc(&job->workers[i].fill, (size_t)job->l->n_buckets + 1, 1, "packing", err));
         /* Every column may become an entry, and a group may begin a chunk of its own. */
         size_t most = (size_t)job->l->x_cols + GPU_CHUNK;
         PD_TRY(pd_calloc(&w->col, most, sizeof *w->col, "packing", err));
@@ -321,6 +394,7 @@ static pdvm_status create_workers(struct write_job *job, int n, pdvm_error *err)
 static void free_workers(struct write_job *job, int n) {
     for (int i = 0; job->workers && i < n; i++) {
         row_buffer_free(&job->workers[i].row);
+        free(job->workers[i].fill);
         free(job->workers[i].walk.col);
         free(job->workers[i].walk.src);
         free(job->workers[i].walk.end);
