@@ -195,10 +195,8 @@ static int run(const struct options_page *page, struct arguments *a) {
 }
 
 int cmd_plan(int argc, char **argv) {
-    struct arguments a = {.m = measuring_default(),
-                          .windows = DEFAULT_WINDOWS,
-                          .layers = 1,
-                          .front = DEFAULT_FRONT};
+    struct arguments a = {
+        .m = measuring_default(), .windows = DEFAULT_WINDOWS, .layers = 1, .front = DEFAULT_FRONT};
     a.m.sparsity = "0,0.3,0.5,0.7";
     a.m.calib_tokens = DEFAULT_CALIB_TOKENS;
     a.m.window = DEFAULT_WINDOW;
