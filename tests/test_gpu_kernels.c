@@ -216,6 +216,10 @@ static void modes_give_the_same_bits(void **state) {
     s.values = MDCSR_LUT4;
     s.group = 32;
     check_modes(&s, 3, 2);
+    s.group = 0;
+    check_modes(&s, 3, 4);
+    s.biases = s.head_norms = false;
+    check_modes(&s, 3, 4);
     s.values = MDCSR_F16;
     s.group = 0;
     s.index = MDCSR_DENSE;

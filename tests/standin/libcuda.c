@@ -137,7 +137,7 @@ cu_result standin_device_attribute(int *value, int attribute, cu_device device) 
         *value = (int)setting("PDVM_STANDIN_PROCESSORS", 2);
         break;
     case CU_ATTRIBUTE_MAX_THREADS_PER_BLOCK:
-        *value = (int)setting("PDVM_STANDIN_THREADS", 96);
+        *value = (int)setting("PDVM_STANDIN_THREADS", 512);
         break;
     case CU_ATTRIBUTE_COOPERATIVE_LAUNCH:
         *value = (int)setting("PDVM_STANDIN_COOPERATIVE", 1);

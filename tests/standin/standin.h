@@ -6,7 +6,7 @@
  *
  *     PDVM_STANDIN_MEMORY        bytes of device memory [1 GiB]
  *     PDVM_STANDIN_PROCESSORS    multiprocessors [2]
- *     PDVM_STANDIN_THREADS       most threads of a block [96]
+ *     PDVM_STANDIN_THREADS       most threads of a block [512]
  *     PDVM_STANDIN_CAPABILITY    compute capability times ten [90]
  *     PDVM_STANDIN_COOPERATIVE   0: there are no cooperative launches [1]
  *     PDVM_STANDIN_DEVICES       devices [1]
