@@ -210,7 +210,7 @@ static void copy_rows(void *arg, int64_t begin, int64_t end, int worker) {
 static void step_pieces(void *arg, int64_t begin, int64_t end, int worker) {
     const struct admm *s = arg;
     int64_t n = s->n;
-    float *right = (float *)(s->work + worker * 3 * ROWS * n), *b = right + ROWS * n;
+    float *right = (float *)(void *)(s->work + worker * 3 * ROWS * n), *b = right + ROWS * n;
     for (int64_t piece = begin; piece < end; piece++) {
         int64_t first = piece * ROWS * n, rows = piece_rows(s, piece);
         double *t = s->t + first;
@@ -358,7 +358,7 @@ static void cg_rows(const struct admm *s, int64_t first, int64_t rows, double *x
                     int worker) {
     int64_t n = s->n;
     double *start = work, *y = s->y + first * n;
-    float *p = (float *)(work + ROWS * n), *image = p + ROWS * n;
+    float *p = (float *)(void *)(work + ROWS * n), *image = p + ROWS * n;
     const uint8_t *keep = s->keep + first * n;
     double residual[ROWS], limit[ROWS];
     struct matmul_task product = product_of(s, p, rows, image);
