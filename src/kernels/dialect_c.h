@@ -129,12 +129,15 @@ FN int32_t dot2_lo(uint32_t a, uint32_t b, int32_t acc) {
 FN int32_t dot2_hi(uint32_t a, uint32_t b, int32_t acc) {
     return dot2_lo(a, b >> 16, acc);
 }
+FN uint32_t sign_bytes(uint32_t v) {
+    return (v >> 7 & 0x01010101u) * 255u;
+}
 FN uint32_t bytes(uint32_t a, uint32_t b, uint32_t selector) {
     uint32_t out = 0;
     for (uint32_t i = 0; i < 4; i++) {
-        uint32_t s = selector >> (4 * i) & 15u;
+        uint32_t s = selector >> (4 * i) & 7u;
         uint32_t byte = (s & 4u ? b : a) >> (8 * (s & 3u)) & 255u;
-        out |= (s & 8u ? (byte & 128u ? 255u : 0u) : byte) << (8 * i);
+        out |= byte << (8 * i);
     }
     return out;
 }

@@ -159,7 +159,11 @@ FN int32_t dot2_lo(uint32_t a, uint32_t b, int32_t acc) {
 FN int32_t dot2_hi(uint32_t a, uint32_t b, int32_t acc) {
     return __dp2a_hi((int)a, (int)b, acc);
 }
-/** Byte i of the result is byte (selector nibble i) of b:a; bit 3 of a nibble copies its sign. */
+/** 0xff in the bytes whose highest bit is set, 0 in the others. */
+FN uint32_t sign_bytes(uint32_t v) {
+    return ptx_sign_bytes(v);
+}
+/** Byte i of the result is byte (selector nibble i, 0 to 7) of b:a. */
 FN uint32_t bytes(uint32_t a, uint32_t b, uint32_t selector) {
     return __byte_perm(a, b, selector);
 }

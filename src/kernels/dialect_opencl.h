@@ -135,12 +135,15 @@ FN int dot2_lo(uint a, uint b, int acc) {
 FN int dot2_hi(uint a, uint b, int acc) {
     return dot2_lo(a, b >> 16, acc);
 }
+FN uint sign_bytes(uint v) {
+    return (v >> 7 & 0x01010101u) * 255u;
+}
 FN uint bytes(uint a, uint b, uint selector) {
     uint out = 0;
     for (uint i = 0; i < 4; i++) {
-        uint s = selector >> (4 * i) & 15u;
+        uint s = selector >> (4 * i) & 7u;
         uint byte = (s & 4u ? b : a) >> (8 * (s & 3u)) & 255u;
-        out |= (s & 8u ? (byte & 128u ? 255u : 0u) : byte) << (8 * i);
+        out |= byte << (8 * i);
     }
     return out;
 }

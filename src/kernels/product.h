@@ -89,7 +89,7 @@ FN uint32_t skipped(uint32_t codes, uint32_t gap_bits, uint32_t skips) {
     if (!skips) return 0;
     uint32_t high = gap_bits == 8 ? ((codes & 0x7f7f7f7fu) + 0x01010101u) & codes
                                   : codes + 0x01010101u * (0x81u - (1u << gap_bits));
-    return bytes(high, 0, 0xba98);
+    return sign_bytes(high);
 }
 
 /** The four codes in the low 16 bits, looked up in the codebook. */

@@ -16,6 +16,13 @@ PTX_FN uint32_t ptx_once(uint32_t v) {
     return v;
 }
 
+/** The sign of every byte in all of its bits. __byte_perm promises nothing of the sort. */
+PTX_FN uint32_t ptx_sign_bytes(uint32_t v) {
+    uint32_t r;
+    asm("prmt.b32 %0, %1, 0, 0xba98;" : "=r"(r) : "r"(v));
+    return r;
+}
+
 /* Approximations, spelled out: compilers must not choose another one in another place. */
 PTX_FN float ptx_inverse(float x) {
     float v;

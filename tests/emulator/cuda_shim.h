@@ -72,10 +72,8 @@ static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
     uint64_t all = (uint64_t)b << 32 | a;
     uint32_t out = 0;
     for (int i = 0; i < 4; i++) {
-        uint32_t s = selector >> (4 * i) & 15u;
-        uint32_t byte = (uint32_t)(all >> (8 * (s & 7u))) & 255u;
-        if (s & 8u) byte = byte & 128u ? 255u : 0u; /* the instruction copies the sign */
-        out |= byte << (8 * i);
+        uint32_t s = selector >> (4 * i) & 7u; /* of the fourth bit nothing is promised */
+        out |= ((uint32_t)(all >> (8 * s)) & 255u) << (8 * i);
     }
     return out;
 }
@@ -88,6 +86,7 @@ static inline uint32_t atomicAdd(uint32_t *p, uint32_t v) {
 #define ptx_load_stream_x4(p) (*(const uint4 *)(const void *)(p))
 #define ptx_load_stream_x2(p) (*(const uint2 *)(const void *)(p))
 #define ptx_load_stream_x1(p) (*(const uint32_t *)(const void *)(p))
+#define ptx_sign_bytes(v) (((v) >> 7 & 0x01010101u) * 255u)
 #define ptx_inverse(x) (1.0f / (x))
 #define ptx_rsqrt(x) (1.0f / sqrtf(x))
 #define ptx_red_release(p, v) ((void)(v), emu_arrive(p))
