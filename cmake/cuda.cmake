@@ -20,7 +20,7 @@ if(PDVM_CUDA AND PDVM_NVCC)
   list(APPEND flags -gencode "arch=compute_${newest},code=compute_${newest}")
   file(GLOB kernels CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/src/kernels/*")
   set(PDVM_CUDA_FATBIN "${PDVM_GENERATED_DIR}/kernels.fatbin")
-  # 128 registers are what 512 threads a block have: the hot loops must not spill.
+  # 168 registers are what 384 threads a block have: the hot loops must not spill.
   add_custom_command(
     OUTPUT "${PDVM_CUDA_FATBIN}"
     COMMAND "${CMAKE_COMMAND}" -E make_directory "${PDVM_GENERATED_DIR}"

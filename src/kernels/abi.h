@@ -75,7 +75,7 @@
 /** Raised with every change of this file that old plans don't survive. */
 #define GPU_ABI_VERSION 1
 
-#define GPU_BLOCK_THREADS 512u  /**< of compiled CUDA kernels */
+#define GPU_BLOCK_THREADS 384u  /**< of compiled CUDA kernels */
 #define GPU_LANES 32            /**< lanes of a warp, rows of a task */
 #define GPU_CHUNK 16            /**< entries of a lane in a chunk */
 #define GPU_NO_ROW 0xffffu      /**< gpu_task.row of an idle lane */

@@ -209,7 +209,7 @@ FN void give_up(void) {
     ptx_trap();
 }
 
-/* A constant number of threads: 512 at 128 registers is what the hot loops are built for. */
+/* A constant number of threads: 384 with 168 registers; 512 with 128 spill, and all warps do what is around a product. */
 #ifndef PDVM_EMULATE_CUDA
 #define KERNEL(name)                                                                               \
     extern "C" __global__ void __launch_bounds__(GPU_BLOCK_THREADS, 1) name(                       \

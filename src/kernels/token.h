@@ -118,7 +118,8 @@ FN void run_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
 FN void run_end(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
     stream_drain(c);
     if (c->block != 0 || c->thread != 0) return;
-    G(uint32_t, SH(plan).epoch) = WALK(target);
+    /* Only behind a barrier have all blocks read it. */
+    if (walked > 0) G(uint32_t, SH(plan).epoch) = WALK(target);
     if (p->end_phase == SH(plan).n_phases && !(p->flags & GPU_SAMPLING))
         G(uint32_t, SH(plan).result) = p->n_steps;
 }

@@ -55,7 +55,10 @@ FN struct Cut find_cut(const struct Ctx *c, uint32_t keys, uint32_t n, uint32_t 
         uint32_t i = c->thread + k * c->n_threads;
         own[k] = i < n ? L(uint32_t, keys + 4 * i) : 0;
     }
-    if (count_keys(c, keys, n, own, 1, 32) <= want) return cut;
+    if (count_keys(c, keys, n, own, 1, 32) <= want) {
+        sync(); /* the counters are used again */
+        return cut;
+    }
     NO_UNROLL
     for (uint32_t bit = 32; bit-- > 0;) {
         uint32_t least = cut.key | 1u << bit;
@@ -66,6 +69,7 @@ FN struct Cut find_cut(const struct Ctx *c, uint32_t keys, uint32_t n, uint32_t 
             above = count; /* of the lowest key that was too high: the next one at the end */
     }
     cut.equal = want - above;
+    sync(); /* the counters are used again */
     return cut;
 }
 

@@ -154,7 +154,8 @@ struct launch {
     atomic_uint syncs;
 };
 
-static _Thread_local struct group *current;
+/* At a fixed place: ThreadSanitizer takes the dynamic one for written by whoever finds it first. */
+static _Thread_local __attribute__((tls_model("initial-exec"))) struct group *current;
 static char last_message[256];
 static uint32_t last_syncs;
 
@@ -167,6 +168,13 @@ NO_TSAN static void fail(struct launch *l, const char *fmt, ...) {
     va_start(args, fmt);
     vsnprintf(l->message, sizeof l->message, fmt, args);
     va_end(args);
+}
+
+/* The group's next random number. A copy of the state, since pd_random is not left out of TSan. */
+NO_TSAN static uint64_t chance(struct group *g) {
+    uint64_t state = g->random, number = pd_random(&state);
+    g->random = state;
+    return number;
 }
 
 NO_TSAN static void to_scheduler(bool for_ever) {
@@ -208,11 +216,12 @@ NO_TSAN static void thread_main(void) {
 #endif
     l->kernel(l->w, l->g, l->k, *l->p);
     g->running->state = DONE;
+    RELEASE(l); /* what comes after the launch */
     to_scheduler(true);
     abort();
 }
 
-const struct emu_self *emu_self(void) {
+NO_TSAN const struct emu_self *emu_self(void) {
     return &current->running->self;
 }
 
@@ -275,17 +284,21 @@ NO_TSAN static void yield(void) {
     to_scheduler(false);
 }
 
-uint32_t emu_poll(const uint32_t *p, bool *early) {
+NO_TSAN static void poll_yield(bool *early) {
     *early = current->launch->grid->fault == EMU_EARLY_GRID;
     yield();
     sched_yield();
+}
+
+uint32_t emu_poll(const uint32_t *p, bool *early) {
+    poll_yield(early);
     return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
 
 /* Groups don't keep step on a device; where something is broken, the difference should show. */
-static void dawdle(void) {
+NO_TSAN static void dawdle(void) {
     struct group *g = current;
-    if (g->launch->grid->fault != EMU_NO_FAULT) usleep((useconds_t)(pd_random(&g->random) % 1000));
+    if (g->launch->grid->fault != EMU_NO_FAULT) usleep((useconds_t)(chance(g) % 1000));
 }
 
 void emu_arrive(uint32_t *p) {
@@ -323,7 +336,7 @@ NO_TSAN void emu_copy(uint8_t *dst, const uint8_t *src, uint32_t bytes, uint64_t
 /* Copies complete in any order. */
 NO_TSAN static void copy_one(struct group *g) {
     if (g->n_copies == 0) return;
-    uint32_t i = (uint32_t)(pd_random(&g->random) % g->n_copies);
+    uint32_t i = (uint32_t)(chance(g) % g->n_copies);
     struct copy c = g->copies[i];
     g->copies[i] = g->copies[--g->n_copies];
     ACQUIRE(c.dst);
@@ -337,7 +350,7 @@ NO_TSAN void emu_wait(uint64_t *barrier, uint32_t parity) {
     struct group *g = current;
     if (g->launch->grid->fault == EMU_SKIP_WAIT) return;
     while ((*barrier >> 63) == (parity & 1)) {
-        if (pd_random(&g->random) % 4 == 0) copy_one(g);
+        if (chance(g) % 4 == 0) copy_one(g);
         yield();
     }
     ACQUIRE(barrier);
@@ -358,8 +371,8 @@ NO_TSAN static bool run_round(struct group *g) {
         step = n - 1;
         first = n - 1;
     } else if (grid->order == EMU_RANDOM) {
-        first = (uint32_t)(pd_random(&g->random) % n);
-        do step = 1 + (uint32_t)(pd_random(&g->random) % (n - 1));
+        first = (uint32_t)(chance(g) % n);
+        do step = 1 + (uint32_t)(chance(g) % (n - 1));
         while (gcd(step, n) != 1);
     }
     for (uint32_t i = 0; i < n; i++) {
@@ -466,6 +479,7 @@ const char *emu_launch(emu_kernel kernel, const uint8_t *w, uint8_t *g, uint8_t 
     for (uint32_t b = 0; b < grid->n_blocks; b++)
         if (pthread_create(&threads[b], NULL, group_main, &groups[b])) abort();
     for (uint32_t b = 0; b < grid->n_blocks; b++) pthread_join(threads[b], NULL);
+    ACQUIRE(&l);
     for (uint32_t b = 0; b < grid->n_blocks; b++) group_free(&groups[b]);
     free(groups);
     free(threads);

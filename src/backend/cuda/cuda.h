@@ -6,8 +6,6 @@
 #include "backend/cuda/driver.h"
 #include "backend/cuda/image.h"
 
-#define CUDA_WARPS 16u /**< most of a block: what the kernels are built for */
-
 /** A matrix in its canonical form: packed with the others of its phase, in cuda_prepare. */
 struct backend_matrix {
     const struct mdcsr *m;
