@@ -7,6 +7,7 @@
 #include "support/support.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -573,10 +574,12 @@ static bool fault_shows(struct gpu_model *m, enum emu_fault fault, uint32_t at,
             alarm(20);
             if (freopen("/dev/null", "w", stderr) == NULL) _exit(1);
             const char *wrong = third_token(m, order, (uint64_t)attempt + 1, fault, at, &out);
+            const size_t listed = offsetof(struct gpu_result, candidate) +
+                                  right->result.n_candidates * sizeof(struct gpu_candidate);
             _exit(wrong ||
                   memcmp((const void *)out.logits, (const void *)right->logits,
                          sizeof out.logits) != 0 ||
-                  out.result.candidate[0].token != right->result.candidate[0].token);
+                  memcmp((const void *)&out.result, (const void *)&right->result, listed) != 0);
         }
         int status;
         assert_int_equal(waitpid(child, &status, 0), child);
@@ -603,7 +606,7 @@ static void missing_syncs_and_waits_are_noticed(void **state) {
         if (!shows && getenv("PDVM_SHOW_SYNCS"))
             print_message("not noticed: sync %u of %u\n", i, n);
     }
-    assert_true(shown * 2 >= tried); /* how many depends on how busy the machine is */
+    assert_true(shown * 10 >= tried * 7); /* some are needed in rare cases only */
     gpu_model_free(m);
 }
 
