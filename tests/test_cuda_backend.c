@@ -1,6 +1,6 @@
 // The CUDA backend from end to end on the driver's stand-in: modes, caches, sessions that take turns,
 // prompts, raw activations, saved sessions, too little memory, devices that lack something.
-// ctest: timeout=300
+// ctest: timeout=600
 
 #include "backend/cuda/image.h"
 #include "base/time.h"
