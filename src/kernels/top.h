@@ -173,6 +173,7 @@ FN void block_top(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
     uint64_t to = SH(plan).head_top + (uint64_t)c->block * (uint32_t)sizeof(struct gpu_top);
     int list_them = !takes_likeliest(p);
     uint32_t n = min_u(rows, list_them ? GPU_BLOCK_TOP : 1);
+    sync(); /* nobody needs the sums any more, whose high halves may follow the keys */
     if (c->thread < 4) L(uint32_t, SUMS_LO + 4 * (rows + c->thread)) = 0;
     if (c->thread == 0) SH(found)[5] = 0;
     sync();
