@@ -122,26 +122,9 @@ static void steps_allocate_nothing(void **state) {
 
 static void sessions_that_take_turns_do_not_disturb_each_other(void **state) {
     (void)state;
-    enum { N = 3 };
     struct cuda_pair p;
-    int32_t tokens[2][N];
-    pdvm_session *alone[2], *turns[2];
-    pdvm_error err;
     cuda_pair_open(&p, TINY, "int8", 0, 0);
-    for (int i = 0; i < 2; i++) {
-        cuda_tokens(p.cuda, tokens[i], N, (uint64_t)i + 20);
-        alone[i] = cuda_session(p.cuda, PDVM_MODE_TOKEN, PDVM_KV_F16, N);
-        turns[i] = cuda_session(p.cuda, i ? PDVM_MODE_PHASE : PDVM_MODE_TOKEN, PDVM_KV_F16, N);
-        assert_ok(pdvm_session_sync(alone[i], tokens[i], N, &err), &err);
-    }
-    for (int t = 0; t < N; t++)
-        for (int i = 0; i < 2; i++)
-            assert_ok(pdvm_session_step(turns[i], tokens[i][t], &err), &err);
-    for (int i = 0; i < 2; i++) {
-        assert_true(cuda_difference(turns[i], alone[i]) == 0);
-        pdvm_session_free(alone[i]);
-        pdvm_session_free(turns[i]);
-    }
+    cuda_check_turns(&p, PDVM_MODE_PHASE, 3);
     cuda_pair_close(&p);
 }
 

@@ -7,6 +7,8 @@
  */
 #include "compress/matmul.h"
 
+#include "base/amx.h"
+
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -28,17 +30,8 @@ static int64_t smaller(int64_t a, int64_t b) {
 }
 
 static void configure(void) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        config.row_bytes[i] = 64;
-        config.rows[i] = 16;
-    }
-    __asm__ volatile("" : : "r"(&config) : "memory"); /* the intrinsic does not say that it reads */
-    _tile_loadconfig(&config);
+    const struct pd_amx_config config = pd_amx_whole_tiles();
+    pd_amx_configure(&config);
 }
 
 /* ---- packing --------------------------------------------------------------------------- */

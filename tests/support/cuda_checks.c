@@ -117,6 +117,28 @@ void cuda_check_modes(const struct cuda_pair *p, pdvm_kv_type type, uint32_t n) 
     free(tokens);
 }
 
+void cuda_check_turns(const struct cuda_pair *p, pdvm_mode mode, uint32_t n) {
+    int32_t *tokens[2];
+    pdvm_session *alone[2], *turns[2];
+    pdvm_error err;
+    for (int i = 0; i < 2; i++) {
+        tokens[i] = calloc(n, sizeof *tokens[i]);
+        cuda_tokens(p->cuda, tokens[i], n, (uint64_t)i + 20);
+        alone[i] = cuda_session(p->cuda, PDVM_MODE_TOKEN, PDVM_KV_F16, n);
+        turns[i] = cuda_session(p->cuda, i ? mode : PDVM_MODE_TOKEN, PDVM_KV_F16, n);
+        assert_ok(pdvm_session_sync(alone[i], tokens[i], n, &err), &err);
+    }
+    for (uint32_t t = 0; t < n; t++)
+        for (int i = 0; i < 2; i++)
+            assert_ok(pdvm_session_step(turns[i], tokens[i][t], &err), &err);
+    for (int i = 0; i < 2; i++) {
+        assert_true(cuda_difference(turns[i], alone[i]) == 0);
+        pdvm_session_free(alone[i]);
+        pdvm_session_free(turns[i]);
+        free(tokens[i]);
+    }
+}
+
 void cuda_greedy(pdvm_session *s, const int32_t *prompt, size_t n_prompt, int32_t *tokens,
                  size_t n) {
     pdvm_error err;

@@ -40,6 +40,9 @@ double cuda_check_equals_cpu(const struct cuda_pair *p, pdvm_mode mode, pdvm_kv_
 /** The same tokens, one by one, in every mode: the same bits. */
 void cuda_check_modes(const struct cuda_pair *p, pdvm_kv_type type, uint32_t n);
 
+/** A session in mode token and one in `mode` that take turns for n tokens: the logits they have alone. */
+void cuda_check_turns(const struct cuda_pair *p, pdvm_mode mode, uint32_t n);
+
 /**
  * Greedy tokens after a prompt, by stepping, into tokens[n]: the session then holds them all. Equal
  * logits: the lower token.

@@ -11,19 +11,10 @@ bool cpu_amx_supported(void) {
 
 /* Tiles 0 to 3 are sums of 16 tokens x 16 rows, 4 and 5 activations, 6 and 7 weights. */
 static void configure(int columns) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        config.row_bytes[i] = 64;
-        config.rows[i] = 16;
-    }
+    struct pd_amx_config config = pd_amx_whole_tiles();
     config.row_bytes[4] = config.row_bytes[5] = (uint16_t)columns;
     config.rows[6] = config.rows[7] = (uint8_t)(columns / 4);
-    __asm__ volatile("" : : "r"(&config) : "memory"); /* the intrinsic does not say that it reads */
-    _tile_loadconfig(&config);
+    pd_amx_configure(&config);
 }
 
 /* Each step of `columns` (64, or 32) multiplies one or two digits with two times 16 rows. */

@@ -1,5 +1,6 @@
 /* Products of 16-bit, 32-bit and 8-bit codebook values with float activations, for AVX-512. */
 #include "backend/cpu/avx512.h"
+#include "backend/cpu/float_products.h"
 
 #include <string.h>
 
@@ -40,11 +41,10 @@ ALWAYS_INLINE void products_of_stream(const struct cpu_matrix *m, int64_t stream
         for (uint32_t t = 0; t < nt; t++) acc[r][t] = _mm512_setzero_ps();
     for (int64_t i = 0; i < micros; i++) {
         uint64_t mask = dense ? 0 : masks[i];
-        int64_t g = kind == CPU_LUT8 && m->group ? 16 * i / m->group : 0;
         prefetch_lines(p, 1);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++) {
-            float scale = kind == CPU_LUT8 ? cpu_scale(m, stream / 4, g, stream % 4 * 4 + r) : 1;
+            float scale = stream_scale(m, stream, i, r, kind);
             __m512 w = next_values(&p, kind, dense, (__mmask16)(mask >> (16 * r)), m->table, scale);
 #pragma GCC unroll 4
             for (uint32_t t = 0; t < nt; t++)
@@ -63,11 +63,9 @@ ALWAYS_INLINE void expand_tile(const struct cpu_matrix *m, int64_t tile, enum cp
         const uint8_t *p = cpu_stream_values(m, stream);
         for (int64_t i = 0; i < cpu_stream_micros(m); i++) {
             uint64_t mask = masks ? masks[i] : ~(uint64_t)0;
-            int64_t g = kind == CPU_LUT8 && m->group ? 16 * i / m->group : 0;
             prefetch_lines(p, 1);
             for (int r = 0; r < 4; r++) {
-                float scale =
-                    kind == CPU_LUT8 ? cpu_scale(m, stream / 4, g, stream % 4 * 4 + r) : 1;
+                float scale = stream_scale(m, stream, i, r, kind);
                 __m512 w =
                     next_values(&p, kind, false, (__mmask16)(mask >> (16 * r)), m->table, scale);
                 _mm512_storeu_ps(out + r * stride + 16 * i, w);
