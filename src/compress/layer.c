@@ -56,14 +56,15 @@ static pdvm_status make_rope(struct layer_pass *p, pdvm_error *err) {
 }
 
 pdvm_status layer_pass_create(const struct model_config *config, const struct blas *blas,
-                              int64_t seq, int n_workers, struct layer_pass *out, pdvm_error *err) {
+                              int64_t seq, int n_workers, struct matmul_device *device,
+                              struct layer_pass *out, pdvm_error *err) {
     *out = (struct layer_pass){.config = config, .blas = blas, .seq = seq};
     out->q_cols = (int64_t)config->n_heads * config->head_dim;
     out->kv_cols = (int64_t)config->n_kv_heads * config->head_dim;
     pdvm_status status = pd_calloc(&out->scratch, (size_t)n_workers, sizeof *out->scratch,
                                    "workers of the calibration", err);
     if (status == PDVM_OK) out->n_workers = n_workers;
-    if (status == PDVM_OK) status = matmul_create(blas, n_workers, &out->matmul, err);
+    if (status == PDVM_OK) status = matmul_create(blas, n_workers, device, &out->matmul, err);
     if (status == PDVM_OK) status = make_rope(out, err);
     for (int i = 0; i < n_workers && status == PDVM_OK; i++)
         status = allocate_scratch(out, &out->scratch[i], err);
@@ -86,6 +87,39 @@ void layer_pass_free(struct layer_pass *p) {
     free(p->cos);
     free(p->sin);
     *p = (struct layer_pass){0};
+}
+
+/* ---- matrices on the device ------------------------------------------------------------ */
+
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+int64_t layer_most_outputs(const struct model_config *config) {
+    int64_t heads = (int64_t)config->n_heads + 2 * (int64_t)config->n_kv_heads;
+    int64_t most = larger(heads * config->head_dim, 2 * (int64_t)config->intermediate_size);
+    return larger(most, config->hidden_size);
+}
+
+int64_t layer_most_loaded(const struct model_config *config) {
+    /* All of a layer's matrices have the hidden size on one side. */
+    return layer_most_outputs(config) * config->hidden_size;
+}
+
+pdvm_status layer_pass_load(struct layer_pass *p, const struct layer_weights *w,
+                            const enum tensor_role *roles, int n, pdvm_error *err) {
+    for (int i = 0; i < n && p->matmul.device; i++) {
+        struct tensor_info t;
+        tensors_describe(p->config, roles[i], w->layer, &t);
+        const struct matmul_task task = {
+            .m = p->seq, .n = t.rows, .k = t.cols, .b = w->t[roles[i]], .b_stride = t.cols};
+        PD_TRY(matmul_prepare(&p->matmul, &task, NULL, &p->ready[roles[i]], err));
+    }
+    return PDVM_OK;
+}
+
+void layer_pass_unload(struct layer_pass *p, const enum tensor_role *roles, int n) {
+    while (n > 0) matmul_release(&p->matmul, &p->ready[roles[--n]]);
 }
 
 /* ---- elementary steps ------------------------------------------------------------------ */
@@ -138,23 +172,39 @@ void layer_norm(const struct layer_pass *p, const float *x, const float *weight,
         norm_row(x + t * h, weight, h, p->config->rms_norm_eps, out + t * h);
 }
 
+/* A matrix of the layer and what its products with the common input become. */
+struct projection {
+    enum tensor_role matrix, bias; /* TENSOR_N_ROLES: no bias */
+    int64_t rows;
+    float *out; /* [seq, rows] */
+};
+
+#define MOST_PROJECTIONS 3
+
 /* out[seq, rows] = in[seq, cols] W^T + bias, or that added to what out holds. */
-static void project(const struct layer_pass *p, const float *w, const float *bias, int64_t rows,
-                    int64_t cols, const float *in, int worker, bool add, float *out) {
-    const struct matmul_task product = {.m = p->seq,
-                                        .n = rows,
-                                        .k = cols,
-                                        .a = in,
-                                        .a_stride = cols,
-                                        .b = w,
-                                        .b_stride = cols,
-                                        .c = out,
-                                        .c_stride = rows,
-                                        .add = add};
-    matmul_run(&p->matmul, &product, worker);
-    if (!bias) return;
-    for (int64_t t = 0; t < p->seq; t++)
-        for (int64_t r = 0; r < rows; r++) out[t * rows + r] += bias[r];
+static void project(const struct layer_pass *p, const struct layer_weights *w,
+                    const struct projection *to, int n, const float *in, int64_t cols, bool add,
+                    int worker) {
+    struct matmul_task products[MOST_PROJECTIONS];
+    for (int i = 0; i < n; i++)
+        products[i] = (struct matmul_task){.m = p->seq,
+                                           .n = to[i].rows,
+                                           .k = cols,
+                                           .a = in,
+                                           .a_stride = cols,
+                                           .b = w->t[to[i].matrix],
+                                           .b_stride = cols,
+                                           .c = to[i].out,
+                                           .c_stride = to[i].rows,
+                                           .add = add,
+                                           .ready = &p->ready[to[i].matrix]};
+    matmul_run_all(&p->matmul, products, n, worker);
+    for (int i = 0; i < n; i++) {
+        const float *bias = to[i].bias < TENSOR_N_ROLES ? w->t[to[i].bias] : NULL;
+        if (!bias) continue;
+        for (int64_t t = 0; t < p->seq; t++)
+            for (int64_t r = 0; r < to[i].rows; r++) to[i].out[t * to[i].rows + r] += bias[r];
+    }
 }
 
 /* ---- attention ------------------------------------------------------------------------- */
@@ -246,9 +296,10 @@ void layer_attention(const struct layer_pass *p, const struct layer_weights *w, 
     const struct model_config *c = p->config;
     int64_t h = c->hidden_size;
     layer_norm(p, x, w->t[TENSOR_INPUT_NORM], s->normed);
-    project(p, w->t[TENSOR_Q], w->t[TENSOR_Q_BIAS], p->q_cols, h, s->normed, worker, false, s->q);
-    project(p, w->t[TENSOR_K], w->t[TENSOR_K_BIAS], p->kv_cols, h, s->normed, worker, false, s->k);
-    project(p, w->t[TENSOR_V], w->t[TENSOR_V_BIAS], p->kv_cols, h, s->normed, worker, false, s->v);
+    const struct projection to[] = {{TENSOR_Q, TENSOR_Q_BIAS, p->q_cols, s->q},
+                                    {TENSOR_K, TENSOR_K_BIAS, p->kv_cols, s->k},
+                                    {TENSOR_V, TENSOR_V_BIAS, p->kv_cols, s->v}};
+    project(p, w, to, 3, s->normed, h, false, worker);
     rotate_heads(p, w->t[TENSOR_Q_NORM], c->n_heads, s->q);
     rotate_heads(p, w->t[TENSOR_K_NORM], c->n_kv_heads, s->k);
     if (!is_moderate(s->q, p->seq * p->q_cols) || !is_moderate(s->k, p->seq * p->kv_cols)) {
@@ -264,8 +315,8 @@ void layer_attention(const struct layer_pass *p, const struct layer_weights *w, 
 
 void layer_add_attention(const struct layer_pass *p, const struct layer_weights *w, const float *in,
                          int worker, float *x) {
-    project(p, w->t[TENSOR_O], w->t[TENSOR_O_BIAS], p->config->hidden_size, p->q_cols, in, worker,
-            true, x);
+    const struct projection to = {TENSOR_O, TENSOR_O_BIAS, p->config->hidden_size, x};
+    project(p, w, &to, 1, in, p->q_cols, true, worker);
 }
 
 /* ---- MLP ------------------------------------------------------------------------------- */
@@ -275,13 +326,14 @@ void layer_hidden(const struct layer_pass *p, const struct layer_weights *w, con
     const struct layer_scratch *s = &p->scratch[worker];
     int64_t h = p->config->hidden_size, m = p->config->intermediate_size;
     layer_norm(p, x, w->t[TENSOR_POST_NORM], s->normed);
-    project(p, w->t[TENSOR_GATE], NULL, m, h, s->normed, worker, false, out);
-    project(p, w->t[TENSOR_UP], NULL, m, h, s->normed, worker, false, s->out);
+    const struct projection to[] = {{TENSOR_GATE, TENSOR_N_ROLES, m, out},
+                                    {TENSOR_UP, TENSOR_N_ROLES, m, s->out}};
+    project(p, w, to, 2, s->normed, h, false, worker);
     silu_times(out, s->out, p->seq * m);
 }
 
 void layer_add_hidden(const struct layer_pass *p, const struct layer_weights *w, const float *in,
                       int worker, float *x) {
-    project(p, w->t[TENSOR_DOWN], NULL, p->config->hidden_size, p->config->intermediate_size, in,
-            worker, true, x);
+    const struct projection to = {TENSOR_DOWN, TENSOR_N_ROLES, p->config->hidden_size, x};
+    project(p, w, &to, 1, in, p->config->intermediate_size, true, worker);
 }
