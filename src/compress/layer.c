@@ -58,7 +58,7 @@ static pdvm_status make_rope(struct layer_pass *p, pdvm_error *err) {
 pdvm_status layer_pass_create(const struct model_config *config, const struct blas *blas,
                               int64_t seq, int n_workers, struct matmul_device *device,
                               struct layer_pass *out, pdvm_error *err) {
-    *out = (struct layer_pass){.config = config, .blas = blas, .seq = seq};
+    *out = (struct layer_pass){.config = config, .blas = blas, .rows = rows_best(), .seq = seq};
     out->q_cols = (int64_t)config->n_heads * config->head_dim;
     out->kv_cols = (int64_t)config->n_kv_heads * config->head_dim;
     pdvm_status status = pd_calloc(&out->scratch, (size_t)n_workers, sizeof *out->scratch,
@@ -124,52 +124,10 @@ void layer_pass_unload(struct layer_pass *p, const enum tensor_role *roles, int 
 
 /* ---- elementary steps ------------------------------------------------------------------ */
 
-/*
- * e^x within about 2e-7 of its value for |x| <= 80. Texts need billions of them, so this and the
- * functions around it are written for compilers to turn into vector code: float comparisons would
- * prevent that, comparisons of their bits do not.
- */
-static inline float exponential(float x) {
-    float shifted = x * 0x1.715476p0f + 0x1.8p23f; /* log2 e; the low bits are a whole number */
-    float n = shifted - 0x1.8p23f;
-    float r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f; /* ln 2 in two parts */
-    float p = 0x1.6c16c2p-10f;                              /* 1/6!, 1/5!, ... */
-    p = p * r + 0x1.111112p-7f;
-    p = p * r + 0x1.555556p-5f;
-    p = p * r + 0x1.555556p-3f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * pd_bits_float((pd_float_bits(shifted) + 127u) << 23);
-}
-
-/* x / (1 + e^-x), times y. */
-static void silu_times(float *x, const float *y, int64_t n) {
-    const int32_t most = 0x42a00000; /* 80.0f */
-    for (int64_t i = 0; i < n; i++) {
-        int32_t bits = (int32_t)pd_float_bits(x[i]), magnitude = bits & 0x7fffffff;
-        magnitude = magnitude < most ? magnitude : most;
-        float t = pd_bits_float((uint32_t)(magnitude | (bits & INT32_MIN)) ^ 0x80000000u);
-        x[i] = x[i] / (1.0f + exponential(t)) * y[i];
-    }
-}
-
-static void norm_row(const float *x, const float *weight, int64_t n, float eps, float *out) {
-    float lanes[8] = {0};
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int k = 0; k < 8; k++) lanes[k] += x[i + k] * x[i + k];
-    float sum = 0;
-    for (int k = 0; k < 8; k++) sum += lanes[k];
-    for (; i < n; i++) sum += x[i] * x[i];
-    float scale = 1.0f / sqrtf(sum / (float)n + eps);
-    for (i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
-}
-
 void layer_norm(const struct layer_pass *p, const float *x, const float *weight, float *out) {
     int64_t h = p->config->hidden_size;
     for (int64_t t = 0; t < p->seq; t++)
-        norm_row(x + t * h, weight, h, p->config->rms_norm_eps, out + t * h);
+        p->rows->norm(x + t * h, weight, h, p->config->rms_norm_eps, out + t * h);
 }
 
 /* A matrix of the layer and what its products with the common input become. */
@@ -215,49 +173,13 @@ static void rotate_heads(const struct layer_pass *p, const float *norm, int64_t 
     for (int64_t i = 0; i < p->seq * n_heads; i++) {
         const float *cos = p->cos + i / n_heads * half, *sin = p->sin + i / n_heads * half;
         float *head = x + i * d;
-        if (norm) norm_row(head, norm, d, p->config->rms_norm_eps, head);
+        if (norm) p->rows->norm(head, norm, d, p->config->rms_norm_eps, head);
         for (int64_t j = 0; j < half; j++) {
             float a = head[j], b = head[j + half];
             head[j] = a * cos[j] - b * sin[j];
             head[j + half] = b * cos[j] + a * sin[j];
         }
     }
-}
-
-/* The largest of x[n], n > 0: as whole numbers that are in the same order. */
-static float largest(const float *x, int64_t n) {
-    uint32_t most = 0;
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits = pd_float_bits(x[i]);
-        bits ^= bits >> 31 ? UINT32_MAX : UINT32_C(1) << 31;
-        most = bits > most ? bits : most;
-    }
-    return pd_bits_float(most >> 31 ? most ^ UINT32_C(1) << 31 : ~most);
-}
-
-/*
- * Softmax of scale * s[begin, end) of a row of n; what lies outside becomes 0. So does what is
- * below e^-60 of the largest: it changes nothing, but its products would be subnormal numbers,
- * which processors multiply a hundred times slower.
- */
-static void softmax(float *s, int64_t begin, int64_t end, int64_t n, float scale) {
-    const int32_t least = 0x42700000; /* 60.0f */
-    float max = largest(s + begin, end - begin), lanes[8] = {0}, sum = 0;
-    int64_t i;
-    for (i = begin; i < end; i++) {
-        float x = (s[i] - max) * scale;
-        uint32_t keep = ((int32_t)pd_float_bits(x) & 0x7fffffff) < least ? 0xffffffffu : 0;
-        x = pd_bits_float(pd_float_bits(x) & keep);
-        s[i] = pd_bits_float(pd_float_bits(exponential(x)) & keep);
-    }
-    for (i = begin; i + 8 <= end; i += 8)
-        for (int k = 0; k < 8; k++) lanes[k] += s[i + k];
-    for (; i < end; i++) sum += s[i];
-    for (int k = 0; k < 8; k++) sum += lanes[k];
-    float inverse = 1.0f / sum;
-    for (i = begin; i < end; i++) s[i] *= inverse;
-    memset(s, 0, (size_t)begin * sizeof *s);
-    memset(s + end, 0, (size_t)(n - end) * sizeof *s);
 }
 
 /* Queries [first, last) of one head. */
@@ -275,7 +197,7 @@ static void attend(const struct layer_pass *p, const struct layer_scratch *s, ui
     float scale = 1.0f / sqrtf((float)d);
     for (int64_t t = first; t < last; t++) {
         int64_t begin = window && t + 1 - window > from ? t + 1 - window - from : 0;
-        softmax(s->scores + (t - first) * n, begin, t + 1 - from, n, scale);
+        p->rows->softmax(s->scores + (t - first) * n, begin, t + 1 - from, n, scale);
     }
     p->blas->sgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_NO_TRANS, (int)(last - first), (int)d,
                    (int)n, 1, s->scores, (int)n, v, (int)kv_cols, 0,
@@ -329,7 +251,7 @@ void layer_hidden(const struct layer_pass *p, const struct layer_weights *w, con
     const struct projection to[] = {{TENSOR_GATE, TENSOR_N_ROLES, m, out},
                                     {TENSOR_UP, TENSOR_N_ROLES, m, s->out}};
     project(p, w, to, 2, s->normed, h, false, worker);
-    silu_times(out, s->out, p->seq * m);
+    p->rows->silu_times(out, s->out, p->seq * m);
 }
 
 void layer_add_hidden(const struct layer_pass *p, const struct layer_weights *w, const float *in,

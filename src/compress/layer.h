@@ -11,6 +11,7 @@
 #define PDVM_COMPRESS_LAYER_H
 
 #include "compress/matmul.h"
+#include "compress/rows.h"
 #include "model/tensors.h"
 
 /** One layer's tensors, by role; NULL where the model has none. */
@@ -33,6 +34,7 @@ struct layer_scratch {
 struct layer_pass {
     const struct model_config *config;
     const struct blas *blas;
+    const struct rows *rows;
     struct matmul matmul;
     struct matmul_ready ready[TENSOR_N_ROLES]; /* by layer_pass_load */
     int64_t seq;

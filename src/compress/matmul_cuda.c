@@ -16,11 +16,11 @@
 #include <string.h>
 
 #define MOST_LANES 16
-#define LANE_BYTES ((int64_t)16 << 20)    /* most that goes in, and comes out, at a time */
-#define WORKSPACE_BYTES ((size_t)8 << 20) /* cuBLAS's own, per lane */
-#define WINDOWS_BYTES ((int64_t)1 << 30)  /* most windows whose moments are added up in float32 */
-#define WIDEST ((int64_t)1 << 20)         /* columns: keeps all sizes below far from overflows */
-#define LEAST_ROWS ((int64_t)128)         /* solvers multiply so many at a time */
+#define LANE_BYTES ((int64_t)16 << 20)     /* most that goes in, and comes out, at a time */
+#define WORKSPACE_BYTES ((int64_t)8 << 20) /* cuBLAS's own, per lane */
+#define WINDOWS_BYTES ((int64_t)1 << 30)   /* most windows whose moments are added up in float32 */
+#define WIDEST ((int64_t)1 << 20)          /* columns: keeps all sizes below far from overflows */
+#define LEAST_ROWS ((int64_t)128)          /* solvers multiply so many at a time */
 #define ALIGNMENT ((int64_t)256)
 #define ADD_ROWS ((int64_t)64)
 
@@ -44,9 +44,9 @@ struct cuda_products {
     struct lane lanes[MOST_LANES];
     int n_lanes;
     int64_t in_bytes, out_bytes; /* of a lane */
-    cu_address loaded;           /* memory of loaded matrices */
+    cu_address memory;           /* all of the following, and the lanes' */
+    cu_address loaded, windows, moments;
     int64_t loaded_bytes, loaded_used;
-    cu_address windows, moments;
     pthread_mutex_t mutex; /* of what follows */
     bool failed;
     pdvm_status status;
@@ -315,9 +315,6 @@ static pdvm_status gram(struct matmul_device *base, const float *x, int64_t n, i
 static void free_lane(struct cuda_products *d, struct lane *l) {
     if (l->handle) d->blas->destroy(l->handle);
     if (l->stream) d->cu->stream_destroy(l->stream);
-    if (l->workspace) d->cu->memory_free(l->workspace);
-    if (l->in) d->cu->memory_free(l->in);
-    if (l->out) d->cu->memory_free(l->out);
     if (l->host_in) d->cu->host_free(l->host_in);
     if (l->host_out) d->cu->host_free(l->host_out);
     if (l->has_mutex) pthread_mutex_destroy(&l->mutex);
@@ -328,19 +325,11 @@ static void destroy(struct matmul_device *base) {
     if (d->retained) {
         d->cu->context_set(d->context);
         for (int i = 0; i < d->n_lanes; i++) free_lane(d, &d->lanes[i]);
-        if (d->loaded) d->cu->memory_free(d->loaded);
-        if (d->windows) d->cu->memory_free(d->windows);
-        if (d->moments) d->cu->memory_free(d->moments);
+        if (d->memory) d->cu->memory_free(d->memory);
         d->cu->context_release(d->device);
     }
     pthread_mutex_destroy(&d->mutex);
     free(d);
-}
-
-static pdvm_status device_memory(struct cuda_products *d, int64_t size, cu_address *out,
-                                 pdvm_error *err) {
-    return cuda_memory(d->cu, d->device_name, (uint64_t)size, "calibration",
-                       "use --backend cpu, or fewer threads", out, err);
 }
 
 static pdvm_status host_memory(struct cuda_products *d, int64_t size, char **out, pdvm_error *err) {
@@ -355,15 +344,12 @@ static pdvm_status create_lane(struct cuda_products *d, struct lane *l, pdvm_err
     l->has_mutex = true;
     PD_TRY(cuda_check(d->cu, d->cu->stream_create(&l->stream, CU_STREAM_NON_BLOCKING),
                       "creating a stream", err));
-    PD_TRY(device_memory(d, (int64_t)WORKSPACE_BYTES, &l->workspace, err));
-    PD_TRY(device_memory(d, d->in_bytes, &l->in, err));
-    PD_TRY(device_memory(d, d->out_bytes, &l->out, err));
     PD_TRY(host_memory(d, d->in_bytes, &l->host_in, err));
     PD_TRY(host_memory(d, d->out_bytes, &l->host_out, err));
     PD_TRY(cublas_check(d->blas->create(&l->handle), "starting", err));
     PD_TRY(cublas_check(d->blas->set_stream(l->handle, l->stream), "setting the stream", err));
     return cublas_check(
-        d->blas->set_workspace(l->handle, cublas_floats(l->workspace), WORKSPACE_BYTES),
+        d->blas->set_workspace(l->handle, cublas_floats(l->workspace), (size_t)WORKSPACE_BYTES),
         "setting the workspace", err);
 }
 
@@ -371,6 +357,35 @@ static pdvm_status create_lane(struct cuda_products *d, struct lane *l, pdvm_err
 static int64_t windows_bytes(const struct matmul_device_size *size) {
     int64_t one = size->seq * size->widest * 4;
     return larger(one, smaller(MATMUL_DEVICE_WINDOWS * one, WINDOWS_BYTES));
+}
+
+static cu_address take(cu_address *at, int64_t bytes) {
+    cu_address taken = *at;
+    *at += (cu_address)aligned(bytes);
+    return taken;
+}
+
+/* Where everything lies, from `at` on; returns the end. */
+static cu_address lay_out(struct cuda_products *d, const struct matmul_device_size *size,
+                          int n_lanes, cu_address at) {
+    d->loaded = take(&at, size->loaded);
+    d->windows = take(&at, size->gram ? windows_bytes(size) : 0);
+    d->moments = take(&at, size->gram ? size->widest * size->widest * 4 : 0);
+    for (int i = 0; i < n_lanes; i++) {
+        d->lanes[i].workspace = take(&at, WORKSPACE_BYTES);
+        d->lanes[i].in = take(&at, d->in_bytes);
+        d->lanes[i].out = take(&at, d->out_bytes);
+    }
+    return at;
+}
+
+static pdvm_status allocate(struct cuda_products *d, const struct matmul_device_size *size,
+                            int n_lanes, pdvm_error *err) {
+    PD_TRY(cuda_memory(d->cu, d->device_name, lay_out(d, size, n_lanes, 0), "calibration",
+                       "use --backend cpu, or fewer threads", &d->memory, err));
+    d->loaded_bytes = size->loaded;
+    lay_out(d, size, n_lanes, d->memory);
+    return PDVM_OK;
 }
 
 static pdvm_status create(struct cuda_products *d, const struct matmul_device_size *size,
@@ -390,12 +405,7 @@ static pdvm_status create(struct cuda_products *d, const struct matmul_device_si
     PD_TRY(cuda_check(d->cu, d->cu->context_set(d->context), "using the device", err));
     d->in_bytes = smaller(rows * size->widest * 4, LANE_BYTES);
     d->out_bytes = smaller(rows * larger(size->outputs, size->widest) * 4, LANE_BYTES);
-    d->loaded_bytes = size->loaded;
-    if (d->loaded_bytes > 0) PD_TRY(device_memory(d, d->loaded_bytes, &d->loaded, err));
-    if (size->gram) {
-        PD_TRY(device_memory(d, windows_bytes(size), &d->windows, err));
-        PD_TRY(device_memory(d, size->widest * size->widest * 4, &d->moments, err));
-    }
+    PD_TRY(allocate(d, size, (int)smaller(n_workers, MOST_LANES), err));
     for (int i = 0; i < n_workers && i < MOST_LANES; i++) {
         d->n_lanes = i + 1;
         PD_TRY(create_lane(d, &d->lanes[i], err));
