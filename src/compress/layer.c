@@ -12,6 +12,9 @@
 /* Queries that attend together. Later keys than the block's last query are never looked at. */
 #define QUERIES ((int64_t)128)
 
+/* Positions that are transposed together: their values stay in the first-level cache. */
+#define TRANSPOSED ((int64_t)64)
+
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -32,6 +35,7 @@ static pdvm_status allocate_scratch(const struct layer_pass *p, struct layer_scr
     PD_TRY(allocate(&s->q, seq, p->q_cols, err));
     PD_TRY(allocate(&s->k, seq, p->kv_cols, err));
     PD_TRY(allocate(&s->v, seq, p->kv_cols, err));
+    PD_TRY(allocate(&s->values, p->config->head_dim, seq, err));
     PD_TRY(allocate(&s->scores, smaller(seq, QUERIES), seq, err));
     return allocate(&s->out, seq, h > m ? h : m, err);
 }
@@ -58,7 +62,7 @@ static pdvm_status make_rope(struct layer_pass *p, pdvm_error *err) {
 pdvm_status layer_pass_create(const struct model_config *config, const struct blas *blas,
                               int64_t seq, int n_workers, struct matmul_device *device,
                               struct layer_pass *out, pdvm_error *err) {
-    *out = (struct layer_pass){.config = config, .blas = blas, .rows = rows_best(), .seq = seq};
+    *out = (struct layer_pass){.config = config, .rows = rows_best(), .seq = seq};
     out->q_cols = (int64_t)config->n_heads * config->head_dim;
     out->kv_cols = (int64_t)config->n_kv_heads * config->head_dim;
     pdvm_status status = pd_calloc(&out->scratch, (size_t)n_workers, sizeof *out->scratch,
@@ -79,6 +83,7 @@ void layer_pass_free(struct layer_pass *p) {
         free(s->q);
         free(s->k);
         free(s->v);
+        free(s->values);
         free(s->scores);
         free(s->out);
     }
@@ -184,24 +189,49 @@ static void rotate_heads(const struct layer_pass *p, const float *norm, int64_t 
 
 /* Queries [first, last) of one head. */
 static void attend(const struct layer_pass *p, const struct layer_scratch *s, uint32_t head,
-                   uint32_t window, int64_t first, int64_t last, float *out) {
+                   uint32_t window, int64_t first, int64_t last, int worker, float *out) {
     int64_t d = p->config->head_dim, q_cols = p->q_cols, kv_cols = p->kv_cols;
     int64_t kv_head = head / (p->config->n_heads / p->config->n_kv_heads);
     /* Keys that any of the queries sees. */
     int64_t from = window && first + 1 > window ? first + 1 - window : 0, n = last - from;
-    const float *q = s->q + first * q_cols + head * d;
-    const float *k = s->k + from * kv_cols + kv_head * d;
-    const float *v = s->v + from * kv_cols + kv_head * d;
-    p->blas->sgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_TRANS, (int)(last - first), (int)n, (int)d,
-                   1, q, (int)q_cols, k, (int)kv_cols, 0, s->scores, (int)n);
+    const struct matmul_task scores = {.m = last - first,
+                                       .n = n,
+                                       .k = d,
+                                       .a = s->q + first * q_cols + head * d,
+                                       .a_stride = q_cols,
+                                       .b = s->k + from * kv_cols + kv_head * d,
+                                       .b_stride = kv_cols,
+                                       .c = s->scores,
+                                       .c_stride = n,
+                                       .exact = true};
+    const struct matmul_task output = {.m = last - first,
+                                       .n = d,
+                                       .k = n,
+                                       .a = s->scores,
+                                       .a_stride = n,
+                                       .b = s->values + from,
+                                       .b_stride = p->seq,
+                                       .c = out + first * q_cols + head * d,
+                                       .c_stride = q_cols};
     float scale = 1.0f / sqrtf((float)d);
+    matmul_run(&p->matmul, &scores, worker);
     for (int64_t t = first; t < last; t++) {
         int64_t begin = window && t + 1 - window > from ? t + 1 - window - from : 0;
         p->rows->softmax(s->scores + (t - first) * n, begin, t + 1 - from, n, scale);
     }
-    p->blas->sgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_NO_TRANS, (int)(last - first), (int)d,
-                   (int)n, 1, s->scores, (int)n, v, (int)kv_cols, 0,
-                   out + first * q_cols + head * d, (int)q_cols);
+    matmul_run(&p->matmul, &output, worker);
+}
+
+/* The values of a kv head, column by column. */
+static void transpose_values(const struct layer_pass *p, const struct layer_scratch *s,
+                             int64_t kv_head) {
+    int64_t d = p->config->head_dim;
+    const float *v = s->v + kv_head * d;
+    for (int64_t t = 0; t < p->seq; t += TRANSPOSED) {
+        int64_t end = smaller(t + TRANSPOSED, p->seq);
+        for (int64_t j = 0; j < d; j++)
+            for (int64_t i = t; i < end; i++) s->values[j * p->seq + i] = v[i * p->kv_cols + j];
+    }
 }
 
 /* Whether scores cannot overflow: the softmax does not look for that. */
@@ -230,8 +260,10 @@ void layer_attention(const struct layer_pass *p, const struct layer_weights *w, 
     }
     uint32_t window = model_config_window(c, w->layer);
     for (uint32_t head = 0; head < c->n_heads; head++) {
+        uint32_t shared = c->n_heads / c->n_kv_heads;
+        if (head % shared == 0) transpose_values(p, s, head / shared);
         for (int64_t first = 0; first < p->seq; first += QUERIES)
-            attend(p, s, head, window, first, smaller(first + QUERIES, p->seq), out);
+            attend(p, s, head, window, first, smaller(first + QUERIES, p->seq), worker, out);
     }
 }
 

@@ -26,6 +26,7 @@ struct layer_scratch {
     float *q;      /* [seq, n_heads * head_dim] */
     float *k;      /* [seq, n_kv_heads * head_dim] */
     float *v;      /* likewise */
+    float *values; /* [head_dim, seq] one head of v, transposed */
     float *scores; /* [queries of a block, seq] */
     float *out;    /* [seq, max(hidden_size, intermediate_size)] */
 };
@@ -33,7 +34,6 @@ struct layer_scratch {
 /** What all windows of all layers share. */
 struct layer_pass {
     const struct model_config *config;
-    const struct blas *blas;
     const struct rows *rows;
     struct matmul matmul;
     struct matmul_ready ready[TENSOR_N_ROLES]; /* by layer_pass_load */
