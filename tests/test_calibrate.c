@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SEQ 40
+#define SEQ 150
 
 static struct model_source *open_source(const char *path) {
     struct model_source *s;

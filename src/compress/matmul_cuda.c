@@ -205,6 +205,7 @@ static void products(struct matmul_device *base, const struct matmul_task *tasks
     struct cuda_products *d = (struct cuda_products *)base;
     struct lane *l;
     pdvm_error err;
+    if (n < 1) return;
     int64_t in = tasks->k * (int64_t)sizeof(float), out = 0;
     for (int i = 0; i < n; i++) out += tasks[i].n * (int64_t)sizeof(float);
     int64_t step = smaller(d->in_bytes / in, d->out_bytes / out);

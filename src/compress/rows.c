@@ -90,6 +90,7 @@ INLINE void any_softmax(float *s, int64_t begin, int64_t end, int64_t n, float s
 
 /* ---- for each instruction set ---------------------------------------------------------- */
 
+/* NOLINTBEGIN(bugprone-macro-parentheses): attributes, not an expression */
 /* The functions under names of their own, compiled with the given attributes. */
 #define ROWS(name, attributes)                                                                     \
     attributes static void norm_##name(const float *x, const float *weight, int64_t n, float eps,  \
@@ -104,6 +105,7 @@ INLINE void any_softmax(float *s, int64_t begin, int64_t end, int64_t n, float s
         any_silu_times(x, y, n);                                                                   \
     }                                                                                              \
     static const struct rows rows_##name = {norm_##name, softmax_##name, silu_times_##name};
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 ROWS(plain, )
 #if defined(__x86_64__)
