@@ -32,17 +32,22 @@ void standin_cublas_get_counters(struct standin_cublas_counters *out) {
     pthread_mutex_unlock(&lock);
 }
 
+static struct {
+    pthread_once_t once;
+    standin_may_use_fn may_use;
+} driver = {.once = PTHREAD_ONCE_INIT};
+
+static void find_driver(void) {
+    const char *name = getenv("PDVM_LIBCUDA");
+    void *library = name ? dlopen(name, RTLD_NOW | RTLD_NOLOAD) : NULL;
+    void *symbol = library ? dlsym(library, STANDIN_MAY_USE) : NULL;
+    memcpy(&driver.may_use, &symbol, sizeof symbol);
+}
+
 /* Whether that is device memory, and there is a context: the driver's stand-in knows. */
 static bool may_use(const void *address, size_t size) {
-    const char *name = getenv("PDVM_LIBCUDA");
-    void *driver = name ? dlopen(name, RTLD_NOW | RTLD_NOLOAD) : NULL;
-    void *symbol = driver ? dlsym(driver, STANDIN_MAY_USE) : NULL;
-    standin_may_use_fn function;
-    if (!symbol) return false;
-    memcpy(&function, &symbol, sizeof symbol);
-    bool may = function((uint64_t)(uintptr_t)address, size);
-    dlclose(driver);
-    return may;
+    pthread_once(&driver.once, find_driver);
+    return driver.may_use && driver.may_use((uint64_t)(uintptr_t)address, size);
 }
 
 static bool must_fail(void) {
