@@ -85,7 +85,7 @@ void matmul_run(const struct matmul *m, const struct matmul_task *task, int work
 /** Computes n products of the same a, m, and k: a device gets a only once. */
 void matmul_run_all(const struct matmul *m, const struct matmul_task *tasks, int n, int worker);
 
-/** PDVM_OK, or why the products since the last call are worth nothing: a device failed. */
+/** PDVM_OK, or what the device failed at: its products since then are worth nothing. */
 pdvm_status matmul_status(const struct matmul *m, pdvm_error *err);
 
 #ifdef PDVM_HAVE_AMX
