@@ -44,6 +44,21 @@ struct Ctx {
 #define L(T, offset) (*(LOCAL T *)(LOCAL_BASE(c) + (offset)))
 
 /**
+ * The same for a part of the kernel whose addresses should not be worked out before it is reached:
+ * what depends on nothing but the thread is otherwise held in registers along the whole launch.
+ */
+FN struct Ctx ctx_here(const struct Ctx *c) {
+    struct Ctx here = *c;
+#if PDVM_LOCAL_ADDRESSES
+    here.l = ptx_once(c->l);
+    here.block = ptx_once(c->block);
+    here.lane = ptx_once(c->lane);
+    here.warp = ptx_once(c->warp);
+#endif
+    return here;
+}
+
+/**
  * A word of an arena on its way to `to` in group memory, without a register to wait for it; see
  * async_wait, which waits for those that the thread asked for. They may come at once.
  */
@@ -126,12 +141,19 @@ FN float lane_sum(float v) {
     return v;
 }
 
+/** Floats as integers of the same order; never 0 for a number. */
+FN uint32_t order_of(float v) {
+    uint32_t u = float_bits(v);
+    return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+
+FN float order_to_float(uint32_t o) {
+    return bits_float(o & 0x80000000u ? o & 0x7fffffffu : ~o);
+}
+
+/** Largest over the warp; NaN is larger than any number. */
 FN float lane_max_f(float v) {
-    for (uint32_t m = 16; m > 0; m /= 2) {
-        float o = lane_xor_f(v, m);
-        v = o > v ? o : v;
-    }
-    return v;
+    return order_to_float(lane_max_u(order_of(v)));
 }
 
 #endif
