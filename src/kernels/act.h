@@ -10,7 +10,7 @@
  * Sum of squares and largest magnitude of a vector from its parts, in their order, by every warp for
  * itself: cheaper than a barrier.
  */
-FN struct gpu_part join_parts(const struct Ctx *c, uint64_t parts, uint32_t n) {
+FN struct gpu_part join_parts(const struct Ctx *c, uint64_t parts, uint32_t n, int fill) {
     struct gpu_part all;
     all.squares = 0.0f;
     all.largest = 0;
@@ -23,6 +23,7 @@ FN struct gpu_part join_parts(const struct Ctx *c, uint64_t parts, uint32_t n) {
             part[k] = MAKE_X2(0, 0);
             if (i < n) part[k] = G(u32x2, parts + 8 * (uint64_t)i);
         }
+        if (fill && base == 0) stream_fill_up(c);
         UNROLL
         for (uint32_t k = 0; k < PARTS_AT_ONCE; k++) {
             all.squares += bits_float(part[k].x);
@@ -122,8 +123,7 @@ FN void load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph) 
                 v[k] = *(GLOBAL const u32x4 *)(from + 16 * k * c->n_threads);
         }
         if (base == 0) {
-            stream_fill_up(c);
-            q = quantiser(c, join_parts(c, s.parts, s.n_parts), ph->norm != GPU_NONE);
+            q = quantiser(c, join_parts(c, s.parts, s.n_parts, 1), ph->norm != GPU_NONE);
         }
         UNROLL
         for (uint32_t k = 0; k < ACT_AT_ONCE; k++) {
@@ -140,7 +140,7 @@ FN void load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph) 
 
 /** GPU_NORM, unfused: each group prepares a piece of the vector for all. */
 FN void norm_part(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
-    struct gpu_part part = join_parts(c, SH(plan).x_part, SH(plan).n_blocks);
+    struct gpu_part part = join_parts(c, SH(plan).x_part, SH(plan).n_blocks, 0);
     struct Quantiser q = quantiser(c, part, ph->norm != GPU_NONE);
     uint64_t to = SH(plan).xq + (uint32_t)sizeof(struct gpu_quantised);
     if (c->block == 0 && c->thread == 0) {

@@ -101,6 +101,7 @@ FN void matrix_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint
     if (next) stream_open(c, walked + next);
     sync();
     take_time(c, p, walked, 2);
+    walk_on(c, p, walked);
     row0 = SH(rows)[walked % STAGED][0];
     rows = SH(rows)[walked % STAGED][1] - row0;
     kind = ph->kind;

@@ -160,13 +160,18 @@ PTX_FN void ptx_mbarrier_wait(uint64_t *b, uint32_t parity) {
                  : "memory");
 }
 
-/** Copies a multiple of 16 bytes from global to group memory; completes on the barrier. */
+/**
+ * Copies a multiple of 16 bytes from global to group memory; completes on the barrier. They are the
+ * first to leave the second level cache, where what is read once for every token would push out what
+ * phases wait for: scales, tables, keys and values.
+ */
 PTX_FN void ptx_bulk_load(uint8_t *dst, const uint8_t *src, uint32_t bytes, uint64_t *b) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-            "r"(ptx_shared_address(dst)),
-        "l"(src), "r"(bytes), "r"(ptx_shared_address(b))
-        : "memory");
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(ptx_shared_address(dst)),
+                 "l"(src), "r"(bytes), "r"(ptx_shared_address(b)), "l"(policy)
+                 : "memory");
 }
 
 #endif

@@ -7,24 +7,6 @@
 #include "matrix_phases.h"
 #include "sample.h"
 
-FN struct Place place_after(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-                            struct Place at) {
-    at.phase++;
-    return place_settle(c, p, at);
-}
-
-/** Sets the walk's entry for phase number `walked`, which is at `at`. Thread 0 only. */
-FN void walk_to(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
-                struct Place at, struct Place staging, uint32_t target) {
-    struct Walk w;
-    w.at = at;
-    w.next = place_after(c, p, at);
-    w.staging = staging;
-    w.target = target;
-    w.product = next_product(c, walked);
-    SH(walk)[walked % 2] = w;
-}
-
 /** Group memory, and the first phase's stream under way. */
 FN void run_init(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     const uint32_t words = (uint32_t)sizeof(struct gpu_plan) / 4;
@@ -109,7 +91,8 @@ FN void run_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
         if (kind == GPU_ATTN) attn_phase(c, p, walked, ph);
         if (kind == GPU_SAMPLE) sample_phase(c, p);
         async_wait();
-        sync(); /* what has been staged is there, for thread 0 */
+        sync(); /* what has been staged is there */
+        walk_on(c, p, walked);
         if (open) stream_open(c, walked + next);
     }
     take_time(c, p, walked, 3);
@@ -133,9 +116,6 @@ FN void run_launch(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     while (1) {
         run_phase(c, p, walked);
         if (WALK(next).step >= p->n_steps) break;
-        if (c->thread == 0)
-            walk_to(c, p, walked + 1, WALK(next), place_after(c, p, WALK(staging)),
-                    WALK(target) + c->n_blocks);
         grid_sync(c, p, walked);
         uint32_t step = WALK(at).step;
         walked++;
