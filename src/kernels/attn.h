@@ -427,13 +427,6 @@ FN uint64_t part_of(const struct Ctx *c, uint32_t head, uint32_t split) {
     return SH(plan).attn_part + 4 * i * (SH(plan).head_dim + 2);
 }
 
-/** The largest of n elements that the group wrote, as the part of `head`. */
-FN void attn_max_put(const struct Ctx *c, uint32_t head, uint32_t largest) {
-    float none = 0.0f;
-    group_reduce(c, &none, &largest);
-    if (c->thread == 0) G(u32x2, SH(plan).attn_max + 8 * (uint64_t)head) = MAKE_X2(0, largest);
-}
-
 /** A unit of work: `n` query heads from `head` on, which share a kv head. */
 struct Unit {
     uint32_t kv_head;
@@ -447,8 +440,8 @@ FN void put_head(const struct Ctx *c, uint32_t head, uint32_t d, float v, uint32
 }
 
 /** The last group of a unit joins its splits, in their order. */
-FN void join_splits(const struct Ctx *c, struct Unit u, uint32_t splits) {
-    uint32_t n = SH(plan).head_dim, largest = 0;
+FN void join_splits(const struct Ctx *c, struct Unit u, uint32_t splits, uint32_t *largest) {
+    uint32_t n = SH(plan).head_dim;
     uint64_t done = SH(plan).attn_done + (uint64_t)GPU_LINE * u.kv_head;
     sync();
     if (c->thread == 0) SH(found)[0] = grid_add_both(&G(uint32_t, done)) + 1 == splits;
@@ -484,16 +477,15 @@ FN void join_splits(const struct Ctx *c, struct Unit u, uint32_t splits) {
             uint64_t part = part_of(c, head, s);
             v = fma_f(G(float, part), G(float, part + 8 + 4 * d), v);
         }
-        put_head(c, head, d, v, &largest);
+        put_head(c, head, d, v, largest);
     }
-    attn_max_put(c, u.head, largest);
     if (c->thread == 0) G(uint32_t, done) = 0;
 }
 
 /** Joins the warps' parts of each head, in their order: into the result, or the split's part of it. */
 FN void join_parts_of_unit(const struct Ctx *c, struct Unit u, uint32_t parts, uint32_t n_parts,
-                           uint32_t split, uint32_t splits) {
-    uint32_t n = SH(plan).head_dim, part_bytes = 4 * (n + 2), largest = 0;
+                           uint32_t split, uint32_t splits, uint32_t *largest) {
+    uint32_t n = SH(plan).head_dim, part_bytes = 4 * (n + 2);
     /* Each part's maximum becomes its weight: a lane is a part. */
     NO_UNROLL
     for (uint32_t g = c->warp; g < u.n; g += c->n_warps) {
@@ -519,19 +511,16 @@ FN void join_parts_of_unit(const struct Ctx *c, struct Unit u, uint32_t parts, u
         for (uint32_t s = 0; s < n_parts; s++, part += u.n * part_bytes)
             v = fma_f(L(float, part), L(float, part + 8 + 4 * d), v);
         if (splits == 1)
-            put_head(c, u.head + g, d, v, &largest);
+            put_head(c, u.head + g, d, v, largest);
         else
             G(float, part_of(c, u.head + g, split) + 8 + 4 * d) = v;
     }
-    if (splits == 1)
-        attn_max_put(c, u.head, largest);
-    else
-        join_splits(c, u, splits);
+    if (splits > 1) join_splits(c, u, splits, largest);
 }
 
 FN void attn_unit(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                   LOCAL const struct gpu_phase *ph, const struct Seen *seen, struct Unit u,
-                  uint32_t split, uint32_t splits) {
+                  uint32_t split, uint32_t splits, uint32_t *largest) {
     uint32_t n = SH(plan).head_dim, row = 4 * round_up_u(n, PER_LANE), part_bytes = 4 * (n + 2);
     uint32_t cached = seen->n + seen->n2 - 1; /* and the new row, in the last split */
     uint64_t slot = row_index(c, &p->kv, ph->layer, u.kv_head, SH(step).slot);
@@ -608,12 +597,12 @@ FN void attn_unit(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
         attend_new(c, q + g * row, key, value, parts + (strips * u.n + g) * part_bytes);
     sync();
     take_time(c, p, walked, 2);
-    join_parts_of_unit(c, u, parts, strips + (last ? 1 : 0), split, splits);
+    join_parts_of_unit(c, u, parts, strips + (last ? 1 : 0), split, splits, largest);
     sync();
 }
 
 FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
-                   LOCAL const struct gpu_phase *ph) {
+                   LOCAL const struct gpu_phase *ph, struct gpu_part *part) {
     struct Seen seen = seen_slots(p, &SH(step), ph->window);
     uint32_t group = SH(plan).group, splits = 1;
     struct Unit u;
@@ -627,10 +616,7 @@ FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32
         uint32_t unit = splits == 1 ? i : i / splits;
         u.head = unit * u.n;
         u.kv_head = group == 1 || u.n > 1 ? unit : unit / group;
-        attn_unit(c, p, walked, ph, &seen, u, i - unit * splits, splits);
-        /* Parts of heads that others in the unit stand for. */
-        if (c->thread > 0 && c->thread < u.n && i == unit * splits)
-            G(u32x2, SH(plan).attn_max + 8 * (uint64_t)(u.head + c->thread)) = MAKE_X2(0, 0);
+        attn_unit(c, p, walked, ph, &seen, u, i - unit * splits, splits, &part->largest);
     }
 }
 
