@@ -66,7 +66,7 @@ FN int piece_next(const struct Ctx *c, uint32_t cached, uint32_t *done, struct P
 }
 
 FN void attn_phase(const struct Ctx *launch, LOCAL const struct gpu_launch *p, uint32_t walked,
-                   LOCAL const struct gpu_phase *ph) {
+                   LOCAL const struct gpu_phase *ph, struct gpu_part *part) {
     const struct Ctx here = ctx_here(launch), *c = &here;
     uint32_t seen_end = SH(step).n_visible, group = SH(plan).group;
     uint32_t hidden = ph->window > 0 && seen_end > ph->window ? seen_end - ph->window : 0;
@@ -77,7 +77,7 @@ FN void attn_phase(const struct Ctx *launch, LOCAL const struct gpu_launch *p, u
         NO_UNROLL
         for (u.head = c->block; u.head < SH(plan).n_heads; u.head += c->n_blocks) {
             u.kv_head = group == 1 ? u.head : u.head / group;
-            attend_one(c, p, walked, ph, u, hidden, seen_end, 0, 1, 1);
+            attend_one(c, p, walked, ph, u, hidden, seen_end, 0, 1, 1, &part->largest);
             if (u.head + c->n_blocks < SH(plan).n_heads) sync(); /* the parts have been joined */
         }
         return;
@@ -90,10 +90,10 @@ FN void attn_phase(const struct Ctx *launch, LOCAL const struct gpu_launch *p, u
         if (one && piece.u.n == 1)
             attend_one(c, p, walked, ph, piece.u, hidden + piece.begin,
                        hidden + piece.end + (piece.split + 1 == piece.splits ? 1 : 0), piece.split,
-                       piece.splits, 0);
+                       piece.splits, 0, &part->largest);
         else
             attend_many(c, p, walked, ph, &seen, piece.u, piece.begin, piece.end, piece.split,
-                        piece.splits);
+                        piece.splits, &part->largest);
         sync(); /* the parts have been joined */
     }
 }

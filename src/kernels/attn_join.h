@@ -61,8 +61,8 @@ FN struct Parts far_parts(const struct Ctx *c, uint32_t head, uint32_t n) {
     p.rows_pitch = 4 * SH(plan).head_dim;
     p.rows = SH(plan).attn_part + first * p.rows_pitch;
     p.sums_pitch = 8;
-    p.sums = SH(plan).attn_part +
-             (uint64_t)SH(plan).n_heads * SH(plan).max_splits * p.rows_pitch + 8 * first;
+    p.sums = SH(plan).attn_part + (uint64_t)SH(plan).n_heads * SH(plan).max_splits * p.rows_pitch +
+             8 * first;
     return p;
 }
 
@@ -108,9 +108,10 @@ FN u32x4 add_parts(const struct Ctx *c, const struct Parts *p, float weight, uin
     return MAKE_X4(float_bits(x), float_bits(y), float_bits(z), float_bits(t));
 }
 
-/** The joined parts become the result of `head`. */
-FN void put_head(const struct Ctx *c, uint32_t head, const struct Parts *p, const int far) {
-    uint32_t n = SH(plan).head_dim, largest = 0;
+/** The joined parts become the result of `head`; `largest`: the bits of the largest |v| that the thread wrote. */
+FN void put_head(const struct Ctx *c, uint32_t head, const struct Parts *p, const int far,
+                 uint32_t *largest) {
+    uint32_t n = SH(plan).head_dim;
     uint64_t out = SH(plan).attn + 4 * (uint64_t)head * n;
     struct Weights w = weigh_parts(c, p, far);
     float inverse = fast_inverse(w.sum);
@@ -119,27 +120,25 @@ FN void put_head(const struct Ctx *c, uint32_t head, const struct Parts *p, cons
         uint32_t d = base + 4 * c->lane;
         u32x4 v = times4(add_parts(c, p, w.mine, d < n ? d : 0, far), inverse);
         if (d >= n) continue;
-        largest = max_u(largest, max_u(v.x & 0x7fffffffu, v.y & 0x7fffffffu));
+        *largest = max_u(*largest, max_u(v.x & 0x7fffffffu, v.y & 0x7fffffffu));
         if (n % 4 == 0) {
-            largest = max_u(largest, max_u(v.z & 0x7fffffffu, v.w & 0x7fffffffu));
+            *largest = max_u(*largest, max_u(v.z & 0x7fffffffu, v.w & 0x7fffffffu));
             G(u32x4, out + 4 * d) = v;
             continue;
         }
         G(u32x2, out + 4 * d) = MAKE_X2(v.x, v.y);
         if (d + 2 >= n) continue;
-        largest = max_u(largest, max_u(v.z & 0x7fffffffu, v.w & 0x7fffffffu));
+        *largest = max_u(*largest, max_u(v.z & 0x7fffffffu, v.w & 0x7fffffffu));
         G(u32x2, out + 4 * d + 8) = MAKE_X2(v.z, v.w);
     }
-    largest = lane_max_u(largest);
-    if (c->lane == 0) G(u32x2, SH(plan).attn_max + 8 * (uint64_t)head) = MAKE_X2(0, largest);
 }
 
 /** A warp joins the near parts of head g of a unit; the last of `splits` groups joins what comes of it. */
 FN void join_head(const struct Ctx *c, struct Unit u, uint32_t g, const struct Parts *near,
-                  uint32_t split, uint32_t splits) {
+                  uint32_t split, uint32_t splits, uint32_t *largest) {
     uint32_t n = SH(plan).head_dim, head = u.head + g, last = 0;
     if (splits == 1) {
-        put_head(c, head, near, 0);
+        put_head(c, head, near, 0, largest);
         return;
     }
     struct Parts far = far_parts(c, head, splits);
@@ -153,12 +152,13 @@ FN void join_head(const struct Ctx *c, struct Unit u, uint32_t g, const struct P
     if (c->lane == 0)
         G(u32x2, far.sums + 8 * split) = MAKE_X2(float_bits(w.max), float_bits(w.sum));
     lane_sync();
-    GLOBAL uint32_t *done = &G(uint32_t, SH(plan).attn_done + GPU_LINE * (uint64_t)u.kv_head + 4 * g);
+    GLOBAL uint32_t *done =
+        &G(uint32_t, SH(plan).attn_done + GPU_LINE * (uint64_t)u.kv_head + 4 * g);
     if (c->lane == 0) last = grid_add_both(done) + 1 == splits;
     last = lane_get_u(last, 0);
     lane_sync();
     if (!last) return;
-    put_head(c, head, &far, 1);
+    put_head(c, head, &far, 1, largest);
     if (c->lane == 0) *done = 0;
 }
 

@@ -24,8 +24,8 @@ struct Job {
     uint32_t q, q_sink; /* L: rows of floats, `stride` bytes apart */
     uint32_t stride;
     uint32_t begin, end;
-    uint32_t fresh; /* place of the new row among what is seen: it is left out */
-    uint32_t out;   /* L: weighted sums of the values, `stride` bytes apart */
+    uint32_t fresh;   /* place of the new row among what is seen: it is left out */
+    uint32_t out;     /* L: weighted sums of the values, `stride` bytes apart */
     uint32_t out_sum; /* L: largest score and sum of weights, 8 bytes apart */
 };
 
@@ -166,12 +166,14 @@ FN void attend_new(const struct Ctx *c, uint32_t q, uint32_t key, uint32_t value
         L(u32x2, (uint32_t)parts->sums + part * parts->sums_pitch) =
             MAKE_X2(float_bits(dot), float_bits(1.0f));
     NO_UNROLL
-    for (uint32_t i = c->lane; i < n; i += GPU_LANES) L(float, out + 4 * i) = L(float, value + 4 * i);
+    for (uint32_t i = c->lane; i < n; i += GPU_LANES)
+        L(float, out + 4 * i) = L(float, value + 4 * i);
 }
 
 FN void attend_many(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                     LOCAL const struct gpu_phase *ph, const struct Seen *seen, struct Unit u,
-                    uint32_t begin, uint32_t end, uint32_t split, uint32_t splits) {
+                    uint32_t begin, uint32_t end, uint32_t split, uint32_t splits,
+                    uint32_t *largest) {
     uint32_t n = SH(plan).head_dim, row = 4 * round_up_u(n, PER_LANE);
     uint64_t slot = row_index(c, &p->kv, ph->layer, u.kv_head, SH(step).slot);
     int last = split + 1 == splits, prepared = (p->flags & GPU_PREPARED) != 0;
@@ -245,7 +247,7 @@ FN void attend_many(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint3
     NO_UNROLL
     for (uint32_t g = c->warp; g < u.n; g += c->n_warps) {
         struct Parts parts = near_parts(c, u, g, value + row, strips + (last ? 1 : 0));
-        join_head(c, u, g, &parts, split, splits);
+        join_head(c, u, g, &parts, split, splits, largest);
     }
 }
 

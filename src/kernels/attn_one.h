@@ -87,15 +87,14 @@ FN u32x4 norm4(u32x4 v, float scale, u32x4 norm) {
                    float_bits(bits_float(v.w) * scale * bits_float(norm.w)));
 }
 
-FN void norm_head(const struct Ctx *c, uint64_t norm, float scale, uint32_t first,
-                  struct Head *h) {
+FN void norm_head(const struct Ctx *c, uint64_t norm, float scale, uint32_t first, struct Head *h) {
     uint32_t pairs = SH(plan).head_dim / 2;
     UNROLL
     for (uint32_t k = 0; k < 2; k++) {
         uint32_t e = first + 4 * k;
         h->own[k] = norm4(h->own[k], scale, W(u32x4, norm + 4 * e));
-        h->other[k] = norm4(h->other[k], scale,
-                            W(u32x4, norm + 4 * (e < pairs ? e + pairs : e - pairs)));
+        h->other[k] =
+            norm4(h->other[k], scale, W(u32x4, norm + 4 * (e < pairs ? e + pairs : e - pairs)));
     }
 }
 
@@ -183,8 +182,8 @@ FN void put_part(const struct Ctx *c, const struct Strip *s, int active, const s
         for (uint32_t k = 0; k < PER_LANE; k++) m->acc[k] += lane_xor_f(m->acc[k], bit);
     }
     if (active && s->place == 0) {
-        L(u32x4, row) = MAKE_X4(float_bits(m->acc[0]), float_bits(m->acc[1]),
-                                float_bits(m->acc[2]), float_bits(m->acc[3]));
+        L(u32x4, row) = MAKE_X4(float_bits(m->acc[0]), float_bits(m->acc[1]), float_bits(m->acc[2]),
+                                float_bits(m->acc[3]));
         L(u32x4, row + 16) = MAKE_X4(float_bits(m->acc[4]), float_bits(m->acc[5]),
                                      float_bits(m->acc[6]), float_bits(m->acc[7]));
     }
@@ -204,7 +203,7 @@ FN void put_part(const struct Ctx *c, const struct Strip *s, int active, const s
  */
 FN void attend_one(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                    LOCAL const struct gpu_phase *ph, struct Unit u, uint32_t begin, uint32_t end,
-                   uint32_t split, uint32_t splits, const int whole) {
+                   uint32_t split, uint32_t splits, const int whole, uint32_t *largest) {
     LOCAL const struct gpu_kv *kv = &p->kv;
     const int last = whole || split + 1 == splits, prepared = (p->flags & GPU_PREPARED) != 0;
     const uint32_t n = SH(plan).head_dim;
@@ -294,9 +293,9 @@ FN void attend_one(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32
     take_time(c, p, walked, 2);
     if (c->warp == 0) {
         if (whole)
-            put_head(c, u.head, &parts, 0);
+            put_head(c, u.head, &parts, 0, largest);
         else
-            join_head(c, u, 0, &parts, split, splits);
+            join_head(c, u, 0, &parts, split, splits, largest);
     }
     if (makes && active && s.place == 1 && u.head == u.kv_head * SH(plan).group) {
         K(u32x4, s.k + (uint64_t)SH(step).slot * kv->pitch_k) = new_k;
