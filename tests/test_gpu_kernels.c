@@ -257,13 +257,14 @@ static void the_order_of_threads_changes_nothing(void **state) {
     gpu_model_free(m);
 }
 
-/* Contexts of more than 256 positions are split: single query heads, groups of them, other types of cache. */
+/* Contexts of more than 256 positions are split: single query heads, or all that share a kv head. */
 static const struct {
     uint32_t heads, kv_heads, head_dim, n_blocks, n_warps;
     pdvm_kv_type type;
 } long_contexts[] = {{3, 3, 40, 4, 2, PDVM_KV_F16},
                      {4, 2, 24, 5, 2, PDVM_KV_F16},
-                     {2, 1, 24, 3, 1, PDVM_KV_INT8},
+                     {4, 1, 12, 3, 2, PDVM_KV_F16},
+                     {3, 1, 24, 3, 1, PDVM_KV_INT8},
                      {2, 2, 128, 7, 3, PDVM_KV_F16}};
 
 static struct gpu_model *long_context(size_t i, bool head_norms) {
@@ -282,7 +283,7 @@ static struct gpu_model *long_context(size_t i, bool head_norms) {
 
 static void long_contexts_are_split_and_joined(void **state) {
     (void)state;
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < 4; i++) {
         struct gpu_model *m = long_context(i, false);
         compare(m, 258, 43, 0, PDVM_MODE_TOKEN, "split");
         compare(m, 8, 4, 0, PDVM_MODE_TOKEN, "split");

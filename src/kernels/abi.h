@@ -203,17 +203,18 @@ struct gpu_plan {
     uint64_t xn;    /**< G: float[hidden_size]: x times the weights of the norm that comes next */
     uint64_t qkv;   /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
     uint64_t attn;  /**< G: float[n_heads * head_dim] */
-    uint64_t attn_part; /**< G: float[n_heads][max_splits][head_dim + 2] */
-    uint64_t attn_done; /**< G: uint32_t[n_kv_heads], GPU_LINE apart, zeroed once */
-    uint64_t hidden;    /**< G: float[intermediate_size] */
-    uint64_t xq;        /**< G: unfused: struct gpu_quantised, then int16_t[hidden_size] */
-    uint64_t xf;        /**< G: unfused: float[hidden_size], normalised x */
-    uint64_t x_in;      /**< G: float[hidden_size]: activations from the host */
-    uint64_t tokens;    /**< G: int32_t[most steps + 1]: given ones, then sampled ones */
-    uint64_t logits;    /**< G: float[max_logits][n_vocab] */
-    uint64_t head_top;  /**< G: struct gpu_top[n_blocks]: each block's best candidates */
-    uint64_t result;    /**< G: struct gpu_result */
-    uint64_t stops;     /**< G: int32_t[GPU_MAX_STOPS] */
+    uint64_t attn_part; /**< G: float[n_heads][max_splits][head_dim], then pairs of floats alike */
+    uint64_t
+        attn_done;   /**< G: uint32_t[n_kv_heads][GPU_LINE / 4], zeroed once: a word a query head */
+    uint64_t hidden; /**< G: float[intermediate_size] */
+    uint64_t xq;     /**< G: unfused: struct gpu_quantised, then int16_t[hidden_size] */
+    uint64_t xf;     /**< G: unfused: float[hidden_size], normalised x */
+    uint64_t x_in;   /**< G: float[hidden_size]: activations from the host */
+    uint64_t tokens; /**< G: int32_t[most steps + 1]: given ones, then sampled ones */
+    uint64_t logits; /**< G: float[max_logits][n_vocab] */
+    uint64_t head_top; /**< G: struct gpu_top[n_blocks]: each block's best candidates */
+    uint64_t result;   /**< G: struct gpu_result */
+    uint64_t stops;    /**< G: int32_t[GPU_MAX_STOPS] */
     uint64_t rope; /**< G: float[head_dim][2]: cos and sin of each pair at the step's position, then
                         those that turn a query back by the positions that were dropped */
     uint64_t times; /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
@@ -357,8 +358,9 @@ struct gpu_launch {
 static inline uint32_t gpu_attn_bytes(const struct gpu_plan *p) {
     uint32_t group = p->n_heads / p->n_kv_heads;
     uint32_t at_once = group < GPU_HEADS_AT_ONCE ? group : GPU_HEADS_AT_ONCE;
-    uint32_t width = (p->head_dim + 7) / 8 * 8, parts = p->n_warps * at_once + group;
-    return 4 * ((2 * group + 2) * width + parts * (width + 2));
+    uint32_t width = (p->head_dim + 7) / 8 * 8, parts = p->n_warps * at_once;
+    if (parts < group) parts = group;
+    return 4 * ((2 * group + 2) * width + (parts + group) * (width + 2));
 }
 
 /**

@@ -2,10 +2,10 @@
  * Phase ATTN: norms of heads, RoPE (Su et al. 2021), the new key and value into the cache, and
  * attention with online softmax (Milakov and Gimelshein 2018).
  *
- * The work is a row of units, kv heads with all their queries, or single query heads where the context
- * is short; each has the rows that are seen of it. Groups take equal pieces of that row, so a unit may
- * be split among groups and a group have the end of one unit and the beginning of the next. The
- * group that has the end of a unit appends the new row, so nobody waits for it.
+ * The work is a row of units, kv heads with all their queries, or single query heads where there is not
+ * much to read; each has the rows that are seen of it. Groups take equal pieces of that row, so a unit
+ * may be split among groups and a group have the end of one unit and the beginning of the next. The group
+ * that has the end of a unit appends the new row, so nobody waits for it.
  */
 #ifndef PDVM_KERNELS_ATTN_H
 #define PDVM_KERNELS_ATTN_H
@@ -13,11 +13,17 @@
 #include "attn_many.h"
 #include "attn_one.h"
 
-/** Contexts of so few rows are not split, and every query head is a unit of its own. */
+/** Contexts of so few rows are not split. */
 #define SHORT_CONTEXT 256u
 
-#define UNIT_COST 64u   /* rows that take as long as what there is to do for each unit */
-#define LEAST_ROWS 128u /* that are worth a group of their own */
+/**
+ * Query heads that share keys and values are units of their own up to so many elements of keys, all
+ * query heads together: the second level cache delivers these sooner than a unit of many is prepared.
+ */
+#define SINGLE_HEADS (4u << 20)
+
+#define UNIT_COST 64u  /* rows that take as long as what there is to do for each unit */
+#define LEAST_ROWS 96u /* that are worth a group of their own */
 
 /** Rows of a group, counting UNIT_COST rows in front of each unit: a unit has `cost` of them. */
 FN uint32_t rows_of_group(const struct Ctx *c, uint32_t units, uint32_t cost, int whole) {
@@ -36,14 +42,15 @@ struct Piece {
 };
 
 /**
- * Takes the group's next piece off its rows, which are `done` up to the last one; 0: there is none.
- * `cached`: rows that are seen of a unit, but the new one. All is worked out anew each time: few values
+ * Takes the group's next piece off its rows, of which the first `done` are behind it; 0: there is none.
+ * `cached`: rows that are seen of a unit of `heads` query heads, but the new one. All is worked out anew each time: few values
  * have to be kept while the group is at work on a piece.
  */
-FN int piece_next(const struct Ctx *c, uint32_t cached, uint32_t *done, struct Piece *piece) {
+FN int piece_next(const struct Ctx *c, uint32_t cached, uint32_t heads, uint32_t *done,
+                  struct Piece *piece) {
     int whole = cached < SHORT_CONTEXT;
-    uint32_t cost = cached + UNIT_COST, heads = whole ? 1 : SH(plan).group;
-    uint32_t units = whole ? SH(plan).n_heads : SH(plan).n_kv_heads;
+    uint32_t cost = cached + UNIT_COST;
+    uint32_t units = heads == 1 ? SH(plan).n_heads : SH(plan).n_kv_heads;
     uint32_t each = rows_of_group(c, units, cost, whole), at = c->block * each + *done;
     uint32_t stop = min_u((c->block + 1) * each, units * cost);
     if (*done >= each || at >= stop) return 0;
@@ -65,9 +72,8 @@ FN int piece_next(const struct Ctx *c, uint32_t cached, uint32_t *done, struct P
     return 1;
 }
 
-FN void attn_phase(const struct Ctx *launch, LOCAL const struct gpu_launch *p, uint32_t walked,
+FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                    LOCAL const struct gpu_phase *ph, struct gpu_part *part) {
-    const struct Ctx here = ctx_here(launch), *c = &here;
     uint32_t seen_end = SH(step).n_visible, group = SH(plan).group;
     uint32_t hidden = ph->window > 0 && seen_end > ph->window ? seen_end - ph->window : 0;
     int one = attends_one(c, p);
@@ -84,9 +90,10 @@ FN void attn_phase(const struct Ctx *launch, LOCAL const struct gpu_launch *p, u
     }
     struct Seen seen = seen_slots(p, &SH(step), ph->window);
     struct Piece piece;
-    uint32_t done = 0;
+    uint32_t done = 0, cached = seen.n + seen.n2 - 1, elements = cached * SH(plan).head_dim;
+    int single = cached < SHORT_CONTEXT || (one && elements <= SINGLE_HEADS / SH(plan).n_heads);
     NO_UNROLL
-    while (piece_next(c, seen.n + seen.n2 - 1, &done, &piece)) {
+    while (piece_next(c, cached, single ? 1 : group, &done, &piece)) {
         if (one && piece.u.n == 1)
             attend_one(c, p, walked, ph, piece.u, hidden + piece.begin,
                        hidden + piece.end + (piece.split + 1 == piece.splits ? 1 : 0), piece.split,

@@ -152,8 +152,9 @@ FN void join_head(const struct Ctx *c, struct Unit u, uint32_t g, const struct P
     if (c->lane == 0)
         G(u32x2, far.sums + 8 * split) = MAKE_X2(float_bits(w.max), float_bits(w.sum));
     lane_sync();
+    uint32_t word = head - u.kv_head * SH(plan).group;
     GLOBAL uint32_t *done =
-        &G(uint32_t, SH(plan).attn_done + GPU_LINE * (uint64_t)u.kv_head + 4 * g);
+        &G(uint32_t, SH(plan).attn_done + GPU_LINE * (uint64_t)u.kv_head + 4 * word);
     if (c->lane == 0) last = grid_add_both(done) + 1 == splits;
     last = lane_get_u(last, 0);
     lane_sync();

@@ -44,21 +44,6 @@ struct Ctx {
 #define L(T, offset) (*(LOCAL T *)(LOCAL_BASE(c) + (offset)))
 
 /**
- * The same for a part of the kernel whose addresses should not be worked out before it is reached:
- * what depends on nothing but the thread is otherwise held in registers along the whole launch.
- */
-FN struct Ctx ctx_here(const struct Ctx *c) {
-    struct Ctx here = *c;
-#if PDVM_LOCAL_ADDRESSES
-    here.l = ptx_once(c->l);
-    here.block = ptx_once(c->block);
-    here.lane = ptx_once(c->lane);
-    here.warp = ptx_once(c->warp);
-#endif
-    return here;
-}
-
-/**
  * A word of an arena on its way to `to` in group memory, without a register to wait for it; see
  * async_wait, which waits for those that the thread asked for. They may come at once.
  */
