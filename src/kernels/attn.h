@@ -72,10 +72,35 @@ FN int piece_next(const struct Ctx *c, uint32_t cached, uint32_t heads, uint32_t
     return 1;
 }
 
+/** The first slot that a phase sees, where attends_one is true. */
+FN uint32_t first_seen(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
+    uint32_t end = SH(step).n_visible, window = ph->window;
+    return window > 0 && end > window ? end - window : 0;
+}
+
+/**
+ * Brings the rows of a group's first head into the second level cache, if the context is short: threads
+ * from `from` on, before the barrier in front of the phase.
+ */
+FN void attn_prefetch(const struct Ctx *c, LOCAL const struct gpu_launch *p,
+                      LOCAL const struct gpu_phase *ph, uint32_t from) {
+    uint32_t begin = first_seen(c, ph), rows = SH(step).n_visible - begin - 1;
+    if (!attends_one(c, p) || rows >= SHORT_CONTEXT || c->block >= SH(plan).n_heads) return;
+    uint64_t first = row_index(c, &p->kv, ph->layer, c->block / SH(plan).group, begin);
+    GLOBAL const uint8_t *k = c->k + p->kv.k + first * p->kv.pitch_k;
+    GLOBAL const uint8_t *v = c->k + p->kv.v + first * p->kv.pitch_v;
+    NO_UNROLL
+    for (uint32_t i = GPU_LINE * (c->thread - from); i < rows * p->kv.pitch_k;
+         i += GPU_LINE * (c->n_threads - from)) {
+        prefetch(k + i);
+        prefetch(v + i); /* f16, as the keys */
+    }
+}
+
 FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
-                   LOCAL const struct gpu_phase *ph, struct gpu_part *part) {
+                   LOCAL const struct gpu_phase *ph, int fill, struct gpu_part *part) {
     uint32_t seen_end = SH(step).n_visible, group = SH(plan).group;
-    uint32_t hidden = ph->window > 0 && seen_end > ph->window ? seen_end - ph->window : 0;
+    uint32_t hidden = first_seen(c, ph);
     int one = attends_one(c, p);
     if (one && seen_end - hidden <= SHORT_CONTEXT) {
         struct Unit u;
@@ -83,11 +108,14 @@ FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32
         NO_UNROLL
         for (u.head = c->block; u.head < SH(plan).n_heads; u.head += c->n_blocks) {
             u.kv_head = group == 1 ? u.head : u.head / group;
-            attend_one(c, p, walked, ph, u, hidden, seen_end, 0, 1, 1, &part->largest);
+            attend_one(c, p, walked, ph, u, hidden, seen_end, 0, 1, 1, fill, &part->largest);
+            fill = 0;
             if (u.head + c->n_blocks < SH(plan).n_heads) sync(); /* the parts have been joined */
         }
+        if (fill) stream_fill_up(c); /* without a head */
         return;
     }
+    if (fill) stream_fill_up(c);
     struct Seen seen = seen_slots(p, &SH(step), ph->window);
     struct Piece piece;
     uint32_t done = 0, cached = seen.n + seen.n2 - 1, elements = cached * SH(plan).head_dim;
@@ -97,7 +125,7 @@ FN void attn_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32
         if (one && piece.u.n == 1)
             attend_one(c, p, walked, ph, piece.u, hidden + piece.begin,
                        hidden + piece.end + (piece.split + 1 == piece.splits ? 1 : 0), piece.split,
-                       piece.splits, 0, &part->largest);
+                       piece.splits, 0, 0, &part->largest);
         else
             attend_many(c, p, walked, ph, &seen, piece.u, piece.begin, piece.end, piece.split,
                         piece.splits, &part->largest);

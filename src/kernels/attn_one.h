@@ -199,11 +199,11 @@ FN void put_part(const struct Ctx *c, const struct Strip *s, int active, const s
  * A query head against the slots [begin, end), of which the last is the new row's in the last split.
  * Warps take equal strips, whole numbers of what they ask for at once. The last of them has the new
  * row, as the second of two that come before its others: lanes of place 0 then prepare the query, the
- * others the key. `whole`: there is one split.
+ * others the key. `whole`: there is one split. `fill`: the ring is filled up behind what is asked for here.
  */
 FN void attend_one(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                    LOCAL const struct gpu_phase *ph, struct Unit u, uint32_t begin, uint32_t end,
-                   uint32_t split, uint32_t splits, const int whole, uint32_t *largest) {
+                   uint32_t split, uint32_t splits, const int whole, int fill, uint32_t *largest) {
     LOCAL const struct gpu_kv *kv = &p->kv;
     const int last = whole || split + 1 == splits, prepared = (p->flags & GPU_PREPARED) != 0;
     const uint32_t n = SH(plan).head_dim;
@@ -225,30 +225,31 @@ FN void attend_one(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32
     s.k = kv->k + base * kv->pitch_k + 2 * s.first;
     s.v = kv->v + base * kv->pitch_v + 2 * s.first;
     u32x4 new_k = MAKE_X4(0, 0, 0, 0), new_v = new_k;
+    struct Rows rows;
+    s.begin = min_u(begin + c->warp * each, end);
+    s.end = min_u(s.begin + each, end);
+    uint32_t at = s.begin - (fresh ? 2 : 0), new_row = fresh ? s.begin - 1 : s.begin;
+    UNROLL
+    for (uint32_t k = 0; k < ROW_SETS; k++) rows.k[k] = rows.v[k] = new_k;
+    /* The query, and the new row. */
+    struct Head h;
+    const uint64_t qkv = SH(plan).qkv;
+    const uint32_t key = SH(plan).n_heads + u.kv_head;
+    u32x4 value[2];
+    value[0] = value[1] = new_k;
+    load_head(c, qkv + 4 * (uint64_t)((makes ? key : u.head) * n), s.first, &h);
+    if (s.begin < s.end) {
+        load_rows(c, &s, s.k, kv->pitch_k, at, rows.k);
+        load_rows(c, &s, s.v, kv->pitch_v, at, rows.v);
+    }
+    if (fresh) {
+        uint64_t from = qkv + 4 * (uint64_t)((key + SH(plan).n_kv_heads) * n + s.first);
+        value[0] = G(u32x4, from);
+        value[1] = G(u32x4, from + 16);
+    }
+    if (fill) stream_fill_up(c);
     if (c->warp < n_parts) {
-        struct Rows rows;
-        s.begin = min_u(begin + c->warp * each, end);
-        s.end = min_u(s.begin + each, end);
-        uint32_t at = s.begin - (fresh ? 2 : 0), new_row = fresh ? s.begin - 1 : s.begin;
         int32_t left = (int32_t)(s.end - at);
-        UNROLL
-        for (uint32_t k = 0; k < ROW_SETS; k++) rows.k[k] = rows.v[k] = new_k;
-        if (s.begin < s.end) {
-            load_rows(c, &s, s.k, kv->pitch_k, at, rows.k);
-            load_rows(c, &s, s.v, kv->pitch_v, at, rows.v);
-        }
-        /* The query, and the new row. */
-        struct Head h;
-        uint64_t qkv = SH(plan).qkv;
-        uint32_t key = SH(plan).n_heads + u.kv_head;
-        u32x4 value[2];
-        value[0] = value[1] = new_k;
-        load_head(c, qkv + 4 * (uint64_t)((makes ? key : u.head) * n), s.first, &h);
-        if (fresh) {
-            uint64_t from = qkv + 4 * (uint64_t)((key + SH(plan).n_kv_heads) * n + s.first);
-            value[0] = G(u32x4, from);
-            value[1] = G(u32x4, from + 16);
-        }
         if (ph->head_norm[0] != GPU_NONE && !prepared) { /* the key has one, too */
             float scale = head_scale(c, qkv + 4 * (uint64_t)(u.head * n));
             if (fresh) {

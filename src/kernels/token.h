@@ -13,6 +13,7 @@ FN void prepare(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t 
     if (c->warp + 1 == c->n_warps)
         stage(c, p, SH(walk)[number % 2].staging, number + STAGED - 1, number + 1);
     if (is_product(record(c, number)->kind)) rows_prepare(c, number);
+    if (record(c, number)->kind == GPU_ATTN) attn_prefetch(c, p, record(c, number), first_aside(c));
 }
 
 /** Group memory, and the first phase's stream under way. */
@@ -102,9 +103,9 @@ FN void run_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_
     } else {
         int open = next && SH(stream)[c->warp].opened != walked + next;
         if (open) stream_look_ahead(c, walked + next);
-        if (!open && next) stream_fill_up(c);
+        if (!open && next && kind != GPU_ATTN) stream_fill_up(c);
         if (kind == GPU_EMBED) embed_phase(c, p, ph, &part);
-        if (kind == GPU_ATTN) attn_phase(c, p, walked, ph, &part);
+        if (kind == GPU_ATTN) attn_phase(c, p, walked, ph, !open && next, &part);
         if (kind == GPU_SAMPLE) sample_phase(c, p);
         async_wait();
         if (open) stream_open(c, walked + next);
