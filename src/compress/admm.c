@@ -242,7 +242,8 @@ static void project_rows(void *arg, int64_t begin, int64_t end, int worker) {
         uint8_t *keep = s->keep + r * s->n;
         struct select_end last = s->end[r];
         if (s->task->scope == PRUNE_ROW)
-            last = select_row(t, s->n, target_of(s, s->n, count_zeros(s->target + r * s->n, s->n)),
+            last = select_row((struct select_values){.d = t}, s->n,
+                              target_of(s, s->n, count_zeros(s->target + r * s->n, s->n)),
                               s->counters + (int64_t)worker * SELECT_COUNTERS);
         s->changed[r] = 0;
         for (int64_t c = 0; c < s->n; c++) {
@@ -255,7 +256,8 @@ static void project_rows(void *arg, int64_t begin, int64_t end, int worker) {
 /* The largest of t become the support; returns how many places are new since the last look. */
 static int64_t project(struct admm *s, int64_t target) {
     if (s->task->scope != PRUNE_ROW)
-        select_matrix(s->t, s->rows, s->n, s->n, target, s->task->threads, s->counters, s->end);
+        select_matrix((struct select_values){.d = s->t}, s->rows, s->n, s->n, target,
+                      s->task->threads, s->counters, s->end);
     pd_threads_for(s->task->threads, s->rows, PIECE / s->n + 1, project_rows, s);
     int64_t changed = 0;
     for (int64_t r = 0; r < s->rows; r++) changed += s->changed[r];

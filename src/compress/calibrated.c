@@ -217,10 +217,7 @@ static pdvm_status solve_and_encode(struct run *r, float *w, const float *before
             pd_log(&r->options->notify, PDVM_LOG_WARN,
                    "%s: the Hessian of its inputs could be factored only with a damping of %.3g",
                    t->tensor.name, result.damping);
-        t->n_zeros = report.n_zeros;
-        t->bytes = report.stored_bytes;
-        report_coding(m->index_coding, m->value_coding, m->codebook_kind, m->group, t->coding,
-                      sizeof t->coding);
+        report_set_encoded(t, m, &report);
     }
     solver_result_free(&result);
     return status;

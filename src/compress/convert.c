@@ -115,11 +115,8 @@ static pdvm_status encode_and_write(struct conversion *c, const float *w,
     struct mdcsr_report report;
     PD_TRY(mdcsr_encode(w, t->tensor.rows, t->tensor.cols, &settings->coding, c->threads, &m,
                         &report, err));
-    t->n_zeros = report.n_zeros;
+    report_set_encoded(t, &m, &report);
     t->rounding_squares = report.error_squares;
-    t->bytes = report.stored_bytes;
-    report_coding(m.index_coding, m.value_coding, m.codebook_kind, m.group, t->coding,
-                  sizeof t->coding);
     /* The file tells the error against the source, not against what pruning left. */
     report.sum_squares = t->sum_squares;
     report.error_squares = t->pruning_squares + t->rounding_squares;
