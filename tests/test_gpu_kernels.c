@@ -337,7 +337,8 @@ static void a_rolling_cache_equals_the_cpu(void **state) {
     struct gpu_model_shape s = small;
     for (uint32_t window = 0; window <= 20; window += 10) {
         s.window = window;
-        struct gpu_model *m = gpu_model_create(&s, PDVM_KV_F32, PDVM_KV_F32, 4);
+        pdvm_kv_type type = window == 10 ? PDVM_KV_F16 : PDVM_KV_F32;
+        struct gpu_model *m = gpu_model_create(&s, type, type, 4);
         gpu_model_pack(m, "cuda", 2, 2, 14);
         compare(m, 34, 1, 14, PDVM_MODE_TOKEN, "rolling");
         gpu_model_free(m);
