@@ -257,6 +257,8 @@ static void the_order_of_threads_changes_nothing(void **state) {
     gpu_model_free(m);
 }
 
+#define LONG_CAPACITY 600 /* slots */
+
 /* Contexts of more than 256 positions are split: single query heads, or all that share a kv head. */
 static const struct {
     uint32_t heads, kv_heads, head_dim, n_blocks, n_warps;
@@ -277,7 +279,7 @@ static struct gpu_model *long_context(size_t i, bool head_norms) {
     s.window = 262; /* of the second layer */
     s.head_norms = head_norms;
     struct gpu_model *m = gpu_model_create(&s, long_contexts[i].type, long_contexts[i].type, i);
-    gpu_model_pack(m, "bulk", long_contexts[i].n_blocks, long_contexts[i].n_warps, 600);
+    gpu_model_pack(m, "bulk", long_contexts[i].n_blocks, long_contexts[i].n_warps, LONG_CAPACITY);
     return m;
 }
 
@@ -285,8 +287,17 @@ static void long_contexts_are_split_and_joined(void **state) {
     (void)state;
     for (size_t i = 0; i < 4; i++) {
         struct gpu_model *m = long_context(i, false);
-        compare(m, 258, 43, 0, PDVM_MODE_TOKEN, "split");
+        uint8_t *k = malloc(m->k_size);
+        /* The context by one group of one warp, which is emulated soonest. */
+        gpu_model_pack(m, "bulk", 1, 1, LONG_CAPACITY);
+        compare(m, 258, 43, 0, PDVM_MODE_TOKEN, "before it is split");
+        memcpy(k, m->k, m->k_size);
+        gpu_model_pack(m, "bulk", long_contexts[i].n_blocks, long_contexts[i].n_warps,
+                       LONG_CAPACITY);
+        memcpy(m->k, k, m->k_size);
+        m->position = 258;
         compare(m, 8, 4, 0, PDVM_MODE_TOKEN, "split");
+        free(k);
         gpu_model_free(m);
     }
 }
@@ -326,7 +337,8 @@ static void a_rolling_cache_equals_the_cpu(void **state) {
     struct gpu_model_shape s = small;
     for (uint32_t window = 0; window <= 20; window += 10) {
         s.window = window;
-        struct gpu_model *m = gpu_model_create(&s, PDVM_KV_F32, PDVM_KV_F32, 4);
+        pdvm_kv_type type = window == 10 ? PDVM_KV_F16 : PDVM_KV_F32;
+        struct gpu_model *m = gpu_model_create(&s, type, type, 4);
         gpu_model_pack(m, "cuda", 2, 2, 14);
         compare(m, 34, 1, 14, PDVM_MODE_TOKEN, "rolling");
         gpu_model_free(m);

@@ -37,7 +37,7 @@ FN int attends_one(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
  * on) or values. What lies outside of the strip is not used.
  */
 FN void load_rows(const struct Ctx *c, const struct Strip *s, uint64_t from, uint32_t pitch,
-                  uint32_t at, u32x4 rows[ROW_SETS]) {
+                  uint32_t at, u32x4 *rows) {
     UNROLL
     for (uint32_t u = 0; u < ROW_SETS; u++) {
         int32_t i = (int32_t)(at + u * s->places + s->place);
@@ -98,7 +98,7 @@ FN void norm_head(const struct Ctx *c, uint64_t norm, float scale, uint32_t firs
     }
 }
 
-FN void spread8(const u32x4 v[2], float out[PER_LANE]) {
+FN void spread8(const u32x4 *v, float out[PER_LANE]) {
     UNROLL
     for (uint32_t k = 0; k < 2; k++) {
         out[4 * k] = bits_float(v[k].x), out[4 * k + 1] = bits_float(v[k].y);

@@ -151,9 +151,9 @@ FN void put_row(const struct Ctx *c, LOCAL const struct gpu_kv *kv, int value, u
         float v = L(float, row + 4 * i);
         if (type == GPU_KV_F32 && store) K(float, to + 4 * i) = v;
         if (type == GPU_KV_F16) {
-            uint32_t half = float_to_f16(v);
-            if (store) K(uint16_t, to + 2 * i) = (uint16_t)half;
-            v = f16_to_float(half);
+            uint32_t bits = float_to_f16(v);
+            if (store) K(uint16_t, to + 2 * i) = (uint16_t)bits;
+            v = f16_to_float(bits);
         }
         if (type == GPU_KV_INT8) {
             int8_t code = inverse > 0.0f ? (int8_t)rint_f(v * inverse) : (int8_t)0;
