@@ -166,13 +166,6 @@ FN void stage(const struct Ctx *c, LOCAL const struct gpu_launch *p, struct Plac
     }
 }
 
-/** Sum and largest over the warps, on every thread of the one that asks. */
-FN void join_warps(const struct Ctx *c, LOCAL const float *f, LOCAL const uint32_t *u, float *sum,
-                   uint32_t *largest) {
-    *sum = lane_sum(c->lane < c->n_warps ? f[c->lane] : 0.0f);
-    *largest = lane_max_u(c->lane < c->n_warps ? u[c->lane] : 0);
-}
-
 /**
  * Sum and largest of the group, on every thread of warp 0. The order of the additions does not
  * depend on timing. Contains a sync, behind which all writes of the group are done.
@@ -185,7 +178,12 @@ FN void group_reduce(const struct Ctx *c, float *sum, uint32_t *largest) {
         SH(warp_u)[c->warp] = u;
     }
     sync();
-    if (c->warp == 0) join_warps(c, SH(warp_f), SH(warp_u), sum, largest);
+    if (c->warp == 0) {
+        f = c->lane < c->n_warps ? SH(warp_f)[c->lane] : 0.0f;
+        u = c->lane < c->n_warps ? SH(warp_u)[c->lane] : 0;
+        *sum = lane_sum(f);
+        *largest = lane_max_u(u);
+    }
 }
 
 /** Point `i` of the current phase in the block's times. */

@@ -7,6 +7,8 @@
 
 #include "group.h"
 
+#define PARTS_AT_ONCE 5 /* that a lane takes: of 132 blocks, one go */
+
 FN struct gpu_part part_start(void) {
     struct gpu_part part;
     part.squares = 0.0f;
@@ -83,8 +85,6 @@ FN void parts_missing(const struct Ctx *c, uint32_t walked, uint32_t block) {
     give_up();
 }
 
-#define PARTS_AT_ONCE 5 /* of 132 blocks: one go */
-
 /** A warp waits for PARTS_AT_ONCE times 32 parts of phase number `walked`, from `base` on. */
 FN void parts_poll(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                    uint32_t base) {
@@ -119,15 +119,13 @@ FN void parts_wait(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32
 }
 #endif
 
-#define JOINED_AT_ONCE 5
-
 /** All parts joined, by every warp for itself: the loads of its vector take longer. */
 FN struct gpu_part parts_join(const struct Ctx *c) {
     struct gpu_part all = part_start();
     NO_UNROLL
-    for (uint32_t base = 0; base < c->n_blocks; base += JOINED_AT_ONCE * GPU_LANES) {
+    for (uint32_t base = 0; base < c->n_blocks; base += PARTS_AT_ONCE * GPU_LANES) {
         UNROLL
-        for (uint32_t k = 0; k < JOINED_AT_ONCE; k++) {
+        for (uint32_t k = 0; k < PARTS_AT_ONCE; k++) {
             uint32_t i = base + k * GPU_LANES + c->lane;
             u32x2 part = MAKE_X2(0, 0);
             if (i < c->n_blocks) part = L(u32x2, SH(at_parts) + 8 * i);

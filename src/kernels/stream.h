@@ -186,36 +186,6 @@ FN uint32_t next_product(const struct Ctx *c, uint32_t walked) {
     return 0;
 }
 
-FN struct Place place_after(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-                            struct Place at) {
-    at.phase++;
-    return place_settle(c, p, at);
-}
-
-/** Sets the walk's entry for phase number `walked`, which is at `at`. One thread only. */
-FN void walk_to(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
-                struct Place at, struct Place staging, uint32_t epoch) {
-    struct Walk w;
-    w.at = at;
-    w.next = place_after(c, p, at);
-    w.staging = staging;
-    w.epoch = epoch;
-    w.product = next_product(c, walked);
-    SH(walk)[walked % 2] = w;
-}
-
-/**
- * The walk's entry for the next phase, by the warp that has least to do at a phase's end and that
- * has waited for what it staged.
- */
-FN void walk_on(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
-    if (c->warp + 1 != c->n_warps) return;
-    lane_sync();
-    if (c->lane == 0)
-        walk_to(c, p, walked + 1, WALK(next), place_after(c, p, WALK(staging)), WALK(epoch) + 1);
-    lane_sync();
-}
-
 /** Asks where the warp's stream of phase `number` lies, long before it is opened: async_wait. */
 FN void stream_look_ahead(const struct Ctx *c, uint32_t number) {
     uint64_t table = record(c, number)->streams;
