@@ -79,14 +79,15 @@ static void test_selection_takes_the_smallest(void **state) {
         random_values(x, rows * stride, i % 3 * 4, &seed);
         plain_select(x, rows, cols, stride, k, taken);
         for (int t = 0; t < 2; t++) {
-            select_matrix(x, rows, cols, stride, k, t ? threads : NULL, counters, ends);
+            select_matrix((struct select_values){.d = x}, rows, cols, stride, k, t ? threads : NULL,
+                          counters, ends);
             for (int64_t j = 0; j < n; j++)
                 assert_int_equal(select_takes(&ends[j / cols], x[j / cols * stride + j % cols]),
                                  taken[j]);
         }
         k = k % (cols + 1);
         plain_select(x, 1, cols, cols, k, taken);
-        struct select_end end = select_row(x, cols, k, counters);
+        struct select_end end = select_row((struct select_values){.d = x}, cols, k, counters);
         for (int64_t j = 0; j < cols; j++) assert_int_equal(select_takes(&end, x[j]), taken[j]);
         free(x);
         free(taken);

@@ -115,11 +115,8 @@ static pdvm_status encode_and_write(struct conversion *c, const float *w,
     struct mdcsr_report report;
     PD_TRY(mdcsr_encode(w, t->tensor.rows, t->tensor.cols, &settings->coding, c->threads, &m,
                         &report, err));
-    t->n_zeros = report.n_zeros;
+    report_set_encoded(t, &m, &report);
     t->rounding_squares = report.error_squares;
-    t->bytes = report.stored_bytes;
-    report_coding(m.index_coding, m.value_coding, m.codebook_kind, m.group, t->coding,
-                  sizeof t->coding);
     /* The file tells the error against the source, not against what pruning left. */
     report.sum_squares = t->sum_squares;
     report.error_squares = t->pruning_squares + t->rounding_squares;
@@ -225,6 +222,12 @@ static pdvm_status check_calibration(const struct conversion *c, pdvm_error *err
         return pd_fail(err, PDVM_ERR_ARGUMENT,
                        "a calibration text was given, but the method %s does without; choose "
                        "another with --method, or add --refine",
+                       c->method->name);
+    if (!c->calibrates && o->text.backend && strcmp(o->text.backend, "auto") != 0 &&
+        strcmp(o->text.backend, "cpu") != 0)
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "--backend is for methods that calibrate, and %s does not: nothing would be "
+                       "left to the GPU",
                        c->method->name);
     if (!c->calibrates && (o->resume || o->layers.rule != LAYER_SPARSITY_UNIFORM))
         return pd_fail(err, PDVM_ERR_ARGUMENT,

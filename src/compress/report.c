@@ -50,14 +50,22 @@ double report_bits(uint64_t bytes, int64_t n_weights) {
     return n_weights > 0 ? 8.0 * (double)bytes / (double)n_weights : 0;
 }
 
-void report_coding(enum mdcsr_index index, enum mdcsr_values values, enum mdcsr_codebook codebook,
-                   uint32_t group, char *out, size_t size) {
+void report_set_coding(struct report_tensor *t, enum mdcsr_index index, enum mdcsr_values values,
+                       enum mdcsr_codebook codebook, uint32_t group) {
     char detail[32] = "";
     if (mdcsr_codebook_size(values))
         snprintf(detail, sizeof detail, " %s", mdcsr_codebook_name(codebook));
     size_t n = strlen(detail);
     if (group) snprintf(detail + n, sizeof detail - n, "/%u", (unsigned)group);
-    snprintf(out, size, "%s %s%s", mdcsr_index_name(index), mdcsr_values_name(values), detail);
+    snprintf(t->coding, sizeof t->coding, "%s %s%s", mdcsr_index_name(index),
+             mdcsr_values_name(values), detail);
+}
+
+void report_set_encoded(struct report_tensor *t, const struct mdcsr *m,
+                        const struct mdcsr_report *encoded) {
+    t->n_zeros = encoded->n_zeros;
+    t->bytes = encoded->stored_bytes;
+    report_set_coding(t, m->index_coding, m->value_coding, m->codebook_kind, m->group);
 }
 
 /* ---- sums ------------------------------------------------------------------------------ */
@@ -207,8 +215,7 @@ static pdvm_status matrix_from_container(const struct container *c, const char *
         return pd_fail(err, PDVM_ERR_FORMAT, "%s: matrix \"%s\" is missing", path, t->tensor.name);
     t->n_zeros = m->n_zeros;
     t->bytes = m->stored_bytes;
-    report_coding(m->index_coding, m->value_coding, m->codebook_kind, m->group, t->coding,
-                  sizeof t->coding);
+    report_set_coding(t, m->index_coding, m->value_coding, m->codebook_kind, m->group);
     return metadata ? read_metadata(path, metadata, t, err) : PDVM_OK;
 }
 

@@ -80,9 +80,13 @@ void report_sum(const struct report *r, enum report_line line, struct report_sum
 /** Bits stored per weight; 0 for no weights. */
 double report_bits(uint64_t bytes, int64_t n_weights);
 
-/** Writes "bitmap int8", "dense lut4 learned/64" for a coding. */
-void report_coding(enum mdcsr_index index, enum mdcsr_values values, enum mdcsr_codebook codebook,
-                   uint32_t group, char *out, size_t size);
+/** Sets t's coding, "bitmap int8" or "dense lut4 learned/64". */
+void report_set_coding(struct report_tensor *t, enum mdcsr_index index, enum mdcsr_values values,
+                       enum mdcsr_codebook codebook, uint32_t group);
+
+/** Sets what t's encoded matrix says of itself: coding, zeros and bytes. */
+void report_set_encoded(struct report_tensor *t, const struct mdcsr *m,
+                        const struct mdcsr_report *encoded);
 
 /**
  * The report as JSON: "total", "roles" (an object by line) and "tensors" (an array). New

@@ -20,10 +20,8 @@ static pdvm_status forecast(const float *w, struct pd_threads *threads, struct r
     if (!info->is_matrix) return PDVM_OK;
     struct mdcsr_options options = encoding_default(info->role, MDCSR_INT8);
     PD_TRY(mdcsr_encode(w, info->rows, info->cols, &options, threads, &m, &report, err));
+    report_set_encoded(t, &m, &report);
     t->rounding_squares = report.error_squares;
-    t->bytes = report.stored_bytes;
-    report_coding(m.index_coding, m.value_coding, m.codebook_kind, m.group, t->coding,
-                  sizeof t->coding);
     mdcsr_free(&m);
     return PDVM_OK;
 }

@@ -18,10 +18,19 @@ struct search {
     int64_t same;    /* how many there are */
 };
 
-static void add_digits(const struct search *s, const double *x, int64_t n, int64_t *counters) {
+static inline uint64_t key_at(struct select_values x, int64_t i) {
+    return select_key(x.f ? (double)x.f[i] : x.d[i]);
+}
+
+static struct select_values values_from(struct select_values x, int64_t i) {
+    return x.f ? (struct select_values){.f = x.f + i} : (struct select_values){.d = x.d + i};
+}
+
+static void add_digits(const struct search *s, struct select_values x, int64_t n,
+                       int64_t *counters) {
     uint64_t mask = ((uint64_t)1 << s->bits) - 1;
     for (int64_t i = 0; i < n; i++) {
-        uint64_t key = select_key(x[i]) >> s->shift;
+        uint64_t key = key_at(x, i) >> s->shift;
         if (key >> s->bits == s->prefix) counters[key & mask]++;
     }
 }
@@ -33,7 +42,7 @@ static void take_digit(struct search *s, const int64_t *counters) {
     s->same = counters[digit];
 }
 
-struct select_end select_row(const double *x, int64_t n, int64_t k, int64_t *counters) {
+struct select_end select_row(struct select_values x, int64_t n, int64_t k, int64_t *counters) {
     struct search s = {.shift = 63, .rest = k, .same = n};
     if (k <= 0) return (struct select_end){0};
     for (int d = 0; d < N_DIGITS; d++) {
@@ -49,7 +58,7 @@ struct select_end select_row(const double *x, int64_t n, int64_t k, int64_t *cou
 }
 
 struct matrix {
-    const double *x;
+    struct select_values x;
     int64_t cols, stride;
     int64_t *counters;
     struct select_end *ends;
@@ -59,7 +68,7 @@ struct matrix {
 static void count_rows(void *arg, int64_t begin, int64_t end, int worker) {
     const struct matrix *m = arg;
     for (int64_t r = begin; r < end; r++)
-        add_digits(&m->search, m->x + r * m->stride, m->cols,
+        add_digits(&m->search, values_from(m->x, r * m->stride), m->cols,
                    m->counters + (int64_t)worker * SELECT_COUNTERS);
 }
 
@@ -69,11 +78,11 @@ static void count_ties(void *arg, int64_t begin, int64_t end, int worker) {
     for (int64_t r = begin; r < end; r++) {
         m->ends[r] = (struct select_end){.limit = m->search.prefix};
         for (int64_t c = 0; c < m->cols; c++)
-            m->ends[r].ties += select_key(m->x[r * m->stride + c]) == m->search.prefix;
+            m->ends[r].ties += key_at(m->x, r * m->stride + c) == m->search.prefix;
     }
 }
 
-void select_matrix(const double *x, int64_t rows, int64_t cols, int64_t stride, int64_t k,
+void select_matrix(struct select_values x, int64_t rows, int64_t cols, int64_t stride, int64_t k,
                    struct pd_threads *threads, int64_t *counters, struct select_end *ends) {
     struct matrix m = {.x = x, .cols = cols, .stride = stride, .counters = counters, .ends = ends};
     m.search = (struct search){.shift = 63, .rest = k, .same = rows * cols};

@@ -20,6 +20,12 @@ struct select_end {
     int64_t ties;
 };
 
+/** What is chosen from: one of the two is set. */
+struct select_values {
+    const double *d;
+    const float *f;
+};
+
 /** Magnitudes as whole numbers of the same order. */
 static inline uint64_t select_key(double x) {
     uint64_t bits;
@@ -37,14 +43,14 @@ static inline bool select_takes(struct select_end *end, double x) {
  * Finds the k smallest magnitudes of x[n], 0 <= k <= n. `counters` is scratch, [SELECT_COUNTERS].
  * No x may be NaN.
  */
-struct select_end select_row(const double *x, int64_t n, int64_t k, int64_t *counters);
+struct select_end select_row(struct select_values x, int64_t n, int64_t k, int64_t *counters);
 
 /**
  * The same over a row-major matrix x[rows, cols], `stride` elements from row to row; ends[rows]
  * tells each row's part. Ties go by row, then column. `counters` is scratch,
  * [workers of threads, SELECT_COUNTERS]. Call it outside of runs.
  */
-void select_matrix(const double *x, int64_t rows, int64_t cols, int64_t stride, int64_t k,
+void select_matrix(struct select_values x, int64_t rows, int64_t cols, int64_t stride, int64_t k,
                    struct pd_threads *threads, int64_t *counters, struct select_end *ends);
 
 #endif

@@ -81,7 +81,7 @@ static void score_rows(void *arg, int64_t begin, int64_t end, int worker) {
             score[j] = source_zero(s, r, k) || is_dead(s, k) ? 0 : t * t;
         }
         if (s->task->scope == PRUNE_ROW)
-            s->end[r] = select_row(score, s->size, s->row_target,
+            s->end[r] = select_row((struct select_values){.d = score}, s->size, s->row_target,
                                    s->counters + (int64_t)worker * SELECT_COUNTERS);
     }
 }
@@ -158,8 +158,8 @@ static pdvm_status solve_blocks(struct sparsegpt *s, double progress_begin, doub
         s->row_target = target;
         pd_threads_for(threads, s->rows, PIECE / s->size + 1, score_rows, s);
         if (s->task->scope != PRUNE_ROW)
-            select_matrix(s->score, s->rows, s->size, s->block, target, threads, s->counters,
-                          s->end);
+            select_matrix((struct select_values){.d = s->score}, s->rows, s->size, s->block, target,
+                          threads, s->counters, s->end);
         pd_threads_for(threads, (s->rows + ROWS - 1) / ROWS, 1, solve_pieces, s);
         double done = (double)(s->begin + s->size) / (double)s->cols;
         PD_TRY(pd_progress(s->task->notify, "solving",

@@ -133,6 +133,11 @@ pdvm_status baseline_measure(const struct baseline *b, pdvm_model *model,
     return baseline_compare(b, model, b->logits, notify, out, err);
 }
 
+pdvm_status baseline_speed(const struct baseline *b, pdvm_model *model, size_t n,
+                           struct speed_result *out, pdvm_error *err) {
+    return speed_measure(model, b->tokens.ids, n < b->tokens.n ? n : b->tokens.n, out, err);
+}
+
 void baseline_close(struct baseline *b) {
     logits_file_close(b->logits);
     pdvm_model_close(b->model);

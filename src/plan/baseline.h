@@ -7,6 +7,7 @@
 
 #include "engine/engine.h"
 #include "eval/evaluation.h"
+#include "eval/speed.h"
 
 /** Which part of a text is used, and how. */
 struct baseline_options {
@@ -65,6 +66,10 @@ pdvm_status baseline_predict(const struct baseline *b, pdvm_model *model, const 
 pdvm_status baseline_compare(const struct baseline *b, pdvm_model *model,
                              const struct logits_file *predictions, const struct pd_notify *notify,
                              struct evaluation_result *out, pdvm_error *err);
+
+/** Times a model decoding the text's first n tokens, or all where it has fewer; see speed_measure. */
+pdvm_status baseline_speed(const struct baseline *b, pdvm_model *model, size_t n,
+                           struct speed_result *out, pdvm_error *err);
 
 /** Releases everything and removes the temporary directory with all files in it. */
 void baseline_close(struct baseline *b);

@@ -32,13 +32,11 @@ static pdvm_status measure_item(struct planning *p, struct plan_item *item, cons
                                 const struct pd_notify *notify, pdvm_error *err) {
     pdvm_model *model;
     struct evaluation_result e;
-    size_t n = p->options->speed_tokens;
-    if (n > p->baseline.tokens.n) n = p->baseline.tokens.n;
     PD_TRY(baseline_open_model(&p->baseline, path, &model, err));
     item->token_bytes = model->info.token_bytes;
     pdvm_status status = baseline_measure(&p->baseline, model, notify, &e, err);
     if (status == PDVM_OK)
-        status = speed_measure(model, p->baseline.tokens.ids, n, &item->speed, err);
+        status = baseline_speed(&p->baseline, model, p->options->speed_tokens, &item->speed, err);
     pdvm_model_close(model);
     PD_TRY(status);
     item->kl = e.divergence.kl.value;

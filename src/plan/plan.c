@@ -68,10 +68,8 @@ static pdvm_status measure_applied(struct planning *p, pdvm_model *model, pdvm_e
     struct evaluation_result e;
     struct speed_result speed;
     struct pd_notify notify = planning_notify(p, "verifying");
-    size_t n = p->options->speed_tokens;
-    if (n > p->baseline.tokens.n) n = p->baseline.tokens.n;
     PD_TRY(baseline_measure(&p->baseline, model, &notify, &e, err));
-    PD_TRY(speed_measure(model, p->baseline.tokens.ids, n, &speed, err));
+    PD_TRY(baseline_speed(&p->baseline, model, p->options->speed_tokens, &speed, err));
     a->kl = e.divergence.kl.value;
     a->perplexity = e.perplexity.perplexity;
     a->perplexity_ratio = e.divergence.perplexity_ratio.value;

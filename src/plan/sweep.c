@@ -4,7 +4,6 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/time.h"
-#include "eval/speed.h"
 #include "plan/results_file.h"
 
 #include <inttypes.h>
@@ -80,11 +79,9 @@ static pdvm_status convert_cell(struct sweep *s, struct sweep_row *row, pdvm_err
 static pdvm_status measure_speed(const struct sweep *s, pdvm_model *model, double *out,
                                  pdvm_error *err) {
     struct speed_result speed;
-    size_t n = s->options->speed_tokens;
-    if (n > s->baseline.tokens.n) n = s->baseline.tokens.n;
     *out = NAN;
-    if (n == 0) return PDVM_OK;
-    PD_TRY(speed_measure(model, s->baseline.tokens.ids, n, &speed, err));
+    if (s->options->speed_tokens == 0) return PDVM_OK;
+    PD_TRY(baseline_speed(&s->baseline, model, s->options->speed_tokens, &speed, err));
     *out = speed.token > 0 ? 1 / speed.token : NAN;
     return PDVM_OK;
 }
