@@ -42,9 +42,9 @@ struct Piece {
 };
 
 /**
- * Takes the group's next piece off its rows, of which the first `done` are behind it; 0: there is none.
- * `cached`: rows that are seen of a unit of `heads` query heads, but the new one. All is worked out anew each time: few values
- * have to be kept while the group is at work on a piece.
+ * Takes the group's next piece off its rows, of which the first `done` are behind it; 0: there is
+ * none. `cached`: rows that are seen of a unit of `heads` query heads, but the new one. All is worked out
+ * anew each time: few values have to be kept while the group is at work on a piece.
  */
 FN int piece_next(const struct Ctx *c, uint32_t cached, uint32_t heads, uint32_t *done,
                   struct Piece *piece) {

@@ -108,7 +108,7 @@ FN u32x4 add_parts(const struct Ctx *c, const struct Parts *p, float weight, uin
     return MAKE_X4(float_bits(x), float_bits(y), float_bits(z), float_bits(t));
 }
 
-/** The joined parts become the result of `head`; `largest`: the bits of the largest |v| that the thread wrote. */
+/** The joined parts become the result of `head`; `largest`: bits of the largest |v| of the thread. */
 FN void put_head(const struct Ctx *c, uint32_t head, const struct Parts *p, const int far,
                  uint32_t *largest) {
     uint32_t n = SH(plan).head_dim;
@@ -133,7 +133,7 @@ FN void put_head(const struct Ctx *c, uint32_t head, const struct Parts *p, cons
     }
 }
 
-/** A warp joins the near parts of head g of a unit; the last of `splits` groups joins what comes of it. */
+/** A warp joins head g's near parts; in the last of `splits` groups to come, also what all made of it. */
 FN void join_head(const struct Ctx *c, struct Unit u, uint32_t g, const struct Parts *near,
                   uint32_t split, uint32_t splits, uint32_t *largest) {
     uint32_t n = SH(plan).head_dim, head = u.head + g, last = 0;

@@ -199,7 +199,7 @@ FN void put_part(const struct Ctx *c, const struct Strip *s, int active, const s
  * A query head against the slots [begin, end), of which the last is the new row's in the last split.
  * Warps take equal strips, whole numbers of what they ask for at once. The last of them has the new
  * row, as the second of two that come before its others: lanes of place 0 then prepare the query, the
- * others the key. `whole`: there is one split. `fill`: the ring is filled up behind what is asked for here.
+ * others the key. `whole`: there is one split. `fill`: the ring is filled up behind what is loaded.
  */
 FN void attend_one(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                    LOCAL const struct gpu_phase *ph, struct Unit u, uint32_t begin, uint32_t end,
