@@ -6,6 +6,8 @@
  */
 #define N_DIGITS 6
 static const int digit_bits[N_DIGITS] = {11, 11, 11, 11, 10, 9};
+/* A float's digits after these are 0: its double has 11 bits of exponent and 23 of fraction. */
+#define N_FLOAT_DIGITS 4
 
 /* Elements per piece of a parallel loop. */
 #define PIECE ((int64_t)1 << 15)
@@ -20,6 +22,10 @@ struct search {
 
 static inline uint64_t key_at(struct select_values x, int64_t i) {
     return select_key(x.f ? (double)x.f[i] : x.d[i]);
+}
+
+static int count_of_digits(struct select_values x) {
+    return x.f ? N_FLOAT_DIGITS : N_DIGITS;
 }
 
 static struct select_values values_from(struct select_values x, int64_t i) {
@@ -45,7 +51,7 @@ static void take_digit(struct search *s, const int64_t *counters) {
 struct select_end select_row(struct select_values x, int64_t n, int64_t k, int64_t *counters) {
     struct search s = {.shift = 63, .rest = k, .same = n};
     if (k <= 0) return (struct select_end){0};
-    for (int d = 0; d < N_DIGITS; d++) {
+    for (int d = 0; d < count_of_digits(x); d++) {
         s.bits = digit_bits[d];
         s.shift -= s.bits;
         memset(counters, 0, SELECT_COUNTERS * sizeof *counters);
@@ -54,7 +60,7 @@ struct select_end select_row(struct select_values x, int64_t n, int64_t k, int64
         /* All keys with these digits are wanted: the next larger digits are the limit. */
         if (s.rest == s.same) return (struct select_end){.limit = (s.prefix + 1) << s.shift};
     }
-    return (struct select_end){.limit = s.prefix, .ties = s.rest};
+    return (struct select_end){.limit = s.prefix << s.shift, .ties = s.rest};
 }
 
 struct matrix {
@@ -76,9 +82,9 @@ static void count_ties(void *arg, int64_t begin, int64_t end, int worker) {
     const struct matrix *m = arg;
     (void)worker;
     for (int64_t r = begin; r < end; r++) {
-        m->ends[r] = (struct select_end){.limit = m->search.prefix};
+        m->ends[r] = (struct select_end){.limit = m->search.prefix << m->search.shift};
         for (int64_t c = 0; c < m->cols; c++)
-            m->ends[r].ties += key_at(m->x, r * m->stride + c) == m->search.prefix;
+            m->ends[r].ties += key_at(m->x, r * m->stride + c) == m->ends[r].limit;
     }
 }
 
@@ -88,8 +94,8 @@ void select_matrix(struct select_values x, int64_t rows, int64_t cols, int64_t s
     m.search = (struct search){.shift = 63, .rest = k, .same = rows * cols};
     int64_t n_counters = (int64_t)pd_threads_count(threads) * SELECT_COUNTERS;
     uint64_t limit = 0;
-    int d = k > 0 ? 0 : N_DIGITS + 1;
-    for (; d < N_DIGITS; d++) {
+    int n_digits = count_of_digits(x), d = k > 0 ? 0 : n_digits + 1;
+    for (; d < n_digits; d++) {
         m.search.bits = digit_bits[d];
         m.search.shift -= m.search.bits;
         memset(counters, 0, (size_t)n_counters * sizeof *counters);
@@ -102,7 +108,7 @@ void select_matrix(struct select_values x, int64_t rows, int64_t cols, int64_t s
             break;
         }
     }
-    if (d != N_DIGITS) {
+    if (d != n_digits) {
         for (int64_t r = 0; r < rows; r++) ends[r] = (struct select_end){.limit = limit};
         return;
     }
