@@ -36,7 +36,7 @@ _pdvm_flags() {
         ;;
     convert)
         flags+=" -o --output --method --sparsity --scope --calib --calib-tokens --calib-seq
-            --layer-sparsity --damping --act-order --refine --resume --values --codebook --group --index
+            --backend --layer-sparsity --damping --act-order --refine --resume --values --codebook --group --index
             --embed --layers --layers-file -t --threads --json -q --quiet"
         ;;
     inspect) flags+=" --check --json --ascii -t --threads -q --quiet" ;;
@@ -54,12 +54,12 @@ _pdvm_flags() {
         flags+=" --budget --speed --max-loss --calib -f --text --windows -c --ctx-size --calib-tokens
             --calib-seq --method --sparsity --values --group --embed --quick --layers-per-group
             --front --speed-tokens --apply --settings --svg -o --output --json -q --quiet
-            -v --verbose -t --threads --kernels"
+            -v --verbose -t --threads --kernels --backend"
         ;;
     sweep)
         flags+=" --methods --sparsity --values --group --embed -f --text --calib --calib-tokens
             --calib-seq --protocol -c --ctx-size --max-tokens --speed-tokens --results -o --output
-            --json -q --quiet -v --verbose -t --threads --kernels"
+            --json -q --quiet -v --verbose -t --threads --kernels --backend"
         ;;
     bench)
         flags+=" -m --model --shape --sparsity --values --codebook --group -p --n-prompt -n --n-gen -d --n-depth

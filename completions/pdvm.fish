@@ -70,6 +70,7 @@ complete -c pdvm -n '__fish_seen_subcommand_from convert' -l scope -x -a 'row ma
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l calib -r -d 'Text to calibrate on'
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l calib-tokens -x -d 'Tokens to calibrate on'
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l calib-seq -x -d 'Tokens of a window'
+complete -c pdvm -n '__fish_seen_subcommand_from convert plan sweep' -l backend -x -a 'auto cpu cuda' -d 'Where to calibrate'
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l layer-sparsity -x -a 'uniform owl damage' -d 'How layers share it'
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l damping -x -d 'Share of the mean diagonal'
 complete -c pdvm -n '__fish_seen_subcommand_from convert' -l act-order -d 'Strongest inputs first'

@@ -6,7 +6,6 @@
 #include "support/solver_layer.h"
 #include "support/support.h"
 
-#include "base/random.h"
 #include "compress/calibrate.h"
 #include "compress/convert.h"
 #include "model/encoding.h"
@@ -16,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SEQ 40
+#define SEQ 150
 
 static struct model_source *open_source(const char *path) {
     struct model_source *s;
@@ -40,26 +39,13 @@ static void free_layer(struct layer_weights *w) {
     for (int role = 0; role < TENSOR_N_ROLES; role++) free(w->t[role]);
 }
 
-/* A text of a thousand words from a small list. */
-static char *write_words(const char *dir) {
-    static const char *const words[] = {"the ",    "fox ",  "house ",   "ran. ", "A ",
-                                        "little ", "girl ", "said ",    "who ",  "why? ",
-                                        "tree\n",  "on ",   "mountain "};
-    char text[12000];
-    size_t n = 0;
-    uint64_t seed = 5;
-    while (n < sizeof text - 16)
-        n += (size_t)snprintf(text + n, sizeof text - n, "%s", words[pd_random(&seed) % 13]);
-    return support_write_text(dir, "words.txt", text);
-}
-
 static void open_calibration(struct model_source *s, const char *dir, struct pd_threads *threads,
                              struct calibration *c) {
-    char *path = write_words(dir);
+    char *path = support_write_words(dir, 12000);
     struct calibration_options o = {.path = path, .n_tokens = 6 * SEQ, .seq = SEQ};
     struct pd_notify notify = {0};
     pdvm_error err = {0};
-    assert_ok(calibration_open(s, &o, threads, &notify, path, c, &err), &err);
+    assert_ok(calibration_open(s, &o, true, threads, &notify, path, c, &err), &err);
     assert_int_equal(c->n_windows, 6);
     free(path);
 }
@@ -250,7 +236,7 @@ static void infinite_activations_name_their_place(void **state) {
 static void texts_that_cannot_calibrate_are_refused(void **state) {
     char *model = support_golden_path("tiny-gqa"), *few = support_path(*state, "few.txt");
     struct model_source *s = open_source(model);
-    char *words = write_words(*state);
+    char *words = support_write_words(*state, 12000);
     struct pd_notify notify = {0};
     struct calibration c;
     char text[4096];
@@ -260,26 +246,26 @@ static void texts_that_cannot_calibrate_are_refused(void **state) {
     text[sizeof text - 1] = 0;
     free(support_write_text(*state, "few.txt", text));
     struct calibration_options o = {.path = few, .n_tokens = 128, .seq = 64};
-    assert_error(calibration_open(s, &o, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT, &err,
-                 "different tokens");
+    assert_error(calibration_open(s, &o, true, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT,
+                 &err, "different tokens");
     free(support_write_text(*state, "few.txt", "Once upon a time."));
-    assert_error(calibration_open(s, &o, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT, &err,
-                 "fewer than one window of 64");
+    assert_error(calibration_open(s, &o, true, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT,
+                 &err, "fewer than one window of 64");
     free(support_write_text(*state, "few.txt", ""));
-    assert_error(calibration_open(s, &o, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT, &err,
-                 "fewer than one window of 64");
+    assert_error(calibration_open(s, &o, true, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT,
+                 &err, "fewer than one window of 64");
     free(support_write_text(*state, "few.txt", "caf\xe9"));
-    assert_error(calibration_open(s, &o, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT, &err,
-                 "few.txt");
+    assert_error(calibration_open(s, &o, true, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT,
+                 &err, "few.txt");
     o.path = words;
     o.n_tokens = 63;
-    assert_error(calibration_open(s, &o, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT, &err,
-                 "63 calibration tokens are less than one window of 64");
+    assert_error(calibration_open(s, &o, true, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT,
+                 &err, "63 calibration tokens are less than one window of 64");
     o.seq = 257;
-    assert_error(calibration_open(s, &o, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT, &err,
-                 "the model's context is 256");
+    assert_error(calibration_open(s, &o, true, NULL, &notify, few, &c, &err), PDVM_ERR_ARGUMENT,
+                 &err, "the model's context is 256");
     o = (struct calibration_options){.path = "no-such.txt"};
-    assert_error(calibration_open(s, &o, NULL, &notify, few, &c, &err), PDVM_ERR_IO, &err,
+    assert_error(calibration_open(s, &o, true, NULL, &notify, few, &c, &err), PDVM_ERR_IO, &err,
                  "no-such.txt");
     source_close(s);
     free(model);
@@ -289,16 +275,16 @@ static void texts_that_cannot_calibrate_are_refused(void **state) {
 
 // Windows cover the text from its beginning to its end, without overlap.
 static void windows_are_spread_over_the_text(void **state) {
-    char *path = support_golden_path("tiny-gqa"), *words = write_words(*state);
+    char *path = support_golden_path("tiny-gqa"), *words = support_write_words(*state, 12000);
     struct model_source *s = open_source(path);
     struct pd_notify notify = {0};
     struct calibration few, all;
     pdvm_error err = {0};
     solver_layer_blas();
     struct calibration_options o = {.path = words, .n_tokens = 1 << 20, .seq = 16};
-    assert_ok(calibration_open(s, &o, NULL, &notify, words, &all, &err), &err);
+    assert_ok(calibration_open(s, &o, true, NULL, &notify, words, &all, &err), &err);
     o.n_tokens = 5 * 16 + 3;
-    assert_ok(calibration_open(s, &o, NULL, &notify, words, &few, &err), &err);
+    assert_ok(calibration_open(s, &o, true, NULL, &notify, words, &few, &err), &err);
     assert_int_equal(few.n_windows, 5);
     assert_true(all.n_windows > 50);
     assert_memory_equal(few.ids, all.ids, 16 * sizeof *few.ids);

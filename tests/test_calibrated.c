@@ -5,7 +5,6 @@
 #include "support/solver_layer.h"
 #include "support/support.h"
 
-#include "base/random.h"
 #include "compress/blas.h"
 #include "compress/convert.h"
 #include "io/safetensors.h"
@@ -17,18 +16,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-static char *write_words(const char *dir) {
-    static const char *const words[] = {"the ",    "fox ",  "house ",   "ran. ", "A ",
-                                        "little ", "girl ", "said ",    "who ",  "why? ",
-                                        "tree\n",  "on ",   "mountain "};
-    char text[8000];
-    size_t n = 0;
-    uint64_t seed = 5;
-    while (n < sizeof text - 16)
-        n += (size_t)snprintf(text + n, sizeof text - n, "%s", words[pd_random(&seed) % 13]);
-    return support_write_text(dir, "words.txt", text);
-}
 
 /* Options for a small calibration on `text`. */
 static struct convert_options calibrated(const char *method, double sparsity, const char *text) {
@@ -62,7 +49,7 @@ static const char *const methods[] = {"wanda", "sparsegpt", "admm"};
 #define N_METHODS (sizeof methods / sizeof *methods)
 
 static void the_file_does_not_depend_on_the_number_of_threads(void **state) {
-    char *source = support_golden_path("tiny-odd"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-odd"), *text = support_write_words(*state, 8000);
     char *one = support_path(*state, "one.pdvm"), *four = support_path(*state, "four.pdvm");
     solver_layer_blas();
     for (size_t i = 0; i < N_METHODS; i++) {
@@ -95,7 +82,7 @@ static int64_t zeros_of_row(const struct mdcsr *m, int64_t r, float *row) {
 
 /* Every row of every pruned matrix has exactly the target's zeros, floats being exact. */
 static void rows_reach_their_exact_share(void **state) {
-    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-gqa"), *text = support_write_words(*state, 8000);
     char *file = support_path(*state, "rows.pdvm");
     struct container *c;
     pdvm_error err = {0};
@@ -128,7 +115,7 @@ static void rows_reach_their_exact_share(void **state) {
 }
 
 static void layers_that_differ_reach_the_target_together(void **state) {
-    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-gqa"), *text = support_write_words(*state, 8000);
     char *file = support_path(*state, "owl.pdvm");
     solver_layer_blas();
     for (int rule = LAYER_SPARSITY_OWL; rule < LAYER_SPARSITY_N_RULES; rule++) {
@@ -174,7 +161,7 @@ static double mean_output_error(const char *source, const char *file,
 }
 
 static void better_methods_lose_less_of_the_outputs(void **state) {
-    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-gqa"), *text = support_write_words(*state, 8000);
     char *file = support_path(*state, "m.pdvm");
     solver_layer_blas();
     struct convert_options o = calibrated("magnitude", 0.6, text);
@@ -211,7 +198,7 @@ static bool stop_when_there(void *user, const char *stage, double fraction) {
 }
 
 static void an_interrupted_run_goes_on_to_the_same_bytes(void **state) {
-    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-gqa"), *text = support_write_words(*state, 8000);
     char *whole = support_path(*state, "whole.pdvm"), *parts = support_path(*state, "parts.pdvm");
     char *work = support_path(*state, "parts.pdvm.work");
     char *layer = support_path(work, "layer-0001.pdvm");
@@ -260,7 +247,7 @@ static void an_interrupted_run_goes_on_to_the_same_bytes(void **state) {
 }
 
 static void without_resume_the_work_begins_anew(void **state) {
-    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-gqa"), *text = support_write_words(*state, 8000);
     char *file = support_path(*state, "a.pdvm"), *work = support_path(*state, "a.pdvm.work");
     char *layer = support_path(work, "layer-0000.pdvm");
     struct stop stop = {layer};
@@ -308,7 +295,7 @@ static void assert_refused(const char *source, const char *dir, const struct con
 }
 
 static void requests_that_make_no_sense_are_refused(void **state) {
-    char *source = support_golden_path("tiny-gqa"), *text = write_words(*state);
+    char *source = support_golden_path("tiny-gqa"), *text = support_write_words(*state, 8000);
     solver_layer_blas();
     struct convert_options o = calibrated("wanda", 0.5, NULL);
     o.calibration.text = (struct calibration_options){0};
@@ -360,7 +347,7 @@ static char *write_damaged(const char *dir, const char *tensor, int64_t at) {
 }
 
 static void weights_that_are_not_finite_are_named(void **state) {
-    char *text = write_words(*state);
+    char *text = support_write_words(*state, 8000);
     char *dir = write_damaged(*state, "model.layers.1.mlp.up_proj.weight", 3 * 64 + 9);
     solver_layer_blas();
     struct convert_options o = calibrated("wanda", 0.5, text);

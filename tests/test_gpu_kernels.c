@@ -2,6 +2,7 @@
 // grids and thread orders.
 // ctest: labels=threads timeout=400
 
+#include "base/half.h"
 #include "base/random.h"
 #include "emulator/gpu_model.h"
 #include "support/support.h"
@@ -178,10 +179,12 @@ static void odd_shapes_equal_the_cpu(void **state) {
         s.biases = i % 2;
         s.head_norms = i % 2 == 0;
         snprintf(what, sizeof what, "shape %zu", i);
-        struct gpu_model *m = gpu_model_create(&s, PDVM_KV_F32, PDVM_KV_F16, i);
-        gpu_model_pack(m, "bulk", 3, 2, 8);
-        compare(m, 3, 1, 0, PDVM_MODE_TOKEN, what);
-        gpu_model_free(m);
+        for (int type = PDVM_KV_F32; type <= PDVM_KV_F16; type++) {
+            struct gpu_model *m = gpu_model_create(&s, (pdvm_kv_type)type, PDVM_KV_F16, i);
+            gpu_model_pack(m, "bulk", 3, 2, 8);
+            compare(m, 3, 1, 0, PDVM_MODE_TOKEN, what);
+            gpu_model_free(m);
+        }
     }
 }
 
@@ -254,14 +257,79 @@ static void the_order_of_threads_changes_nothing(void **state) {
     gpu_model_free(m);
 }
 
+#define LONG_CAPACITY 600 /* slots */
+
+/* Contexts of more than 256 positions are split: single query heads, or all that share a kv head. */
+static const struct {
+    uint32_t heads, kv_heads, head_dim, n_blocks, n_warps;
+    pdvm_kv_type type;
+} long_contexts[] = {{3, 3, 40, 4, 2, PDVM_KV_F16},
+                     {4, 2, 24, 5, 2, PDVM_KV_F16},
+                     {4, 1, 12, 3, 2, PDVM_KV_F16},
+                     {3, 1, 24, 3, 1, PDVM_KV_INT8},
+                     {2, 2, 128, 7, 3, PDVM_KV_F16}};
+
+static struct gpu_model *long_context(size_t i, bool head_norms) {
+    struct gpu_model_shape s = small;
+    s.heads = long_contexts[i].heads;
+    s.kv_heads = long_contexts[i].kv_heads;
+    s.head_dim = long_contexts[i].head_dim;
+    s.hidden = s.intermediate = 32;
+    s.vocab = 40;
+    s.window = 262; /* of the second layer */
+    s.head_norms = head_norms;
+    struct gpu_model *m = gpu_model_create(&s, long_contexts[i].type, long_contexts[i].type, i);
+    gpu_model_pack(m, "bulk", long_contexts[i].n_blocks, long_contexts[i].n_warps, LONG_CAPACITY);
+    return m;
+}
+
 static void long_contexts_are_split_and_joined(void **state) {
     (void)state;
-    struct gpu_model_shape s = small;
-    s.window = 100;
-    struct gpu_model *m = gpu_model_create(&s, PDVM_KV_F16, PDVM_KV_F16, 3);
-    gpu_model_pack(m, "bulk", 5, 2, 320);
-    compare(m, 320, 40, 0, PDVM_MODE_TOKEN, "split");
-    gpu_model_free(m);
+    for (size_t i = 0; i < 4; i++) {
+        struct gpu_model *m = long_context(i, false);
+        uint8_t *k = malloc(m->k_size);
+        /* The context by one group of one warp, which is emulated soonest. */
+        gpu_model_pack(m, "bulk", 1, 1, LONG_CAPACITY);
+        compare(m, 258, 43, 0, PDVM_MODE_TOKEN, "before it is split");
+        memcpy(k, m->k, m->k_size);
+        gpu_model_pack(m, "bulk", long_contexts[i].n_blocks, long_contexts[i].n_warps,
+                       LONG_CAPACITY);
+        memcpy(m->k, k, m->k_size);
+        m->position = 258;
+        compare(m, 8, 4, 0, PDVM_MODE_TOKEN, "split");
+        free(k);
+        gpu_model_free(m);
+    }
+}
+
+/* One step behind a cache full of random numbers, in every mode. */
+static void modes_give_the_same_bits_in_long_contexts(void **state) {
+    (void)state;
+    static const uint32_t positions[] = {1, 7, 100, 254, 255, 257, 590};
+    for (size_t i = 0; i < sizeof long_contexts / sizeof *long_contexts; i++) {
+        if (long_contexts[i].type != PDVM_KV_F16) continue;
+        struct gpu_model *m = long_context(i, true);
+        float *first = logits_of(m), *logits = logits_of(m);
+        uint64_t seed = i;
+        for (size_t e = 0; e < m->k_size / 2; e++) {
+            uint16_t half = pd_float_to_f16((float)(pd_random_unit(&seed) - 0.5));
+            memcpy(m->k + 2 * e, &half, 2);
+        }
+        for (size_t n = 0; n < sizeof positions / sizeof *positions; n++) {
+            for (int mode = PDVM_MODE_TOKEN; mode <= PDVM_MODE_UNFUSED; mode++) {
+                int32_t token = 5;
+                m->position = positions[n];
+                struct batch b = gpu_model_batch(m, &token, 1, 0, 0);
+                assert_right(gpu_model_run(m, &b, (pdvm_mode)mode,
+                                           mode == PDVM_MODE_TOKEN ? first : logits));
+                if (mode != PDVM_MODE_TOKEN)
+                    assert_memory_equal(logits, first, m->shape.vocab * sizeof *logits);
+            }
+        }
+        free(first);
+        free(logits);
+        gpu_model_free(m);
+    }
 }
 
 static void a_rolling_cache_equals_the_cpu(void **state) {
@@ -269,7 +337,8 @@ static void a_rolling_cache_equals_the_cpu(void **state) {
     struct gpu_model_shape s = small;
     for (uint32_t window = 0; window <= 20; window += 10) {
         s.window = window;
-        struct gpu_model *m = gpu_model_create(&s, PDVM_KV_F32, PDVM_KV_F32, 4);
+        pdvm_kv_type type = window == 10 ? PDVM_KV_F16 : PDVM_KV_F32;
+        struct gpu_model *m = gpu_model_create(&s, type, type, 4);
         gpu_model_pack(m, "cuda", 2, 2, 14);
         compare(m, 34, 1, 14, PDVM_MODE_TOKEN, "rolling");
         gpu_model_free(m);
@@ -650,6 +719,7 @@ int main(void) {
         cmocka_unit_test(modes_give_the_same_bits),
         cmocka_unit_test(the_order_of_threads_changes_nothing),
         cmocka_unit_test(long_contexts_are_split_and_joined),
+        cmocka_unit_test(modes_give_the_same_bits_in_long_contexts),
         cmocka_unit_test(a_rolling_cache_equals_the_cpu),
         cmocka_unit_test(blocks_wider_than_a_vector_equal_the_cpu),
         cmocka_unit_test(activations_of_the_host_equal_the_cpu),

@@ -15,7 +15,7 @@ static int create(void **state) {
     pdvm_error err;
     (void)state;
     if (blas_open(&blas, &err) != PDVM_OK) return 0;
-    assert_ok(matmul_create(blas, 2, &by_default, &err), &err);
+    assert_ok(matmul_create(blas, 2, NULL, &by_default, &err), &err);
     by_blas = by_default;
     by_blas.split = NULL; /* shares no memory then */
     return 0;
@@ -75,19 +75,19 @@ static void check(const struct matmul *m, struct matmul_task *t, float *c, doubl
 static void check_prepared(struct matmul_task *t, uint64_t *seed) {
     size_t size = (size_t)(t->m * t->c_stride) * sizeof(float);
     float *now = random_matrix(t->m, t->c_stride, t->c_stride, seed), *later = malloc(size);
-    char *parts;
+    struct matmul_ready ready;
     pdvm_error err;
     memcpy(later, now, size);
     t->c = now;
     matmul_run(&by_default, t, 0);
-    assert_ok(matmul_prepare(&by_default, t, NULL, &parts, &err), &err);
-    t->b_parts = parts;
+    assert_ok(matmul_prepare(&by_default, t, NULL, &ready, &err), &err);
+    t->ready = &ready;
     t->c = later;
     matmul_run(&by_default, t, 1);
     assert_memory_equal(now, later, size);
     free(now);
     free(later);
-    free(parts);
+    matmul_release(&by_default, &ready);
 }
 
 static void check_shape(int64_t m, int64_t n, int64_t k, uint64_t *seed) {

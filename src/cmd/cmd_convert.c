@@ -31,7 +31,8 @@ static const char description[] =
     "takes 4 bytes of memory per token and column of the hidden state and of the widest matrix (1.1 "
     "GB per 1000 columns and 262144 tokens), beside the output in a temporary file if it is more "
     "than half of the machine's memory. Finished layers stay in FILE.work until the end; after an "
-    "interrupt --resume goes on with them. OpenBLAS must be installed.";
+    "interrupt --resume goes on with them. OpenBLAS must be installed; on machines with an NVIDIA GPU and "
+    "cuBLAS most of the work is done there (--backend).";
 
 static const char examples[] =
     "pdvm convert models/tales -o tales.pdvm\n"
@@ -49,7 +50,7 @@ static const char *const index_names[] = {"dense", "bitmap", "delta8", "delta4",
 static const char *const scope_names[] = {"row", "matrix", "block", NULL};
 
 struct arguments {
-    const char *source, *output, *method, *calib, *layer_sparsity, *layers_file;
+    const char *source, *output, *method, *calib, *backend, *layer_sparsity, *layers_file;
     struct option_list layers;
     double sparsity;
     int values, codebook, index, group, embed, scope;
@@ -63,7 +64,7 @@ static pdvm_status make_options(const struct arguments *a, struct convert_option
     o->method = a->method ? prune_method_find(a->method) : NULL;
     o->scope = a->scope < 0 ? PRUNE_SCOPE_DEFAULT : (enum prune_scope)a->scope;
     o->calibration.text = (struct calibration_options){
-        .path = a->calib, .n_tokens = a->calib_tokens, .seq = a->calib_seq};
+        .path = a->calib, .n_tokens = a->calib_tokens, .seq = a->calib_seq, .backend = a->backend};
     o->calibration.solver.damping = a->damping;
     o->calibration.solver.act_order = a->act_order;
     o->calibration.refine = a->refine;
@@ -92,9 +93,12 @@ static void print_summary(const struct arguments *a, const struct convert_result
     double factor = r->file_bytes ? (double)r->source_bytes / (double)r->file_bytes : 0;
     print_report_table(stdout, &r->report);
     if (r->calibration.n_windows > 0)
-        printf("\ncalibrated on %lld tokens in windows of %lld, %lld of them different\n",
-               (long long)(r->calibration.n_windows * r->calibration.seq),
-               (long long)r->calibration.seq, (long long)r->calibration.n_distinct);
+        printf(
+            "\ncalibrated on %lld tokens in windows of %lld, %lld of them different; products by "
+            "%s\n",
+            (long long)(r->calibration.n_windows * r->calibration.seq),
+            (long long)r->calibration.seq, (long long)r->calibration.n_distinct,
+            r->calibration.products);
     printf("\n%s: %s, %.2f times smaller than the source's %s (%s, %s of memory)\n", a->output,
            terminal_size(size, r->file_bytes), factor, terminal_size(source, r->source_bytes),
            terminal_duration(time, seconds), terminal_size(memory, peak_memory()));
@@ -115,13 +119,13 @@ static int print_summary_json(const struct arguments *a, const struct convert_re
     }
     const struct convert_calibration_facts *f = &r->calibration;
     if (value && f->n_windows > 0)
-        json_object_set_new(value, "calibration",
-                            json_pack("{s:I, s:I, s:I, s:I, s:I, s:b}", "tokens",
-                                      (json_int_t)(f->n_windows * f->seq), "window",
-                                      (json_int_t)f->seq, "distinct_tokens",
-                                      (json_int_t)f->n_distinct, "resumed_layers",
-                                      (json_int_t)f->n_resumed, "activation_bytes",
-                                      (json_int_t)f->memory, "activations_in_file", f->in_file));
+        json_object_set_new(
+            value, "calibration",
+            json_pack("{s:I, s:I, s:I, s:I, s:I, s:b, s:s}", "tokens",
+                      (json_int_t)(f->n_windows * f->seq), "window", (json_int_t)f->seq,
+                      "distinct_tokens", (json_int_t)f->n_distinct, "resumed_layers",
+                      (json_int_t)f->n_resumed, "activation_bytes", (json_int_t)f->memory,
+                      "activations_in_file", f->in_file, "products", f->products));
     return print_json("convert", value);
 }
 
@@ -168,7 +172,8 @@ static void describe_methods(char *text, size_t size) {
 }
 
 int cmd_convert(int argc, char **argv) {
-    struct arguments a = {.sparsity = -1,
+    struct arguments a = {.backend = "auto",
+                          .sparsity = -1,
                           .scope = -1,
                           .damping = solver_options_default().damping,
                           .values = SETTING_UNSET,
@@ -208,6 +213,7 @@ int cmd_convert(int argc, char **argv) {
         OPTION_INT("--calib-seq", "N",
                    "Tokens of a window. [2048, or the model's context if that is shorter]",
                    &a.calib_seq, 1, 1 << 24),
+        SHARED_OPTION_CALIBRATION_BACKEND(&a.backend),
         OPTION_STRING("--layer-sparsity", "RULE",
                       "How layers share the sparsity: uniform; owl[:M[,RANGE]], fewer zeros where "
                       "more scores are above M times the mean (5), at most RANGE (0.08) from the "

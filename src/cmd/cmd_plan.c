@@ -262,6 +262,7 @@ int cmd_plan(int argc, char **argv) {
         OPTION_GROUP("Engine"),
         SHARED_OPTION_THREADS(&a.m.threads),
         SHARED_OPTION_KERNELS(&a.m.kernels),
+        SHARED_OPTION_CALIBRATION_BACKEND(&a.m.backend),
         OPTION_END,
     };
     options[2].given = &a.speed_given;

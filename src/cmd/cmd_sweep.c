@@ -257,6 +257,7 @@ int cmd_sweep(int argc, char **argv) {
         OPTION_GROUP("Engine"),
         SHARED_OPTION_THREADS(&a.m.threads),
         SHARED_OPTION_KERNELS(&a.m.kernels),
+        SHARED_OPTION_CALIBRATION_BACKEND(&a.m.backend),
         OPTION_END,
     };
     const struct options_page page = {.command = "sweep",

@@ -7,6 +7,7 @@
 struct measuring measuring_default(void) {
     return (struct measuring){.values = "int8,lut4",
                               .kernels = "auto",
+                              .backend = "auto",
                               .speed_tokens = DEFAULT_SPEED_TOKENS,
                               .embed = SETTING_UNSET,
                               .group = SETTING_UNSET};
@@ -24,8 +25,10 @@ pdvm_status measuring_read_lists(struct measuring *m, pdvm_error *err) {
 struct convert_options measuring_convert(const struct measuring *m, bool calibrates) {
     struct convert_options o = convert_options_default();
     if (calibrates)
-        o.calibration.text = (struct calibration_options){
-            .path = m->calib, .n_tokens = m->calib_tokens, .seq = m->calib_seq};
+        o.calibration.text = (struct calibration_options){.path = m->calib,
+                                                          .n_tokens = m->calib_tokens,
+                                                          .seq = m->calib_seq,
+                                                          .backend = m->backend};
     o.n_threads = (int)m->threads;
     o.plan.embed = m->embed;
     o.plan.general.group = group_of(m->group);

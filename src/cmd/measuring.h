@@ -11,7 +11,7 @@
 
 /** Values of the options that both have. */
 struct measuring {
-    const char *source, *text, *calib, *sparsity, *values, *kernels;
+    const char *source, *text, *calib, *sparsity, *values, *kernels, *backend;
     int64_t calib_tokens, calib_seq, window, speed_tokens, threads;
     int embed, group;
     bool json, quiet, verbose;

@@ -52,6 +52,11 @@
                   "Where to compute: auto (a GPU that the model fits, else the CPU), cpu, cuda. "  \
                   "[auto]",                                                                        \
                   string_p)
+#define SHARED_OPTION_CALIBRATION_BACKEND(string_p)                                                \
+    OPTION_STRING("--backend", "NAME",                                                             \
+                  "Where calibration computes its large products: auto (a GPU if there is one "    \
+                  "with cuBLAS and memory enough, else the CPU), cpu, cuda. [auto]",               \
+                  string_p)
 #define SHARED_OPTION_KERNELS(string_p)                                                            \
     OPTION_STRING("--kernels", "SET",                                                              \
                   "Instruction set of the kernels: auto, scalar, neon, avx2, avxvnni, avx512, "    \

@@ -45,10 +45,10 @@ struct admm {
     double *l;     /* [n, n] A + rho I = L L^T, and the inverse of L */
     double *m;     /* [n, n] the inverse of A + rho I */
     struct matmul matmul;
-    float *factor;      /* [n, n] what rows are multiplied with: the inverse, then A */
-    char *factor_parts; /* it, prepared */
-    double *panel;      /* scratch of factor_invert */
-    double *y;          /* [rows, n] target times S times A: the right-hand side */
+    float *factor; /* [n, n] what rows are multiplied with: the inverse, then A */
+    struct matmul_ready factor_ready;
+    double *panel; /* scratch of factor_invert */
+    double *y;     /* [rows, n] target times S times A: the right-hand side */
     /*
      * ADMM's B + V / rho. The projection D of it is itself on the support, and the new dual
      * V = rho (B + V / rho - D) itself times rho elsewhere: it holds all three.
@@ -115,7 +115,7 @@ static pdvm_status prepare(struct admm *s, pdvm_error *err) {
     s->damping = share * s->mean;
     PD_TRY(pd_calloc(&s->scale, n, sizeof *s->scale, "scales of columns", err));
     PD_TRY(pd_calloc(&s->a, n * n, sizeof *s->a, "a scaled Hessian", err));
-    PD_TRY(matmul_create(s->blas, (int)workers, &s->matmul, err));
+    PD_TRY(matmul_create(s->blas, (int)workers, s->task->device, &s->matmul, err));
     PD_TRY(pd_alloc_aligned(&s->factor, n * n * sizeof *s->factor, "a scaled Hessian", err));
     PD_TRY(pd_calloc(&s->y, rows * n, sizeof *s->y, "a matrix in work", err));
     PD_TRY(pd_calloc(&s->keep, rows * n, 1, "a support", err));
@@ -135,9 +135,9 @@ static void release(struct admm *s) {
     free(s->l);
     free(s->m);
     free(s->panel);
+    matmul_release(&s->matmul, &s->factor_ready);
     matmul_free(&s->matmul);
     free(s->factor);
-    free(s->factor_parts);
     free(s->y);
     free(s->t);
     free(s->keep);
@@ -175,17 +175,16 @@ static struct matmul_task product_of(const struct admm *s, const float *rows, in
                                 .c = out,
                                 .c_stride = s->n,
                                 .exact = true,
-                                .b_parts = s->factor_parts};
+                                .ready = &s->factor_ready};
 }
 
 /* Makes a symmetric matrix the factor of the products to come. */
 static pdvm_status set_factor(struct admm *s, const double *matrix, pdvm_error *err) {
     struct copying c = {matrix, s->factor, s->n};
     pd_threads_for(s->task->threads, s->n, PIECE / s->n + 1, to_float, &c);
-    free(s->factor_parts);
-    s->factor_parts = NULL;
+    matmul_release(&s->matmul, &s->factor_ready);
     struct matmul_task task = product_of(s, NULL, ROWS, NULL);
-    return matmul_prepare(&s->matmul, &task, s->task->threads, &s->factor_parts, err);
+    return matmul_prepare(&s->matmul, &task, s->task->threads, &s->factor_ready, err);
 }
 
 /* ---- the support ----------------------------------------------------------------------- */
@@ -327,6 +326,7 @@ static pdvm_status search(struct admm *s, int64_t target, pdvm_error *err) {
     for (int i = 1; i <= task->options->iterations; i++) {
         if (i % RHO_STEPS == 1) PD_TRY(invert(s, err));
         pd_threads_for(task->threads, pieces_of(s), 1, step_pieces, s);
+        PD_TRY(matmul_status(&s->matmul, err));
         s->dual = s->rho;
         int64_t changed = project(s, target);
         PD_TRY(pd_progress(task->notify, "solving", 0.8 * i / task->options->iterations, err));
@@ -418,6 +418,12 @@ static void cg_pieces(void *arg, int64_t begin, int64_t end, int worker) {
     }
 }
 
+static pdvm_status solve_rows(struct admm *s, pdvm_error *err) {
+    PD_TRY(set_factor(s, s->a, err));
+    pd_threads_for(s->task->threads, pieces_of(s), 1, cg_pieces, s);
+    return matmul_status(&s->matmul, err);
+}
+
 /* ---- putting it together --------------------------------------------------------------- */
 
 static pdvm_status check_task(const struct solver_task *task, pdvm_error *err) {
@@ -467,8 +473,7 @@ static pdvm_status solve(struct admm *s, struct solver_result *out, pdvm_error *
     }
     if (task->sparsity > 0) {
         PD_TRY(search(s, target, err));
-        PD_TRY(set_factor(s, s->a, err));
-        pd_threads_for(task->threads, pieces_of(s), 1, cg_pieces, s);
+        PD_TRY(solve_rows(s, err));
     }
     PD_TRY(pd_progress(task->notify, "solving", 0.9, err));
     return finish(s, out, err);
@@ -478,8 +483,7 @@ static pdvm_status refine(struct admm *s, struct solver_result *out, pdvm_error 
     PD_TRY(prepare(s, err));
     for (int64_t i = 0; i < s->rows * s->n; i++)
         s->keep[i] = s->task->w[i] != 0 && !is_dead(s, i % s->n);
-    PD_TRY(set_factor(s, s->a, err));
-    pd_threads_for(s->task->threads, pieces_of(s), 1, cg_pieces, s);
+    PD_TRY(solve_rows(s, err));
     PD_TRY(pd_progress(s->task->notify, "solving", 0.9, err));
     return finish(s, out, err);
 }

@@ -23,26 +23,52 @@ static struct {
     pdvm_error error;
 } loaded = {.once = PTHREAD_ONCE_INIT};
 
-static void *load_library(void) {
-    static const char threads[] = "OPENBLAS_NUM_THREADS";
-    const char *name = getenv("PDVM_OPENBLAS");
-    void *library = NULL;
-    /* OpenBLAS reads this while it is loaded: threads that nobody uses need not be started. */
-    bool set = !getenv(threads) && setenv(threads, "1", 1) == 0;
-    if (name && *name)
-        library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-    else
-        for (size_t i = 0; !library && i < sizeof library_names / sizeof *library_names; i++)
-            library = dlopen(library_names[i], RTLD_NOW | RTLD_LOCAL);
-    if (set) unsetenv(threads);
-    return library;
-}
-
 /* Copies a symbol's address to *function: ISO C has no cast from void * to a function. */
 static const char *find(void *library, const char *name, void *function) {
     void *symbol = dlsym(library, name);
     memcpy(function, &symbol, sizeof symbol);
     return symbol ? NULL : name;
+}
+
+static void *open_library(void) {
+    const char *name = getenv("PDVM_OPENBLAS");
+    void *library = NULL;
+    if (name && *name) return dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    for (size_t i = 0; !library && i < sizeof library_names / sizeof *library_names; i++)
+        library = dlopen(library_names[i], RTLD_NOW | RTLD_LOCAL);
+    return library;
+}
+
+/*
+ * On processors that are younger than it, OpenBLAS takes kernels for the oldest one that it knows,
+ * several times slower ones: the name of the best ones that this processor can run, NULL if it has chosen others.
+ */
+static const char *better_core(void *library) {
+    const char *(*core)(void) = NULL;
+    if (find(library, "openblas_get_corename", &core) || strcmp(core(), "Prescott") != 0)
+        return NULL;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return "SkylakeX";
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "Haswell";
+#endif
+    return NULL;
+}
+
+static void *load_library(void) {
+    static const char threads[] = "OPENBLAS_NUM_THREADS", core[] = "OPENBLAS_CORETYPE";
+    /* OpenBLAS reads these while it is loaded. Threads that nobody uses need not be started. */
+    bool set = !getenv(threads) && setenv(threads, "1", 1) == 0;
+    void *library = open_library();
+    const char *better = library && !getenv(core) ? better_core(library) : NULL;
+    if (better && setenv(core, better, 1) == 0) {
+        dlclose(library);
+        library = open_library();
+        unsetenv(core);
+    }
+    if (set) unsetenv(threads);
+    return library;
 }
 
 static void load(void) {

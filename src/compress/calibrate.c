@@ -1,5 +1,6 @@
 #include "compress/calibrate.h"
 
+#include "backend/cuda/driver.h"
 #include "base/alloc.h"
 #include "base/checked.h"
 #include "base/hash.h"
@@ -29,17 +30,48 @@
 /* ---- opening --------------------------------------------------------------------------- */
 
 static int64_t widest(const struct calibration *c) {
-    int64_t cols = c->pass.q_cols;
+    int64_t cols = (int64_t)c->config->n_heads * c->config->head_dim;
     if (cols < c->config->hidden_size) cols = c->config->hidden_size;
     return cols < c->config->intermediate_size ? c->config->intermediate_size : cols;
+}
+
+static pdvm_status create_device(struct calibration *c, bool full, pdvm_error *err) {
+    int64_t cols = widest(c), loaded = layer_most_loaded(c->config);
+    if (full && loaded < cols * cols) loaded = cols * cols; /* the solvers' */
+    const struct matmul_device_size size = {.loaded = loaded * (int64_t)sizeof(float) + 1024,
+                                            .seq = c->seq,
+                                            .widest = cols,
+                                            .outputs = layer_most_outputs(c->config),
+                                            .gram = full};
+    return matmul_cuda_create(&size, pd_threads_count(c->threads), &c->device, err);
+}
+
+/* A GPU that was asked for must be there; otherwise one that is there and not used is worth a word. */
+static pdvm_status choose_device(struct calibration *c, const char *backend, bool full,
+                                 pdvm_error *err) {
+    pdvm_error why;
+    if (backend && strcmp(backend, "cpu") == 0) return PDVM_OK;
+    if (backend && strcmp(backend, "cuda") == 0) return create_device(c, full, err);
+    if (backend && strcmp(backend, "auto") != 0)
+        return pd_fail(err, PDVM_ERR_ARGUMENT, "unknown backend \"%s\": auto, cpu or cuda",
+                       backend);
+    if (create_device(c, full, &why) == PDVM_OK) return PDVM_OK;
+    const struct cuda_driver *driver;
+    bool has_gpu = cuda_driver_load(&driver, NULL) == PDVM_OK;
+    pd_log(&c->notify, has_gpu ? PDVM_LOG_WARN : PDVM_LOG_DEBUG,
+           "calibration computes on the CPU, not on the GPU: %s", why.message);
+    return PDVM_OK;
 }
 
 static pdvm_status allocate(struct calibration *c, const char *beside, pdvm_error *err) {
     int64_t tokens = c->n_windows * c->seq, h = c->config->hidden_size, bytes = 0;
     int n_workers = pd_threads_count(c->threads);
-    PD_TRY(layer_pass_create(c->config, c->blas, c->seq, n_workers, &c->pass, err));
+    PD_TRY(layer_pass_create(c->config, c->blas, c->seq, n_workers, c->device, &c->pass, err));
     c->n_group = GROUP_BYTES / (c->seq * h * (int64_t)sizeof(float));
     if (c->n_group < 2 * n_workers) c->n_group = 2 * n_workers;
+    if (c->device)
+        c->n_group = (c->n_group + MATMUL_DEVICE_WINDOWS - 1) / MATMUL_DEVICE_WINDOWS *
+                     MATMUL_DEVICE_WINDOWS;
     if (c->n_group > c->n_windows) c->n_group = c->n_windows;
     if (!pd_mul_i64(tokens, widest(c) * (int64_t)sizeof(float), &bytes))
         return pd_fail_memory(err, SIZE_MAX, "calibration");
@@ -56,7 +88,7 @@ static pdvm_status allocate(struct calibration *c, const char *beside, pdvm_erro
 }
 
 pdvm_status calibration_open(struct model_source *source, const struct calibration_options *options,
-                             struct pd_threads *threads, const struct pd_notify *notify,
+                             bool full, struct pd_threads *threads, const struct pd_notify *notify,
                              const char *beside, struct calibration *out, pdvm_error *err) {
     struct calibration_text text;
     *out = (struct calibration){.config = &source->config, .threads = threads, .notify = *notify};
@@ -69,13 +101,15 @@ pdvm_status calibration_open(struct model_source *source, const struct calibrati
     out->text_hash = pd_hash(PD_HASH_INIT, &text.seq, sizeof text.seq);
     out->text_hash =
         pd_hash(out->text_hash, text.ids, (size_t)(text.n_windows * text.seq) * sizeof *text.ids);
-    pdvm_status status = allocate(out, beside, err);
+    pdvm_status status = choose_device(out, options->backend, full, err);
+    if (status == PDVM_OK) status = allocate(out, beside, err);
     if (status != PDVM_OK) calibration_free(out);
     return status;
 }
 
 void calibration_free(struct calibration *c) {
     layer_pass_free(&c->pass);
+    if (c->device) c->device->ops->destroy(c->device);
     pd_scratch_close(&c->x);
     pd_scratch_close(&c->inner);
     free(c->ids);
@@ -281,17 +315,49 @@ static pdvm_status add_squares(const struct stage_run *r, double *diagonal, pdvm
     return sum < 1e36 ? PDVM_OK : fail_not_finite(r, err);
 }
 
+/* The matrices whose products a stage begins with. */
+static const struct {
+    int n;
+    enum tensor_role role[3];
+} stage_products[CALIBRATION_N_STAGES + 1] = {
+    [CALIBRATION_OUT] = {3, {TENSOR_Q, TENSOR_K, TENSOR_V}},
+    [CALIBRATION_GATE_UP] = {1, {TENSOR_O}},
+    [CALIBRATION_DOWN] = {2, {TENSOR_GATE, TENSOR_UP}},
+    [CALIBRATION_N_STAGES] = {1, {TENSOR_DOWN}},
+};
+
+static pdvm_status add_moments(struct stage_run *r, pdvm_error *err) {
+    struct calibration *c = r->c;
+    int64_t n = tiles_across(r);
+    /* The windows of a group follow one another. */
+    if (c->device)
+        return c->device->ops->gram(c->device, inputs(r, 0), r->n, c->seq, r->cols, c->threads,
+                                    r->h, err);
+    pd_threads_for(c->threads, n * n * r->n_sums, 1, add_tiles, r);
+    return PDVM_OK;
+}
+
 static pdvm_status run_groups(struct stage_run *r, double *diagonal, double work, pdvm_error *err) {
     struct calibration *c = r->c;
     for (r->first = 0; r->first < c->n_windows; r->first += c->n_group) {
-        int64_t left = c->n_windows - r->first, n = tiles_across(r);
+        int64_t left = c->n_windows - r->first;
         r->n = left < c->n_group ? left : c->n_group;
         pd_threads_for(c->threads, r->n, 1, run_windows, r);
+        PD_TRY(matmul_status(&c->pass.matmul, err));
         if (diagonal) PD_TRY(add_squares(r, diagonal, err));
-        if (r->h) pd_threads_for(c->threads, n * n * r->n_sums, 1, add_tiles, r);
+        if (r->h) PD_TRY(add_moments(r, err));
         PD_TRY(calibration_progress(c, work * (double)(r->n * c->seq), err));
     }
     return PDVM_OK;
+}
+
+static pdvm_status run_stage(struct stage_run *r, double *diagonal, double work, pdvm_error *err) {
+    const enum tensor_role *roles = stage_products[r->stage].role;
+    int n = stage_products[r->stage].n;
+    pdvm_status status = layer_pass_load(&r->c->pass, r->w, roles, n, err);
+    if (status == PDVM_OK) status = run_groups(r, diagonal, work, err);
+    layer_pass_unload(&r->c->pass, roles, n);
+    return status;
 }
 
 /* From sums to H = (2 / N) sum of x x^T, both halves. */
@@ -322,6 +388,7 @@ static pdvm_status create_sums(struct stage_run *r, struct calibration_moments *
     int64_t across = (r->cols + r->c->tile - 1) / r->c->tile;
     r->tile = ((r->cols + across - 1) / across + 31) / 32 * 32;
     if (r->tile > r->c->tile) r->tile = r->c->tile;
+    if (r->c->device) return PDVM_OK;
     r->n_sums = most < 1 ? 1 : most > MOST_SUMS ? MOST_SUMS : most;
     if (r->n_sums > r->c->n_windows) r->n_sums = r->c->n_windows;
     if (r->n_sums == 1) return PDVM_OK;
@@ -349,7 +416,7 @@ pdvm_status calibration_stage(struct calibration *c, const struct layer_weights 
     pdvm_status status = pd_calloc(&m.diagonal, (size_t)r.cols, sizeof *m.diagonal, "norms", err);
     if (status == PDVM_OK && full && out) status = create_sums(&r, &m, err);
     double work = stage_work(c, (int)stage) + moments_work(c, stage, r.h != NULL);
-    if (status == PDVM_OK) status = run_groups(&r, m.diagonal, work, err);
+    if (status == PDVM_OK) status = run_stage(&r, m.diagonal, work, err);
     if (status == PDVM_OK && r.more) pd_threads_for(c->threads, r.cols, 16, add_sums, &r);
     if (status == PDVM_OK && out) {
         finish_moments(c, r.cols, &m);
@@ -364,7 +431,7 @@ pdvm_status calibration_stage(struct calibration *c, const struct layer_weights 
 pdvm_status calibration_end_layer(struct calibration *c, const struct layer_weights *w,
                                   pdvm_error *err) {
     struct stage_run r = {.c = c, .w = w, .stage = CALIBRATION_N_STAGES, .cols = 1, .tile = 1};
-    return run_groups(&r, NULL, stage_work(c, CALIBRATION_N_STAGES), err);
+    return run_stage(&r, NULL, stage_work(c, CALIBRATION_N_STAGES), err);
 }
 
 void calibration_moments_free(struct calibration_moments *m) {

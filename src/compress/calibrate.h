@@ -24,6 +24,11 @@ struct calibration_options {
     const char *path; /**< the text, UTF-8; names of special tokens in it are these tokens */
     int64_t n_tokens; /**< most tokens to use; 0: CALIBRATION_TOKENS */
     int64_t seq;      /**< tokens of a window; 0: CALIBRATION_SEQ or the model's context */
+    /**
+     * Where the large products are computed: "cpu", "cuda", or NULL and "auto": on a GPU, if there is one
+     * with cuBLAS and memory enough. Attention, norms and factorisations are the CPU's.
+     */
+    const char *backend;
 };
 
 #define CALIBRATION_TOKENS ((int64_t)262144)
@@ -53,8 +58,9 @@ struct calibration {
     int32_t *ids;      /**< [n_windows, seq] */
     int64_t n_windows; /**< at least 1 */
     int64_t seq;
-    int64_t n_distinct; /**< different tokens among them */
-    uint64_t text_hash; /**< of ids and shape */
+    int64_t n_distinct;           /**< different tokens among them */
+    uint64_t text_hash;           /**< of ids and shape */
+    struct matmul_device *device; /**< NULL: products are the CPU's */
     struct layer_pass pass;
     struct pd_scratch x;     /* [n_windows, seq, hidden_size] residual streams */
     struct pd_scratch inner; /* [n_windows, seq, q_cols or intermediate_size] */
@@ -69,10 +75,11 @@ struct calibration {
 /**
  * Reads and tokenises the text and cuts windows out of it, evenly spaced over all of it.
  * PDVM_ERR_ARGUMENT for texts shorter than a window or of hardly any different tokens;
- * PDVM_ERR_UNSUPPORTED without OpenBLAS or tokenizer. Large memory goes beside the file `beside`.
+ * PDVM_ERR_UNSUPPORTED without OpenBLAS or tokenizer, and for a backend that was asked for and cannot be
+ * had. Large memory goes beside the file `beside`. With `full`, whole Hessians will be asked for.
  */
 pdvm_status calibration_open(struct model_source *source, const struct calibration_options *options,
-                             struct pd_threads *threads, const struct pd_notify *notify,
+                             bool full, struct pd_threads *threads, const struct pd_notify *notify,
                              const char *beside, struct calibration *out, pdvm_error *err);
 
 /** Frees it. */

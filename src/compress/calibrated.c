@@ -6,6 +6,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -204,6 +205,7 @@ static pdvm_status solve_and_encode(struct run *r, float *w, const float *before
                                .coding = &coding,
                                .options = &r->options->calibration.solver,
                                .threads = r->threads,
+                               .device = r->calibration.device,
                                .notify = &notify};
     pdvm_status status = solve(r, &task, before, &result, err);
     if (status == PDVM_OK && result.grid.scales) coding.grid = &result.grid;
@@ -495,8 +497,8 @@ pdvm_status calibrated_run(struct model_source *source, const char *output,
                     .full =
                         method->calibration == PRUNE_NEEDS_HESSIAN || options->calibration.refine};
     struct calibration *c = &r.calibration;
-    PD_TRY(calibration_open(source, &options->calibration.text, threads, &options->notify, output,
-                            c, err));
+    PD_TRY(calibration_open(source, &options->calibration.text, r.full, threads, &options->notify,
+                            output, c, err));
     pdvm_status status = work_open(output, run_key(&r), source->config.n_layers,
                                    options->calibration.resume, &options->notify, &out->work, err);
     if (status == PDVM_OK) {
@@ -507,6 +509,7 @@ pdvm_status calibrated_run(struct model_source *source, const char *output,
                                                .n_resumed = out->work.n_done,
                                                .memory = c->x.size + c->inner.size,
                                                .in_file = c->x.in_file || c->inner.in_file};
+        snprintf(out->facts.products, sizeof out->facts.products, "%s", c->pass.matmul.name);
         status = run_all(&r, err);
     }
     if (status != PDVM_OK && out->work.n_done > 0)

@@ -223,6 +223,12 @@ static pdvm_status check_calibration(const struct conversion *c, pdvm_error *err
                        "a calibration text was given, but the method %s does without; choose "
                        "another with --method, or add --refine",
                        c->method->name);
+    if (!c->calibrates && o->text.backend && strcmp(o->text.backend, "auto") != 0 &&
+        strcmp(o->text.backend, "cpu") != 0)
+        return pd_fail(err, PDVM_ERR_ARGUMENT,
+                       "--backend is for methods that calibrate, and %s does not: nothing would be "
+                       "left to the GPU",
+                       c->method->name);
     if (!c->calibrates && (o->resume || o->layers.rule != LAYER_SPARSITY_UNIFORM))
         return pd_fail(err, PDVM_ERR_ARGUMENT,
                        "--resume and --layer-sparsity are for methods that calibrate, and %s does "

@@ -32,6 +32,7 @@ struct convert_calibration_facts {
     uint32_t n_resumed; /**< layers that were there already */
     uint64_t memory;    /**< bytes of activations */
     bool in_file;       /**< they were in a temporary file */
+    char products[160]; /**< who computed the large products: a GPU, "amx" or OpenBLAS's kernels */
 };
 
 /** What convert_model should do. Zero-initialise, then fill `plan.general` with settings_none(). */

@@ -12,6 +12,9 @@
 /* Queries that attend together. Later keys than the block's last query are never looked at. */
 #define QUERIES ((int64_t)128)
 
+/* Positions that are transposed together: their values stay in the first-level cache. */
+#define TRANSPOSED ((int64_t)64)
+
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -32,6 +35,7 @@ static pdvm_status allocate_scratch(const struct layer_pass *p, struct layer_scr
     PD_TRY(allocate(&s->q, seq, p->q_cols, err));
     PD_TRY(allocate(&s->k, seq, p->kv_cols, err));
     PD_TRY(allocate(&s->v, seq, p->kv_cols, err));
+    PD_TRY(allocate(&s->values, p->config->head_dim, seq, err));
     PD_TRY(allocate(&s->scores, smaller(seq, QUERIES), seq, err));
     return allocate(&s->out, seq, h > m ? h : m, err);
 }
@@ -56,14 +60,15 @@ static pdvm_status make_rope(struct layer_pass *p, pdvm_error *err) {
 }
 
 pdvm_status layer_pass_create(const struct model_config *config, const struct blas *blas,
-                              int64_t seq, int n_workers, struct layer_pass *out, pdvm_error *err) {
-    *out = (struct layer_pass){.config = config, .blas = blas, .seq = seq};
+                              int64_t seq, int n_workers, struct matmul_device *device,
+                              struct layer_pass *out, pdvm_error *err) {
+    *out = (struct layer_pass){.config = config, .rows = rows_best(), .seq = seq};
     out->q_cols = (int64_t)config->n_heads * config->head_dim;
     out->kv_cols = (int64_t)config->n_kv_heads * config->head_dim;
     pdvm_status status = pd_calloc(&out->scratch, (size_t)n_workers, sizeof *out->scratch,
                                    "workers of the calibration", err);
     if (status == PDVM_OK) out->n_workers = n_workers;
-    if (status == PDVM_OK) status = matmul_create(blas, n_workers, &out->matmul, err);
+    if (status == PDVM_OK) status = matmul_create(blas, n_workers, device, &out->matmul, err);
     if (status == PDVM_OK) status = make_rope(out, err);
     for (int i = 0; i < n_workers && status == PDVM_OK; i++)
         status = allocate_scratch(out, &out->scratch[i], err);
@@ -78,6 +83,7 @@ void layer_pass_free(struct layer_pass *p) {
         free(s->q);
         free(s->k);
         free(s->v);
+        free(s->values);
         free(s->scores);
         free(s->out);
     }
@@ -88,73 +94,80 @@ void layer_pass_free(struct layer_pass *p) {
     *p = (struct layer_pass){0};
 }
 
-/* ---- elementary steps ------------------------------------------------------------------ */
+/* ---- matrices on the device ------------------------------------------------------------ */
 
-/*
- * e^x within about 2e-7 of its value for |x| <= 80. Texts need billions of them, so this and the
- * functions around it are written for compilers to turn into vector code: float comparisons would
- * prevent that, comparisons of their bits do not.
- */
-static inline float exponential(float x) {
-    float shifted = x * 0x1.715476p0f + 0x1.8p23f; /* log2 e; the low bits are a whole number */
-    float n = shifted - 0x1.8p23f;
-    float r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f; /* ln 2 in two parts */
-    float p = 0x1.6c16c2p-10f;                              /* 1/6!, 1/5!, ... */
-    p = p * r + 0x1.111112p-7f;
-    p = p * r + 0x1.555556p-5f;
-    p = p * r + 0x1.555556p-3f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * pd_bits_float((pd_float_bits(shifted) + 127u) << 23);
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
 }
 
-/* x / (1 + e^-x), times y. */
-static void silu_times(float *x, const float *y, int64_t n) {
-    const int32_t most = 0x42a00000; /* 80.0f */
-    for (int64_t i = 0; i < n; i++) {
-        int32_t bits = (int32_t)pd_float_bits(x[i]), magnitude = bits & 0x7fffffff;
-        magnitude = magnitude < most ? magnitude : most;
-        float t = pd_bits_float((uint32_t)(magnitude | (bits & INT32_MIN)) ^ 0x80000000u);
-        x[i] = x[i] / (1.0f + exponential(t)) * y[i];
+int64_t layer_most_outputs(const struct model_config *config) {
+    int64_t heads = (int64_t)config->n_heads + 2 * (int64_t)config->n_kv_heads;
+    int64_t most = larger(heads * config->head_dim, 2 * (int64_t)config->intermediate_size);
+    return larger(most, config->hidden_size);
+}
+
+int64_t layer_most_loaded(const struct model_config *config) {
+    /* All of a layer's matrices have the hidden size on one side. */
+    return layer_most_outputs(config) * config->hidden_size;
+}
+
+pdvm_status layer_pass_load(struct layer_pass *p, const struct layer_weights *w,
+                            const enum tensor_role *roles, int n, pdvm_error *err) {
+    for (int i = 0; i < n && p->matmul.device; i++) {
+        struct tensor_info t;
+        tensors_describe(p->config, roles[i], w->layer, &t);
+        const struct matmul_task task = {
+            .m = p->seq, .n = t.rows, .k = t.cols, .b = w->t[roles[i]], .b_stride = t.cols};
+        PD_TRY(matmul_prepare(&p->matmul, &task, NULL, &p->ready[roles[i]], err));
     }
+    return PDVM_OK;
 }
 
-static void norm_row(const float *x, const float *weight, int64_t n, float eps, float *out) {
-    float lanes[8] = {0};
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int k = 0; k < 8; k++) lanes[k] += x[i + k] * x[i + k];
-    float sum = 0;
-    for (int k = 0; k < 8; k++) sum += lanes[k];
-    for (; i < n; i++) sum += x[i] * x[i];
-    float scale = 1.0f / sqrtf(sum / (float)n + eps);
-    for (i = 0; i < n; i++) out[i] = x[i] * scale * weight[i];
+void layer_pass_unload(struct layer_pass *p, const enum tensor_role *roles, int n) {
+    while (n > 0) matmul_release(&p->matmul, &p->ready[roles[--n]]);
 }
+
+/* ---- elementary steps ------------------------------------------------------------------ */
 
 void layer_norm(const struct layer_pass *p, const float *x, const float *weight, float *out) {
     int64_t h = p->config->hidden_size;
     for (int64_t t = 0; t < p->seq; t++)
-        norm_row(x + t * h, weight, h, p->config->rms_norm_eps, out + t * h);
+        p->rows->norm(x + t * h, weight, h, p->config->rms_norm_eps, out + t * h);
 }
 
+/* A matrix of the layer and what its products with the common input become. */
+struct projection {
+    enum tensor_role matrix, bias; /* TENSOR_N_ROLES: no bias */
+    int64_t rows;
+    float *out; /* [seq, rows] */
+};
+
+#define MOST_PROJECTIONS 3
+
 /* out[seq, rows] = in[seq, cols] W^T + bias, or that added to what out holds. */
-static void project(const struct layer_pass *p, const float *w, const float *bias, int64_t rows,
-                    int64_t cols, const float *in, int worker, bool add, float *out) {
-    const struct matmul_task product = {.m = p->seq,
-                                        .n = rows,
-                                        .k = cols,
-                                        .a = in,
-                                        .a_stride = cols,
-                                        .b = w,
-                                        .b_stride = cols,
-                                        .c = out,
-                                        .c_stride = rows,
-                                        .add = add};
-    matmul_run(&p->matmul, &product, worker);
-    if (!bias) return;
-    for (int64_t t = 0; t < p->seq; t++)
-        for (int64_t r = 0; r < rows; r++) out[t * rows + r] += bias[r];
+static void project(const struct layer_pass *p, const struct layer_weights *w,
+                    const struct projection *to, int n, const float *in, int64_t cols, bool add,
+                    int worker) {
+    struct matmul_task products[MOST_PROJECTIONS];
+    for (int i = 0; i < n; i++)
+        products[i] = (struct matmul_task){.m = p->seq,
+                                           .n = to[i].rows,
+                                           .k = cols,
+                                           .a = in,
+                                           .a_stride = cols,
+                                           .b = w->t[to[i].matrix],
+                                           .b_stride = cols,
+                                           .c = to[i].out,
+                                           .c_stride = to[i].rows,
+                                           .add = add,
+                                           .ready = &p->ready[to[i].matrix]};
+    matmul_run_all(&p->matmul, products, n, worker);
+    for (int i = 0; i < n; i++) {
+        const float *bias = to[i].bias < TENSOR_N_ROLES ? w->t[to[i].bias] : NULL;
+        if (!bias) continue;
+        for (int64_t t = 0; t < p->seq; t++)
+            for (int64_t r = 0; r < to[i].rows; r++) to[i].out[t * to[i].rows + r] += bias[r];
+    }
 }
 
 /* ---- attention ------------------------------------------------------------------------- */
@@ -165,7 +178,7 @@ static void rotate_heads(const struct layer_pass *p, const float *norm, int64_t 
     for (int64_t i = 0; i < p->seq * n_heads; i++) {
         const float *cos = p->cos + i / n_heads * half, *sin = p->sin + i / n_heads * half;
         float *head = x + i * d;
-        if (norm) norm_row(head, norm, d, p->config->rms_norm_eps, head);
+        if (norm) p->rows->norm(head, norm, d, p->config->rms_norm_eps, head);
         for (int64_t j = 0; j < half; j++) {
             float a = head[j], b = head[j + half];
             head[j] = a * cos[j] - b * sin[j];
@@ -174,62 +187,51 @@ static void rotate_heads(const struct layer_pass *p, const float *norm, int64_t 
     }
 }
 
-/* The largest of x[n], n > 0: as whole numbers that are in the same order. */
-static float largest(const float *x, int64_t n) {
-    uint32_t most = 0;
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits = pd_float_bits(x[i]);
-        bits ^= bits >> 31 ? UINT32_MAX : UINT32_C(1) << 31;
-        most = bits > most ? bits : most;
-    }
-    return pd_bits_float(most >> 31 ? most ^ UINT32_C(1) << 31 : ~most);
-}
-
-/*
- * Softmax of scale * s[begin, end) of a row of n; what lies outside becomes 0. So does what is
- * below e^-60 of the largest: it changes nothing, but its products would be subnormal numbers,
- * which processors multiply a hundred times slower.
- */
-static void softmax(float *s, int64_t begin, int64_t end, int64_t n, float scale) {
-    const int32_t least = 0x42700000; /* 60.0f */
-    float max = largest(s + begin, end - begin), lanes[8] = {0}, sum = 0;
-    int64_t i;
-    for (i = begin; i < end; i++) {
-        float x = (s[i] - max) * scale;
-        uint32_t keep = ((int32_t)pd_float_bits(x) & 0x7fffffff) < least ? 0xffffffffu : 0;
-        x = pd_bits_float(pd_float_bits(x) & keep);
-        s[i] = pd_bits_float(pd_float_bits(exponential(x)) & keep);
-    }
-    for (i = begin; i + 8 <= end; i += 8)
-        for (int k = 0; k < 8; k++) lanes[k] += s[i + k];
-    for (; i < end; i++) sum += s[i];
-    for (int k = 0; k < 8; k++) sum += lanes[k];
-    float inverse = 1.0f / sum;
-    for (i = begin; i < end; i++) s[i] *= inverse;
-    memset(s, 0, (size_t)begin * sizeof *s);
-    memset(s + end, 0, (size_t)(n - end) * sizeof *s);
-}
-
 /* Queries [first, last) of one head. */
 static void attend(const struct layer_pass *p, const struct layer_scratch *s, uint32_t head,
-                   uint32_t window, int64_t first, int64_t last, float *out) {
+                   uint32_t window, int64_t first, int64_t last, int worker, float *out) {
     int64_t d = p->config->head_dim, q_cols = p->q_cols, kv_cols = p->kv_cols;
     int64_t kv_head = head / (p->config->n_heads / p->config->n_kv_heads);
     /* Keys that any of the queries sees. */
     int64_t from = window && first + 1 > window ? first + 1 - window : 0, n = last - from;
-    const float *q = s->q + first * q_cols + head * d;
-    const float *k = s->k + from * kv_cols + kv_head * d;
-    const float *v = s->v + from * kv_cols + kv_head * d;
-    p->blas->sgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_TRANS, (int)(last - first), (int)n, (int)d,
-                   1, q, (int)q_cols, k, (int)kv_cols, 0, s->scores, (int)n);
+    const struct matmul_task scores = {.m = last - first,
+                                       .n = n,
+                                       .k = d,
+                                       .a = s->q + first * q_cols + head * d,
+                                       .a_stride = q_cols,
+                                       .b = s->k + from * kv_cols + kv_head * d,
+                                       .b_stride = kv_cols,
+                                       .c = s->scores,
+                                       .c_stride = n,
+                                       .exact = true};
+    const struct matmul_task output = {.m = last - first,
+                                       .n = d,
+                                       .k = n,
+                                       .a = s->scores,
+                                       .a_stride = n,
+                                       .b = s->values + from,
+                                       .b_stride = p->seq,
+                                       .c = out + first * q_cols + head * d,
+                                       .c_stride = q_cols};
     float scale = 1.0f / sqrtf((float)d);
+    matmul_run(&p->matmul, &scores, worker);
     for (int64_t t = first; t < last; t++) {
         int64_t begin = window && t + 1 - window > from ? t + 1 - window - from : 0;
-        softmax(s->scores + (t - first) * n, begin, t + 1 - from, n, scale);
+        p->rows->softmax(s->scores + (t - first) * n, begin, t + 1 - from, n, scale);
     }
-    p->blas->sgemm(BLAS_ROW_MAJOR, BLAS_NO_TRANS, BLAS_NO_TRANS, (int)(last - first), (int)d,
-                   (int)n, 1, s->scores, (int)n, v, (int)kv_cols, 0,
-                   out + first * q_cols + head * d, (int)q_cols);
+    matmul_run(&p->matmul, &output, worker);
+}
+
+/* The values of a kv head, column by column. */
+static void transpose_values(const struct layer_pass *p, const struct layer_scratch *s,
+                             int64_t kv_head) {
+    int64_t d = p->config->head_dim;
+    const float *v = s->v + kv_head * d;
+    for (int64_t t = 0; t < p->seq; t += TRANSPOSED) {
+        int64_t end = smaller(t + TRANSPOSED, p->seq);
+        for (int64_t j = 0; j < d; j++)
+            for (int64_t i = t; i < end; i++) s->values[j * p->seq + i] = v[i * p->kv_cols + j];
+    }
 }
 
 /* Whether scores cannot overflow: the softmax does not look for that. */
@@ -246,9 +248,10 @@ void layer_attention(const struct layer_pass *p, const struct layer_weights *w, 
     const struct model_config *c = p->config;
     int64_t h = c->hidden_size;
     layer_norm(p, x, w->t[TENSOR_INPUT_NORM], s->normed);
-    project(p, w->t[TENSOR_Q], w->t[TENSOR_Q_BIAS], p->q_cols, h, s->normed, worker, false, s->q);
-    project(p, w->t[TENSOR_K], w->t[TENSOR_K_BIAS], p->kv_cols, h, s->normed, worker, false, s->k);
-    project(p, w->t[TENSOR_V], w->t[TENSOR_V_BIAS], p->kv_cols, h, s->normed, worker, false, s->v);
+    const struct projection to[] = {{TENSOR_Q, TENSOR_Q_BIAS, p->q_cols, s->q},
+                                    {TENSOR_K, TENSOR_K_BIAS, p->kv_cols, s->k},
+                                    {TENSOR_V, TENSOR_V_BIAS, p->kv_cols, s->v}};
+    project(p, w, to, 3, s->normed, h, false, worker);
     rotate_heads(p, w->t[TENSOR_Q_NORM], c->n_heads, s->q);
     rotate_heads(p, w->t[TENSOR_K_NORM], c->n_kv_heads, s->k);
     if (!is_moderate(s->q, p->seq * p->q_cols) || !is_moderate(s->k, p->seq * p->kv_cols)) {
@@ -257,15 +260,17 @@ void layer_attention(const struct layer_pass *p, const struct layer_weights *w, 
     }
     uint32_t window = model_config_window(c, w->layer);
     for (uint32_t head = 0; head < c->n_heads; head++) {
+        uint32_t shared = c->n_heads / c->n_kv_heads;
+        if (head % shared == 0) transpose_values(p, s, head / shared);
         for (int64_t first = 0; first < p->seq; first += QUERIES)
-            attend(p, s, head, window, first, smaller(first + QUERIES, p->seq), out);
+            attend(p, s, head, window, first, smaller(first + QUERIES, p->seq), worker, out);
     }
 }
 
 void layer_add_attention(const struct layer_pass *p, const struct layer_weights *w, const float *in,
                          int worker, float *x) {
-    project(p, w->t[TENSOR_O], w->t[TENSOR_O_BIAS], p->config->hidden_size, p->q_cols, in, worker,
-            true, x);
+    const struct projection to = {TENSOR_O, TENSOR_O_BIAS, p->config->hidden_size, x};
+    project(p, w, &to, 1, in, p->q_cols, true, worker);
 }
 
 /* ---- MLP ------------------------------------------------------------------------------- */
@@ -275,13 +280,14 @@ void layer_hidden(const struct layer_pass *p, const struct layer_weights *w, con
     const struct layer_scratch *s = &p->scratch[worker];
     int64_t h = p->config->hidden_size, m = p->config->intermediate_size;
     layer_norm(p, x, w->t[TENSOR_POST_NORM], s->normed);
-    project(p, w->t[TENSOR_GATE], NULL, m, h, s->normed, worker, false, out);
-    project(p, w->t[TENSOR_UP], NULL, m, h, s->normed, worker, false, s->out);
-    silu_times(out, s->out, p->seq * m);
+    const struct projection to[] = {{TENSOR_GATE, TENSOR_N_ROLES, m, out},
+                                    {TENSOR_UP, TENSOR_N_ROLES, m, s->out}};
+    project(p, w, to, 2, s->normed, h, false, worker);
+    p->rows->silu_times(out, s->out, p->seq * m);
 }
 
 void layer_add_hidden(const struct layer_pass *p, const struct layer_weights *w, const float *in,
                       int worker, float *x) {
-    project(p, w->t[TENSOR_DOWN], NULL, p->config->hidden_size, p->config->intermediate_size, in,
-            worker, true, x);
+    const struct projection to = {TENSOR_DOWN, TENSOR_N_ROLES, p->config->hidden_size, x};
+    project(p, w, &to, 1, in, p->config->intermediate_size, true, worker);
 }

@@ -11,6 +11,7 @@
 #define PDVM_COMPRESS_LAYER_H
 
 #include "compress/matmul.h"
+#include "compress/rows.h"
 #include "model/tensors.h"
 
 /** One layer's tensors, by role; NULL where the model has none. */
@@ -25,6 +26,7 @@ struct layer_scratch {
     float *q;      /* [seq, n_heads * head_dim] */
     float *k;      /* [seq, n_kv_heads * head_dim] */
     float *v;      /* likewise */
+    float *values; /* [head_dim, seq] one head of v, transposed */
     float *scores; /* [queries of a block, seq] */
     float *out;    /* [seq, max(hidden_size, intermediate_size)] */
 };
@@ -32,8 +34,9 @@ struct layer_scratch {
 /** What all windows of all layers share. */
 struct layer_pass {
     const struct model_config *config;
-    const struct blas *blas;
+    const struct rows *rows;
     struct matmul matmul;
+    struct matmul_ready ready[TENSOR_N_ROLES]; /* by layer_pass_load */
     int64_t seq;
     int64_t q_cols;  /**< n_heads * head_dim */
     int64_t kv_cols; /**< n_kv_heads * head_dim */
@@ -43,12 +46,32 @@ struct layer_pass {
     struct layer_scratch *scratch; /* [n_workers] */
 };
 
-/** Allocates for windows of `seq` tokens and n workers. Freed with layer_pass_free. */
+/**
+ * Allocates for windows of `seq` tokens and n workers. `device` computes the products with loaded
+ * matrices; it is borrowed and may be NULL. Freed with layer_pass_free.
+ */
 pdvm_status layer_pass_create(const struct model_config *config, const struct blas *blas,
-                              int64_t seq, int n_workers, struct layer_pass *out, pdvm_error *err);
+                              int64_t seq, int n_workers, struct matmul_device *device,
+                              struct layer_pass *out, pdvm_error *err);
 
 /** Frees it; a zeroed one is allowed. */
 void layer_pass_free(struct layer_pass *p);
+
+/** Most columns that the products with one input have, of all of a layer's. */
+int64_t layer_most_outputs(const struct model_config *config);
+
+/** Most weights of the matrices that are loaded at a time. */
+int64_t layer_most_loaded(const struct model_config *config);
+
+/**
+ * Brings the matrices with n roles to the device, if there is one: their products are computed there
+ * until layer_pass_unload, which comes after failures, too. What they are worth says matmul_status.
+ */
+pdvm_status layer_pass_load(struct layer_pass *p, const struct layer_weights *w,
+                            const enum tensor_role *roles, int n, pdvm_error *err);
+
+/** Forgets the n matrices loaded last. */
+void layer_pass_unload(struct layer_pass *p, const enum tensor_role *roles, int n);
 
 /** out[seq, hidden_size] = rms_norm of each row of x, times `weight`. */
 void layer_norm(const struct layer_pass *p, const float *x, const float *weight, float *out);

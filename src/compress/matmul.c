@@ -9,20 +9,20 @@
 #define LEAST ((int64_t)32)
 
 static void choose(struct matmul *m) {
-    m->name = m->blas->core();
+    m->name = m->device ? m->device->name : m->blas->core();
 #ifdef PDVM_HAVE_AMX
     /* Every processor that has AMX has these parts of AVX-512; a virtual machine may hide them. */
     if (!pd_amx_supported(PD_AMX_BF16) || !__builtin_cpu_supports("avx512f") ||
         !__builtin_cpu_supports("avx512bw"))
         return;
     m->split = &matmul_split_amx;
-    m->name = "amx";
+    if (!m->device) m->name = "amx";
 #endif
 }
 
-pdvm_status matmul_create(const struct blas *blas, int n_workers, struct matmul *out,
-                          pdvm_error *err) {
-    *out = (struct matmul){.blas = blas};
+pdvm_status matmul_create(const struct blas *blas, int n_workers, struct matmul_device *device,
+                          struct matmul *out, pdvm_error *err) {
+    *out = (struct matmul){.blas = blas, .device = device};
     choose(out);
     if (!out->split) return PDVM_OK;
     pdvm_status status =
@@ -71,21 +71,43 @@ static void prepare_columns(void *arg, int64_t begin, int64_t end, int worker) {
 }
 
 pdvm_status matmul_prepare(const struct matmul *m, const struct matmul_task *task,
-                           struct pd_threads *threads, char **out, pdvm_error *err) {
+                           struct pd_threads *threads, struct matmul_ready *out, pdvm_error *err) {
     struct preparation p = {m, task, NULL};
-    *out = NULL;
-    if (!splits(m, task)) return PDVM_OK;
+    *out = (struct matmul_ready){0};
+    if (m->device) PD_TRY(m->device->ops->load(m->device, task, &out->on_device, err));
+    if (out->on_device || !splits(m, task)) return PDVM_OK;
     PD_TRY(
         pd_alloc_aligned(&p.parts, (size_t)m->split->parts_bytes(task), "a matrix in parts", err));
     pd_threads_for(threads, (task->n + MATMUL_COLUMNS - 1) / MATMUL_COLUMNS, 1, prepare_columns,
                    &p);
-    *out = p.parts;
+    out->parts = p.parts;
     return PDVM_OK;
 }
 
+void matmul_release(const struct matmul *m, struct matmul_ready *ready) {
+    if (ready->on_device) m->device->ops->unload(m->device, ready->on_device);
+    free(ready->parts);
+    *ready = (struct matmul_ready){0};
+}
+
 void matmul_run(const struct matmul *m, const struct matmul_task *task, int worker) {
-    if (splits(m, task))
+    if (task->ready && task->ready->on_device)
+        m->device->ops->products(m->device, task, 1, worker);
+    else if (splits(m, task))
         m->split->run(task, m->scratch[worker]);
     else
         run_blas(m->blas, task);
+}
+
+void matmul_run_all(const struct matmul *m, const struct matmul_task *tasks, int n, int worker) {
+    bool on_device = true;
+    for (int i = 0; i < n; i++) on_device &= tasks[i].ready && tasks[i].ready->on_device;
+    if (on_device && n > 0)
+        m->device->ops->products(m->device, tasks, n, worker);
+    else
+        for (int i = 0; i < n; i++) matmul_run(m, &tasks[i], worker);
+}
+
+pdvm_status matmul_status(const struct matmul *m, pdvm_error *err) {
+    return m->device ? m->device->ops->status(m->device, err) : PDVM_OK;
 }

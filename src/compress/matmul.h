@@ -1,8 +1,8 @@
 /**
- * Products of large float32 matrices for calibration: OpenBLAS's, or, where the processor has AMX,
- * three or four times faster ones of bfloat16 pairs.
+ * Products of large float32 matrices for calibration: OpenBLAS's; or, where the processor has AMX,
+ * three or four times faster ones of bfloat16 pairs; or a device's (matmul_device.h).
  *
- * Those split every number into bfloat16 parts, x = high + middle + low, and add up the products of
+ * Those of pairs split every number into bfloat16 parts, x = high + middle + low, and add up the products of
  * parts in float32, leaving out those below the precision: Henry, Tang, Heinecke 2019, "Leveraging the
  * bfloat16 artificial intelligence datatype for higher-precision computations". With two parts (three
  * products) each term is right to 2^-15 and sums of many to about 4e-6 of their size, with three parts
@@ -15,8 +15,15 @@
 
 #include "base/threads.h"
 #include "compress/blas.h"
+#include "compress/matmul_device.h"
 
 #include <stdbool.h>
+
+/** A b that was made ready for many products, by matmul_prepare. Zero: it is not. */
+struct matmul_ready {
+    char *parts;        /* split, on the host */
+    uint64_t on_device; /* what the device calls it; 0: it is not there */
+};
 
 /** One product C = A B or C = C + A B. */
 struct matmul_task {
@@ -29,8 +36,8 @@ struct matmul_task {
     bool add;        /**< to what C holds */
     bool upper;      /**< only the half of C above the diagonal, and it, are wanted */
     bool exact;      /**< three parts, where numbers are split */
-    /** From matmul_prepare for the same b, n, k, transposed and exact; NULL: b is split now. */
-    const char *b_parts;
+    /** From matmul_prepare for the same b, n, k, transposed and exact; NULL: there is nothing. */
+    const struct matmul_ready *ready;
 };
 
 /** A way of computing products of split numbers. */
@@ -48,28 +55,38 @@ struct matmul_split {
 /** How products are computed, and memory for it. Zero-initialise, free with matmul_free. */
 struct matmul {
     const struct blas *blas;
-    const char *name;                 /**< "amx", or what OpenBLAS calls its kernels */
+    const char *name; /**< of the device, "amx", or what OpenBLAS calls its kernels */
     const struct matmul_split *split; /**< NULL: by OpenBLAS */
+    struct matmul_device *device;     /**< computes what was prepared for it; NULL: there is none */
     int n_workers;
     char **scratch; /**< [n_workers] */
 };
 
-/** Chooses and allocates. */
-pdvm_status matmul_create(const struct blas *blas, int n_workers, struct matmul *out,
-                          pdvm_error *err);
+/** Chooses and allocates. `device` is borrowed and may be NULL. */
+pdvm_status matmul_create(const struct blas *blas, int n_workers, struct matmul_device *device,
+                          struct matmul *out, pdvm_error *err);
 
 /** Frees the memory; a zeroed one is allowed. */
 void matmul_free(struct matmul *m);
 
 /**
- * Splits a task's b beforehand, for many products with it: *out goes into b_parts and is freed with
- * free(). NULL where nothing is split.
+ * Makes a task's b ready for many products with it: on the device if there is one with room for it,
+ * else split, where products split. Released by matmul_release, the last one first.
  */
 pdvm_status matmul_prepare(const struct matmul *m, const struct matmul_task *task,
-                           struct pd_threads *threads, char **out, pdvm_error *err);
+                           struct pd_threads *threads, struct matmul_ready *out, pdvm_error *err);
+
+/** Undoes matmul_prepare; a zeroed one is allowed. */
+void matmul_release(const struct matmul *m, struct matmul_ready *ready);
 
 /** Computes one product with a worker's memory. */
 void matmul_run(const struct matmul *m, const struct matmul_task *task, int worker);
+
+/** Computes n products of the same a, m, and k: a device gets a only once. */
+void matmul_run_all(const struct matmul *m, const struct matmul_task *tasks, int n, int worker);
+
+/** PDVM_OK, or what the device failed at: its products since then are worth nothing. */
+pdvm_status matmul_status(const struct matmul *m, pdvm_error *err);
 
 #ifdef PDVM_HAVE_AMX
 /** On AMX; only where pd_amx_supported(PD_AMX_BF16) and AVX-512 are there. */

@@ -230,8 +230,8 @@ ALWAYS_INLINE void run_parts(const struct matmul_task *t, int parts, char *scrat
                 int64_t columns = smaller(t->n - column, MATMUL_COLUMNS);
                 const char *b = own_b;
                 if (t->upper && column + columns <= row) continue;
-                if (t->b_parts)
-                    b = t->b_parts + place_b(t, column, term, terms, parts);
+                if (t->ready && t->ready->parts)
+                    b = t->ready->parts + place_b(t, column, term, terms, parts);
                 else
                     pack_b(t, column, columns, term, terms, parts, own_b);
                 run_panel(a, b, rows, columns, steps, parts, column - row, t->add || term > 0,

@@ -15,6 +15,7 @@
 #include "compress/prune.h"
 #include "mdcsr/mdcsr.h"
 
+struct matmul_device;
 struct solver_factor;
 
 /**
@@ -55,6 +56,7 @@ struct solver_task {
     const struct mdcsr_options *coding;
     const struct solver_options *options;
     struct pd_threads *threads;     /**< may be NULL */
+    struct matmul_device *device;   /**< for large products in float32; may be NULL */
     const struct pd_notify *notify; /**< may be NULL; progress in [0, 1] of this matrix, cancels */
 };
 

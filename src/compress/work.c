@@ -57,10 +57,11 @@ static pdvm_status open_layer(struct work *w, uint32_t layer, const char *path, 
     pdvm_status status = read_metadata(w->layer, path, &w->metadata, err);
     if (status == PDVM_OK) status = pd_json_string(path, w->metadata, "key", true, &key, err);
     if (status == PDVM_OK && strcmp(key, w->key) != 0)
-        status = pd_fail(err, PDVM_ERR_ARGUMENT,
-                         "%s: belongs to a run with another source, text, OpenBLAS or other "
-                         "settings; leave out --resume to start from the beginning",
-                         path);
+        status =
+            pd_fail(err, PDVM_ERR_ARGUMENT,
+                    "%s: belongs to a run with another source, text, OpenBLAS, backend or other "
+                    "settings; leave out --resume to start from the beginning",
+                    path);
     w->open = layer;
     if (status != PDVM_OK) close_layer(w);
     return status;

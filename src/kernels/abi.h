@@ -7,8 +7,9 @@
  *     K   the keys and values of one session
  *
  * Offsets of arrays are multiples of 16. Arrays of floats that are as long as a vector (norms,
- * activations) have room for a multiple of 64, and zeros there; vectors that products take, of GPU_VECTOR. Compiled by nvcc, by OpenCL and Metal compilers (where
- * dialect.h defines the integer types first) and as plain C11.
+ * activations) have room for a multiple of 64, and zeros there; vectors that products take, for
+ * gpu_x_pad. Compiled by nvcc, by OpenCL and Metal compilers (where dialect.h defines the integer
+ * types first) and as plain C11.
  *
  * ## Rows and blocks
  *
@@ -73,7 +74,7 @@
 #endif
 
 /** Raised with every change of this file that old plans don't survive. */
-#define GPU_ABI_VERSION 1
+#define GPU_ABI_VERSION 2
 
 #define GPU_BLOCK_THREADS 384u  /**< of compiled CUDA kernels */
 #define GPU_LANES 32            /**< lanes of a warp, rows of a task */
@@ -81,9 +82,8 @@
 #define GPU_NO_ROW 0xffffu      /**< gpu_task.row of an idle lane */
 #define GPU_NONE (~(uint64_t)0) /**< an offset to nothing */
 #define GPU_MAX_COLS 65536u     /**< columns are 16-bit */
-#define GPU_PAGE 2048u   /**< bytes that a ring takes at a time; streams begin anywhere (16) */
-#define GPU_VECTOR 2048u /**< floats that a block reads at a time */
-#define GPU_LINE 128u    /**< bytes between words that different blocks write */
+#define GPU_PAGE 2048u /**< bytes that a ring takes at a time; streams begin anywhere (16) */
+#define GPU_LINE 128u  /**< bytes between words that different blocks write */
 /**
  * Most chunks of an INT8 or LUT4 task without groups: 32 * 16 * 127 * 32767 < 2^31 bounds the 32-bit
  * sum of a lane (entries that are there for their gap count, too). Groups have at most 256 columns,
@@ -152,12 +152,13 @@ struct gpu_phase {
     uint64_t next_norm; /**< W: EMBED, OUT, DOWN: the norm of the phase that reads x next */
     uint64_t bias;      /**< W: float[rows] or GPU_NONE */
     uint64_t head_norm[2]; /**< W: ATTN: float[head_dim] of q and of k, or GPU_NONE */
+    uint64_t in;           /**< G: the vector that the matrices multiply */
     uint32_t rows;
     uint32_t n_in;   /**< columns */
     uint32_t x_cols; /**< columns of x in group memory, zero from n_in: a multiple of 64 */
+    uint32_t x_pad;  /**< gpu_x_pad(x_cols, threads of a block) */
     uint32_t act;
     uint32_t window; /**< ATTN: as in struct phase */
-    uint32_t reserved[3];
     struct gpu_matrix matrix[3];
 };
 
@@ -195,27 +196,25 @@ struct gpu_plan {
     uint64_t embed_scales; /**< W: float[n_vocab][groups] */
     uint64_t embed_table;  /**< W: float[256], value of each code (INT8: of the code as unsigned) */
     /* State. */
-    uint64_t barrier; /**< G: uint32_t on a line of its own, zeroed once by the host */
-    uint64_t epoch;   /**< G: uint32_t, zeroed once: barriers passed by the launches before */
-    uint64_t fault;   /**< G: uint32_t[4]: 0, or where a kernel gave up */
-    uint64_t x;       /**< G: float[hidden_size] */
-    uint64_t xn;      /**< G: float[hidden_size]: x times the weights of the norm that comes next */
-    uint64_t x_part;  /**< G: struct gpu_part[n_blocks] of x */
-    uint64_t qkv;     /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
-    uint64_t attn;    /**< G: float[n_heads * head_dim] */
-    uint64_t attn_max;    /**< G: struct gpu_part[n_heads] of attn */
-    uint64_t attn_part;   /**< G: float[n_heads][max_splits][head_dim + 2] */
-    uint64_t attn_done;   /**< G: uint32_t[n_kv_heads], GPU_LINE apart, zeroed once */
-    uint64_t hidden;      /**< G: float[intermediate_size] */
-    uint64_t hidden_part; /**< G: struct gpu_part[n_blocks] of hidden */
-    uint64_t xq;          /**< G: unfused: struct gpu_quantised, then int16_t[hidden_size] */
-    uint64_t xf;          /**< G: unfused: float[hidden_size], normalised x */
-    uint64_t x_in;        /**< G: float[hidden_size]: activations from the host */
-    uint64_t tokens;      /**< G: int32_t[most steps + 1]: given ones, then sampled ones */
-    uint64_t logits;      /**< G: float[max_logits][n_vocab] */
-    uint64_t head_top;    /**< G: struct gpu_top[n_blocks]: each block's best candidates */
-    uint64_t result;      /**< G: struct gpu_result */
-    uint64_t stops;       /**< G: int32_t[GPU_MAX_STOPS] */
+    uint64_t parts; /**< G: struct gpu_part[4][n_blocks], zeroed once: see there */
+    uint64_t epoch; /**< G: uint32_t, zeroed once: barriers passed by the launches before */
+    uint64_t fault; /**< G: uint32_t[4]: 0, or where a kernel gave up */
+    uint64_t x;     /**< G: float[hidden_size] */
+    uint64_t xn;    /**< G: float[hidden_size]: x times the weights of the norm that comes next */
+    uint64_t qkv;   /**< G: float[(n_heads + 2 * n_kv_heads) * head_dim] */
+    uint64_t attn;  /**< G: float[n_heads * head_dim] */
+    uint64_t attn_part; /**< G: float[n_heads][max_splits][head_dim], then pairs of floats alike */
+    uint64_t
+        attn_done;   /**< G: uint32_t[n_kv_heads][GPU_LINE / 4], zeroed once: a word a query head */
+    uint64_t hidden; /**< G: float[intermediate_size] */
+    uint64_t xq;     /**< G: unfused: struct gpu_quantised, then int16_t[hidden_size] */
+    uint64_t xf;     /**< G: unfused: float[hidden_size], normalised x */
+    uint64_t x_in;   /**< G: float[hidden_size]: activations from the host */
+    uint64_t tokens; /**< G: int32_t[most steps + 1]: given ones, then sampled ones */
+    uint64_t logits; /**< G: float[max_logits][n_vocab] */
+    uint64_t head_top; /**< G: struct gpu_top[n_blocks]: each block's best candidates */
+    uint64_t result;   /**< G: struct gpu_result */
+    uint64_t stops;    /**< G: int32_t[GPU_MAX_STOPS] */
     uint64_t rope; /**< G: float[head_dim][2]: cos and sin of each pair at the step's position, then
                         those that turn a query back by the positions that were dropped */
     uint64_t times; /**< G: uint32_t[n_blocks][n_phases][GPU_TIMES_OF_PHASE], see GPU_TIMED */
@@ -230,10 +229,18 @@ struct gpu_step {
     uint32_t n_dropped;
 };
 
-/** What a block knows of the vector that it wrote a part of; parts are joined in their order. */
+/**
+ * What a block says of a phase when it is through: what it knows of the vector that it wrote a part
+ * of (parts are joined in their order), and, by the epoch, that it is through. So the barrier between
+ * two phases and what the second one has to know first are one message. Buffers 0 and 1 take turns
+ * within a launch: a block is at most one phase ahead of another one. A launch's last phase writes
+ * buffer 2 + its number % 2, which the next phase's launch reads.
+ */
 struct gpu_part {
     float squares;    /**< sum of squares */
     uint32_t largest; /**< bits of the largest |v| (of |v * next norm| for x); NaN is the largest */
+    uint32_t epoch;   /**< number of the barrier, over all launches (modulo 2^32) */
+    uint32_t reserved;
 };
 
 /** In front of a quantised vector. */
@@ -333,11 +340,16 @@ struct gpu_launch {
     uint32_t reserved;
 };
 
+/* Rounds in which a block loads a vector, see gpu_x_pad. */
+#define GPU_ACT_FEW 2u
+#define GPU_ACT_SOME 4u
+#define GPU_ACT_MANY 10u
+
 #define GPU_RING_PAGES 4u
 #define GPU_HEADS_AT_ONCE 4u /**< query heads of one group that a warp attends for at once */
 #define GPU_MAX_HEAD_DIM 256u
 #define GPU_MAX_WARPS 32u
-#define GPU_SHARED_FIXED 5120u /**< group memory of struct Sh, see group.h */
+#define GPU_SHARED_FIXED 5632u /**< group memory of struct Sh, see group.h */
 
 #ifndef PDVM_KERNEL_TYPES
 
@@ -346,14 +358,25 @@ struct gpu_launch {
 static inline uint32_t gpu_attn_bytes(const struct gpu_plan *p) {
     uint32_t group = p->n_heads / p->n_kv_heads;
     uint32_t at_once = group < GPU_HEADS_AT_ONCE ? group : GPU_HEADS_AT_ONCE;
-    uint32_t width = (p->head_dim + 7) / 8 * 8, parts = p->n_warps * at_once + group;
-    return 4 * ((2 * group + 2) * width + parts * (width + 2));
+    uint32_t width = (p->head_dim + 7) / 8 * 8, parts = p->n_warps * at_once;
+    if (parts < group) parts = group;
+    return 4 * ((2 * group + 2) * width + (parts + group) * (width + 2));
+}
+
+/**
+ * Elements of a vector with room for whole rounds: every thread takes the same number of times four
+ * elements at once, so nobody has to ask where the end is.
+ */
+static inline uint32_t gpu_x_pad(uint32_t cols, uint32_t n_threads) {
+    uint32_t rounds = (cols + 4 * n_threads - 1) / (4 * n_threads);
+    if (rounds <= GPU_ACT_FEW) return GPU_ACT_FEW * 4 * n_threads;
+    if (rounds <= GPU_ACT_SOME) return GPU_ACT_SOME * 4 * n_threads;
+    return (rounds + GPU_ACT_MANY - 1) / GPU_ACT_MANY * GPU_ACT_MANY * 4 * n_threads;
 }
 
 /** Bytes of group memory for x in a phase: 16-bit integers, then floats. */
 static inline uint32_t gpu_act_bytes(const struct gpu_phase *p) {
-    return (p->act & GPU_ACT_INT ? 2 * p->x_cols : 0) +
-           (p->act & GPU_ACT_FLOAT ? 4 * p->x_cols : 0);
+    return (p->act & GPU_ACT_INT ? 2 * p->x_pad : 0) + (p->act & GPU_ACT_FLOAT ? 4 * p->x_cols : 0);
 }
 
 /** plan.x_bytes must be the largest of gpu_attn_bytes, gpu_act_bytes of all phases and this. */
@@ -364,7 +387,7 @@ static inline uint32_t gpu_sample_bytes(const struct gpu_plan *p) {
 /** Dynamic group memory of a launch; `ring`: of kernels for compute capability 9.0 and above. */
 static inline uint32_t gpu_shared_size(const struct gpu_plan *p, int ring) {
     uint32_t acc = (8 * p->max_rows + 127) / 128 * 128 + (16 * p->max_rows + 127) / 128 * 128;
-    uint32_t x = (p->x_bytes + 127) / 128 * 128;
+    uint32_t x = (p->x_bytes + 127) / 128 * 128 + (8 * p->n_blocks + 127) / 128 * 128;
     return GPU_SHARED_FIXED + acc + x + (ring ? p->n_warps * GPU_RING_PAGES * GPU_PAGE : 0);
 }
 

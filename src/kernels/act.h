@@ -2,37 +2,8 @@
 #ifndef PDVM_KERNELS_ACT_H
 #define PDVM_KERNELS_ACT_H
 
+#include "parts.h"
 #include "product.h"
-
-#define PARTS_AT_ONCE 5 /* parts that a lane loads before it uses the first: 132 blocks in one go */
-
-/**
- * Sum of squares and largest magnitude of a vector from its parts, in their order, by every warp for
- * itself: cheaper than a barrier.
- */
-FN struct gpu_part join_parts(const struct Ctx *c, uint64_t parts, uint32_t n) {
-    struct gpu_part all;
-    all.squares = 0.0f;
-    all.largest = 0;
-    NO_UNROLL
-    for (uint32_t base = 0; base < n; base += PARTS_AT_ONCE * GPU_LANES) {
-        u32x2 part[PARTS_AT_ONCE];
-        UNROLL
-        for (uint32_t k = 0; k < PARTS_AT_ONCE; k++) {
-            uint32_t i = base + k * GPU_LANES + c->lane;
-            part[k] = MAKE_X2(0, 0);
-            if (i < n) part[k] = G(u32x2, parts + 8 * (uint64_t)i);
-        }
-        UNROLL
-        for (uint32_t k = 0; k < PARTS_AT_ONCE; k++) {
-            all.squares += bits_float(part[k].x);
-            all.largest = max_u(all.largest, part[k].y);
-        }
-    }
-    all.squares = lane_sum(all.squares);
-    all.largest = lane_max_u(all.largest);
-    return all;
-}
 
 /** What turns a vector into the integers that products take. */
 struct Quantiser {
@@ -75,63 +46,66 @@ FN u32x4 times4(u32x4 v, float f) {
                    float_bits(bits_float(v.z) * f), float_bits(bits_float(v.w) * f));
 }
 
-/** Where a phase's vector comes from. */
-struct Source {
-    uint64_t in;
-    uint64_t parts;
-    uint32_t n_parts;
-};
-
-FN struct Source source_of(const struct Ctx *c, uint32_t kind) {
-    struct Source s;
-    s.in = SH(plan).xn;
-    s.parts = SH(plan).x_part;
-    s.n_parts = SH(plan).n_blocks;
-    if (kind == GPU_OUT) {
-        s.in = SH(plan).attn;
-        s.parts = SH(plan).attn_max;
-        s.n_parts = SH(plan).n_heads;
-    }
-    if (kind == GPU_DOWN) {
-        s.in = SH(plan).hidden;
-        s.parts = SH(plan).hidden_part;
-    }
-    return s;
+/** What the parts in group memory say of the phase's vector. */
+FN struct Quantiser phase_quantiser(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
+    return quantiser(c, parts_join(c), ph->norm != GPU_NONE);
 }
 
-#define ACT_AT_ONCE 8 /* times four elements that a thread loads before it uses the first */
+/**
+ * `rounds` rounds of the vector as integers, from column `base`: no thread asks where the end is,
+ * since a branch costs more than what it would save (gpu_x_pad). All loads are under way before the
+ * parts are joined and before the ring is filled up, whose pages would be in front of them.
+ */
+FN void load_integers(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t base,
+                      const uint32_t rounds, uint32_t ahead, struct Quantiser *q) {
+    uint32_t first = base + 4 * c->thread, round = 4 * c->n_threads;
+    GLOBAL const uint8_t *from = c->g + ph->in + 4 * (uint64_t)first;
+    uint32_t to = SH(at_x) + 2 * first;
+    u32x4 v[GPU_ACT_MANY];
+    UNROLL
+    for (uint32_t k = 0; k < rounds; k++)
+        v[k] = *(GLOBAL const u32x4 *)(from + 4 * (uint64_t)round * k);
+    if (base == 0) {
+        stream_fill_up(c);
+        if (ahead) stream_look_ahead(c, ahead);
+        *q = phase_quantiser(c, ph);
+    }
+    UNROLL
+    for (uint32_t k = 0; k < rounds; k++)
+        L(u32x2, to + 2 * round * k) = quantise4(v[k], q->inverse);
+}
+
+/** The vector as floats: of float weights, whose bytes take so long that this does not matter. */
+FN void load_floats(const struct Ctx *c, LOCAL const struct gpu_phase *ph, float norm) {
+    uint32_t to = SH(at_x) + (ph->act & GPU_ACT_INT ? 2 * ph->x_pad : 0);
+    NO_UNROLL
+    for (uint32_t i = 4 * c->thread; i < ph->x_cols; i += 4 * c->n_threads)
+        L(u32x4, to + 4 * i) = times4(G(u32x4, ph->in + 4 * (uint64_t)i), norm);
+}
 
 /**
- * Fills group memory with the phase's vector, in the form(s) that its matrices multiply. All loads
- * are under way before the first is used: each takes a good part of a microsecond behind the weights.
+ * Fills group memory with the phase's vector, in the form(s) that its matrices multiply. `ahead`: the
+ * next product phase or 0, whose streams are looked for meanwhile.
  */
-FN void load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
-    struct Source s = source_of(c, ph->kind);
-    uint32_t act = ph->act, cols = ph->x_cols, end = round_up_u(ph->n_in, GPU_VECTOR);
-    uint32_t floats = SH(at_x) + (act & GPU_ACT_INT ? 2 * cols : 0);
+FN void load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t ahead) {
+    uint32_t round = 4 * c->n_threads, pad = ph->x_pad;
     struct Quantiser q;
-    NO_UNROLL
-    for (uint32_t base = 0; base < cols; base += 4 * ACT_AT_ONCE * c->n_threads) {
-        uint32_t first = base + 4 * c->thread;
-        GLOBAL const uint8_t *from = c->g + s.in + 4 * (uint64_t)first;
-        u32x4 v[ACT_AT_ONCE];
-        UNROLL
-        for (uint32_t k = 0; k < ACT_AT_ONCE; k++) { /* zeros from n_in to `end` */
-            v[k] = MAKE_X4(0, 0, 0, 0);
-            if (first + 4 * k * c->n_threads < end)
-                v[k] = *(GLOBAL const u32x4 *)(from + 16 * k * c->n_threads);
-        }
-        if (base == 0) {
-            stream_fill_up(c);
-            q = quantiser(c, join_parts(c, s.parts, s.n_parts), ph->norm != GPU_NONE);
-        }
-        UNROLL
-        for (uint32_t k = 0; k < ACT_AT_ONCE; k++) {
-            uint32_t i = first + 4 * k * c->n_threads;
-            if (i < cols && act & GPU_ACT_INT)
-                L(u32x2, SH(at_x) + 2 * i) = quantise4(v[k], q.inverse);
-            if (i < cols && act & GPU_ACT_FLOAT) L(u32x4, floats + 4 * i) = times4(v[k], q.norm);
-        }
+    if (ph->act != GPU_ACT_INT) {
+        stream_fill_up(c);
+        if (ahead) stream_look_ahead(c, ahead);
+        q = phase_quantiser(c, ph);
+        if (ph->act & GPU_ACT_FLOAT) load_floats(c, ph, q.norm);
+        NO_UNROLL
+        for (uint32_t i = 4 * c->thread; ph->act & GPU_ACT_INT && i < pad; i += round)
+            L(u32x2, SH(at_x) + 2 * i) = quantise4(G(u32x4, ph->in + 4 * (uint64_t)i), q.inverse);
+    } else if (pad == GPU_ACT_FEW * round) {
+        load_integers(c, ph, 0, GPU_ACT_FEW, ahead, &q);
+    } else if (pad == GPU_ACT_SOME * round) {
+        load_integers(c, ph, 0, GPU_ACT_SOME, ahead, &q);
+    } else {
+        NO_UNROLL
+        for (uint32_t base = 0; base < pad; base += GPU_ACT_MANY * round)
+            load_integers(c, ph, base, GPU_ACT_MANY, ahead, &q);
     }
     if (c->thread != 0) return;
     SH(vector).scale = q.scale;
@@ -140,8 +114,7 @@ FN void load_activations(const struct Ctx *c, LOCAL const struct gpu_phase *ph) 
 
 /** GPU_NORM, unfused: each group prepares a piece of the vector for all. */
 FN void norm_part(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
-    struct gpu_part part = join_parts(c, SH(plan).x_part, SH(plan).n_blocks);
-    struct Quantiser q = quantiser(c, part, ph->norm != GPU_NONE);
+    struct Quantiser q = phase_quantiser(c, ph);
     uint64_t to = SH(plan).xq + (uint32_t)sizeof(struct gpu_quantised);
     if (c->block == 0 && c->thread == 0) {
         G(float, SH(plan).xq) = q.scale;
@@ -156,11 +129,12 @@ FN void norm_part(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
 }
 
 /** load_activations after norm_part. */
-FN void load_prepared(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
+FN void load_prepared(const struct Ctx *c, LOCAL const struct gpu_phase *ph, uint32_t ahead) {
     uint64_t from = SH(plan).xq + (uint32_t)sizeof(struct gpu_quantised);
     uint32_t n = round_up_u(ph->n_in, 4), act = ph->act;
-    uint32_t floats = SH(at_x) + (act & GPU_ACT_INT ? 2 * ph->x_cols : 0);
+    uint32_t floats = SH(at_x) + (act & GPU_ACT_INT ? 2 * ph->x_pad : 0);
     stream_fill_up(c);
+    if (ahead) stream_look_ahead(c, ahead);
     for (uint32_t i = 4 * c->thread; i < ph->x_cols; i += 4 * c->n_threads) {
         u32x2 q = MAKE_X2(0, 0);
         u32x4 v = MAKE_X4(0, 0, 0, 0);
@@ -174,13 +148,6 @@ FN void load_prepared(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
     SH(vector).amax = G(float, SH(plan).xq + 4);
 }
 
-FN struct gpu_part part_start(void) {
-    struct gpu_part part;
-    part.squares = 0.0f;
-    part.largest = 0;
-    return part;
-}
-
 /** Writes an element of x; `norm`: its weight in the norm that comes next. */
 FN void put_x(const struct Ctx *c, struct gpu_part *part, uint32_t i, float v, float norm) {
     float scaled = v * norm;
@@ -188,13 +155,6 @@ FN void put_x(const struct Ctx *c, struct gpu_part *part, uint32_t i, float v, f
     G(float, SH(plan).xn + 4 * (uint64_t)i) = scaled;
     part->squares += v * v;
     part->largest = max_u(part->largest, float_bits(scaled) & 0x7fffffffu);
-}
-
-/** Writes the group's part; all that the group wrote before is done when thread 0 returns. */
-FN void write_part(const struct Ctx *c, uint64_t parts, struct gpu_part part) {
-    group_reduce(c, &part.squares, &part.largest);
-    if (c->thread == 0)
-        G(u32x2, parts + 8 * (uint64_t)c->block) = MAKE_X2(float_bits(part.squares), part.largest);
 }
 
 #endif

@@ -126,12 +126,19 @@ FN float lane_sum(float v) {
     return v;
 }
 
+/** Floats as integers of the same order; never 0 for a number. */
+FN uint32_t order_of(float v) {
+    uint32_t u = float_bits(v);
+    return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+
+FN float order_to_float(uint32_t o) {
+    return bits_float(o & 0x80000000u ? o & 0x7fffffffu : ~o);
+}
+
+/** Largest over the warp; NaN is larger than any number. */
 FN float lane_max_f(float v) {
-    for (uint32_t m = 16; m > 0; m /= 2) {
-        float o = lane_xor_f(v, m);
-        v = o > v ? o : v;
-    }
-    return v;
+    return order_to_float(lane_max_u(order_of(v)));
 }
 
 #endif

@@ -161,14 +161,17 @@ FN uint32_t load_u16(const uint8_t *p) {
     return *(const uint16_t *)(const void *)p;
 }
 
-FN void grid_add_release(uint32_t *p) {
-    __atomic_fetch_add(p, 1, __ATOMIC_RELEASE);
+FN void grid_put(uint8_t *part, u32x4 v) {
+    native_put(part, v.x, v.y, v.z);
 }
-FN uint32_t grid_poll(const uint32_t *p) {
-    native_yield();
-    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+FN u32x4 grid_get(const uint8_t *part, uint32_t wanted) {
+    uint32_t v[3];
+    native_get(part, wanted, v);
+    return MAKE_X4(v[0], v[1], v[2], 0);
 }
-FN void grid_acquire(void) {}
+FN u32x4 grid_get_last(const uint8_t *part, uint32_t wanted) {
+    return grid_get(part, wanted);
+}
 FN uint32_t grid_add_both(uint32_t *p) {
     return __atomic_fetch_add(p, 1, __ATOMIC_ACQ_REL);
 }

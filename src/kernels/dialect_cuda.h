@@ -188,16 +188,25 @@ FN uint32_t load_u16(const uint8_t *p) {
     return __ldg((const uint16_t *)p);
 }
 
-/* Between groups: everything written before an arrival is visible after a wait that saw it. */
-FN void grid_add_release(uint32_t *p) {
-    ptx_red_release(p, 1);
+/*
+ * Between groups: a part is 16 bytes, the third word says which one it is. What the group wrote
+ * before grid_put (other threads: before a sync) is visible behind a grid_get that found it.
+ */
+FN void grid_put(uint8_t *part, u32x4 v) {
+    ptx_store_release(part, v);
 }
-/** The word as it is at some time; grid_acquire makes visible what was written before it became so. */
-FN uint32_t grid_poll(const uint32_t *p) {
-    return ptx_load_relaxed(p);
+/**
+ * The part as it is at some time; `wanted` is what the caller waits for. Of several, the last one is
+ * asked for by grid_get_last: acquiring empties the first level cache, which takes a while, and
+ * nobody in the group reads what others write until all have come.
+ */
+FN u32x4 grid_get(const uint8_t *part, uint32_t wanted) {
+    (void)wanted; /* the emulator's faults want to know it */
+    return ptx_load_relaxed(part);
 }
-FN void grid_acquire(void) {
-    ptx_fence_acquire();
+FN u32x4 grid_get_last(const uint8_t *part, uint32_t wanted) {
+    (void)wanted;
+    return ptx_load_acquire(part);
 }
 FN uint32_t grid_add_both(uint32_t *p) {
     return ptx_add_acq_rel(p, 1);

@@ -45,8 +45,7 @@ FN void embed_rope(const struct Ctx *c) {
 }
 
 FN void embed_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p,
-                    LOCAL const struct gpu_phase *ph) {
-    struct gpu_part part = part_start();
+                    LOCAL const struct gpu_phase *ph, struct gpu_part *part) {
     uint32_t n = SH(plan).hidden_size;
     uint32_t begin = (uint32_t)((uint64_t)n * c->block / c->n_blocks);
     uint32_t end = (uint32_t)((uint64_t)n * (c->block + 1) / c->n_blocks);
@@ -60,10 +59,9 @@ FN void embed_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p,
     for (uint32_t i = begin + c->thread; i < end; i += c->n_threads) {
         float v = p->flags & GPU_X_IN ? G(float, SH(plan).x_in + 4 * (uint64_t)i)
                                       : embedding_at(c, token, i);
-        put_x(c, &part, i, v, W(float, norm + 4 * (uint64_t)i));
+        put_x(c, part, i, v, W(float, norm + 4 * (uint64_t)i));
     }
     embed_rope(c);
-    write_part(c, SH(plan).x_part, part);
 }
 
 #endif

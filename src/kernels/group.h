@@ -1,4 +1,4 @@
-/** What the threads of a group share, the walk over the phases, and barriers. */
+/** What the threads of a group share, and the walk over the phases. */
 #ifndef PDVM_KERNELS_GROUP_H
 #define PDVM_KERNELS_GROUP_H
 
@@ -32,7 +32,7 @@ struct Walk {
     struct Place at;
     struct Place next;    /* after `at` */
     struct Place staging; /* the next record to stage */
-    uint32_t target;      /* arrivals at the grid's barrier before this phase, over all launches */
+    uint32_t epoch;       /* of the barrier behind it: gpu_part.epoch */
     uint32_t product; /* the next product phase, as a distance from this one; 0: none is staged */
 };
 
@@ -73,9 +73,11 @@ struct Sh {
     struct Step step;
     struct Scale vector; /* in group memory at at_x */
     struct Extent next_stream[GPU_MAX_WARPS];
-    uint32_t at_sums_hi, at_rows, at_x, at_ring; /* L offsets */
+    uint32_t at_sums_hi, at_rows, at_parts, at_x, at_ring; /* L offsets */
     float warp_f[GPU_MAX_WARPS];
     uint32_t warp_u[GPU_MAX_WARPS];
+    float part_f[GPU_MAX_WARPS]; /* of the group's part of a phase, see part_put */
+    uint32_t part_u[GPU_MAX_WARPS];
     uint32_t histogram[256];
     uint32_t found[8];
 };
@@ -88,6 +90,14 @@ typedef char sh_has_room[sizeof(struct Sh) <= GPU_SHARED_FIXED ? 1 : -1];
 #define WALK(field) (SH(walk)[walked % 2].field)
 
 #define SUMS_LO GPU_SHARED_FIXED
+
+/**
+ * Between phases warp 0 talks to the other groups, and the threads from this one on do the rest; all
+ * do everything if there is no other warp.
+ */
+FN uint32_t first_aside(const struct Ctx *c) {
+    return c->n_warps > 1 ? GPU_LANES : 0;
+}
 
 /** Copies the launch into group memory, where all functions read it. Needs a sync. */
 FN LOCAL const struct gpu_launch *share_launch(const struct Ctx *c, const struct gpu_launch *p) {
@@ -179,35 +189,9 @@ FN void group_reduce(const struct Ctx *c, float *sum, uint32_t *largest) {
 /** Point `i` of the current phase in the block's times. */
 FN void take_time(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
                   uint32_t i) {
-    if (!(p->flags & GPU_TIMED) || c->thread != 0) return;
+    if (c->thread != 0 || !(p->flags & GPU_TIMED)) return;
     uint64_t n = (uint64_t)c->block * SH(plan).n_phases + WALK(at).phase;
     G(uint32_t, SH(plan).times + 4 * (n * GPU_TIMES_OF_PHASE + i)) = device_clock();
 }
-
-#if PDVM_GRID_SYNC
-/**
- * All groups arrive before any goes on. Thread 0's writes need no sync before; those of other
- * threads do. Counts arrivals for ever (wrapping), so that it never has to be reset.
- */
-FN void grid_sync(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
-    if (c->thread == 0) {
-        uint32_t target = WALK(target) + c->n_blocks;
-        GLOBAL uint32_t *count = &G(uint32_t, SH(plan).barrier);
-        uint32_t polls = 0;
-        grid_add_release(count);
-        while ((int32_t)(grid_poll(count) - target) < 0) {
-            if (++polls != p->spin_limit || p->spin_limit == 0) continue;
-            GLOBAL uint32_t *fault = &G(uint32_t, SH(plan).fault);
-            fault[1] = walked;
-            fault[2] = c->block;
-            fault[3] = target;
-            fault[0] = 1;
-            give_up();
-        }
-        grid_acquire();
-    }
-    sync();
-}
-#endif
 
 #endif

@@ -332,7 +332,7 @@ FN void run_tasks(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
     struct Tasks t;
     t.s = stream_load(c);
     t.x = local_address(c, SH(at_x));
-    t.xf = SH(at_x) + (ph->act & GPU_ACT_INT ? 2 * ph->x_cols : 0);
+    t.xf = SH(at_x) + (ph->act & GPU_ACT_INT ? 2 * ph->x_pad : 0);
     t.sums_hi = SH(at_sums_hi);
     t.amax = SH(vector).amax;
     while (t.s.s.at != t.s.s.end) {
@@ -374,8 +374,8 @@ FN void run_tasks(const struct Ctx *c, LOCAL const struct gpu_phase *ph) {
 }
 
 /** Zeroes the sums of the block's rows. Needs a sync before run_tasks. */
-FN void clear_sums(const struct Ctx *c, uint32_t rows) {
-    for (uint32_t i = c->thread; i < rows; i += c->n_threads) {
+FN void clear_sums(const struct Ctx *c, uint32_t rows, uint32_t first, uint32_t n_threads) {
+    for (uint32_t i = first; i < rows; i += n_threads) {
         L(uint32_t, SUMS_LO + 4 * i) = 0;
         L(uint32_t, SH(at_sums_hi) + 4 * i) = 0;
     }

@@ -103,19 +103,33 @@ PTX_FN uint32_t ptx_clock(void) {
     return v;
 }
 
-PTX_FN void ptx_red_release(uint32_t *p, uint32_t v) {
-    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+/** 16 bytes that are written, and read, as one. */
+PTX_FN void ptx_store_release(uint8_t *p, uint4 v) {
+    asm volatile("{\n"
+                 ".reg .b128 all;\n"
+                 "mov.b128 all, {%1, %2};\n"
+                 "st.release.gpu.global.b128 [%0], all;\n"
+                 "}" ::"l"(p),
+                 "l"((uint64_t)v.y << 32 | v.x), "l"((uint64_t)v.w << 32 | v.z)
+                 : "memory");
 }
 
-PTX_FN uint32_t ptx_load_relaxed(const uint32_t *p) {
-    uint32_t v;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}
-
-PTX_FN void ptx_fence_acquire(void) {
-    asm volatile("fence.acq_rel.gpu;" ::: "memory");
-}
+#define PTX_LOAD_16(name, order)                                                                   \
+    PTX_FN uint4 name(const uint8_t *p) {                                                          \
+        uint64_t low, high;                                                                        \
+        asm volatile("{\n"                                                                         \
+                     ".reg .b128 all;\n"                                                           \
+                     "ld." order ".gpu.global.b128 all, [%2];\n"                                   \
+                     "mov.b128 {%0, %1}, all;\n"                                                   \
+                     "}"                                                                           \
+                     : "=l"(low), "=l"(high)                                                       \
+                     : "l"(p)                                                                      \
+                     : "memory");                                                                  \
+        return make_uint4((uint32_t)low, (uint32_t)(low >> 32), (uint32_t)high,                    \
+                          (uint32_t)(high >> 32));                                                 \
+    }
+PTX_LOAD_16(ptx_load_relaxed, "relaxed")
+PTX_LOAD_16(ptx_load_acquire, "acquire")
 
 PTX_FN uint32_t ptx_add_acq_rel(uint32_t *p, uint32_t v) {
     uint32_t old;
@@ -160,13 +174,18 @@ PTX_FN void ptx_mbarrier_wait(uint64_t *b, uint32_t parity) {
                  : "memory");
 }
 
-/** Copies a multiple of 16 bytes from global to group memory; completes on the barrier. */
+/**
+ * Copies a multiple of 16 bytes from global to group memory; completes on the barrier. They are the
+ * first to leave the second level cache, where what is read once for every token would push out what
+ * phases wait for: scales, tables, keys and values.
+ */
 PTX_FN void ptx_bulk_load(uint8_t *dst, const uint8_t *src, uint32_t bytes, uint64_t *b) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-            "r"(ptx_shared_address(dst)),
-        "l"(src), "r"(bytes), "r"(ptx_shared_address(b))
-        : "memory");
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(ptx_shared_address(dst)),
+                 "l"(src), "r"(bytes), "r"(ptx_shared_address(b)), "l"(policy)
+                 : "memory");
 }
 
 #endif

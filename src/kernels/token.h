@@ -13,16 +13,37 @@ FN struct Place place_after(const struct Ctx *c, LOCAL const struct gpu_launch *
     return place_settle(c, p, at);
 }
 
-/** Sets the walk's entry for phase number `walked`, which is at `at`. Thread 0 only. */
+/** Sets the walk's entry for phase number `walked`, which is at `at`. One thread only. */
 FN void walk_to(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked,
-                struct Place at, struct Place staging, uint32_t target) {
+                struct Place at, struct Place staging, uint32_t epoch) {
     struct Walk w;
     w.at = at;
     w.next = place_after(c, p, at);
     w.staging = staging;
-    w.target = target;
+    w.epoch = epoch;
     w.product = next_product(c, walked);
     SH(walk)[walked % 2] = w;
+}
+
+/**
+ * The walk's entry for the next phase, by the warp that has least to do at a phase's end and that
+ * has waited for what it staged.
+ */
+FN void walk_on(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
+    if (c->warp + 1 != c->n_warps) return;
+    lane_sync();
+    if (c->lane == 0)
+        walk_to(c, p, walked + 1, WALK(next), place_after(c, p, WALK(staging)), WALK(epoch) + 1);
+    lane_sync();
+}
+
+/** All that phase `number` needs and that does not come from the phase before it; see first_aside. */
+FN void prepare(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t number) {
+    if (c->thread < first_aside(c)) return;
+    if (c->warp + 1 == c->n_warps)
+        stage(c, p, SH(walk)[number % 2].staging, number + STAGED - 1, number + 1);
+    if (is_product(record(c, number)->kind)) rows_prepare(c, number);
+    if (record(c, number)->kind == GPU_ATTN) attn_prefetch(c, p, record(c, number), first_aside(c));
 }
 
 /** Group memory, and the first phase's stream under way. */
@@ -68,16 +89,20 @@ FN void run_init(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
         SH(step) = step;
         SH(at_sums_hi) = SUMS_LO + 4 * SH(plan).max_rows;
         SH(at_rows) = SUMS_LO + round_up_u(8 * SH(plan).max_rows, GPU_LINE);
-        SH(at_x) = SH(at_rows) + round_up_u(16 * SH(plan).max_rows, GPU_LINE);
+        SH(at_parts) = SH(at_rows) + round_up_u(16 * SH(plan).max_rows, GPU_LINE);
+        SH(at_x) = SH(at_parts) + round_up_u(8 * c->n_blocks, GPU_LINE);
         SH(at_ring) = SH(at_x) + round_up_u(SH(plan).x_bytes, GPU_LINE);
-        walk_to(c, p, 0, at, staging, G(uint32_t, SH(plan).epoch));
+        walk_to(c, p, 0, at, staging, G(uint32_t, SH(plan).epoch) + 1);
         if (c->block == 0 && p->flags & GPU_SAMPLING) G(uint32_t, SH(plan).result) = 0;
     }
     sync();
-    if (!is_product(record(c, 0)->kind)) return;
-    stream_look_ahead(c, 0);
-    async_wait();
-    stream_open(c, 0);
+    if (is_product(record(c, 0)->kind)) {
+        stream_look_ahead(c, 0);
+        async_wait();
+        stream_open(c, 0);
+        parts_load(c, carry_for(at.phase));
+    }
+    prepare(c, p, 0);
     sync();
 }
 
@@ -93,33 +118,40 @@ FN void step_forward(LOCAL const struct gpu_launch *p, LOCAL struct Step *s) {
     if (s->slot == p->n_ctx) s->slot = p->n_sink;
 }
 
-/** One phase, with all that goes on beside it. */
+/**
+ * One phase, with all that goes on beside it, up to the group's part of it. Warp 0 sends that as soon
+ * as it can; for the others there is still something to do then.
+ */
 FN void run_phase(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
     LOCAL const struct gpu_phase *ph = record(c, walked);
+    struct gpu_part part = part_start();
     uint32_t next = WALK(product), kind = ph->kind;
+    int alone = 0;
     take_time(c, p, walked, 0);
-    stage(c, p, WALK(staging), walked + STAGED - 1, walked + 1);
     if (is_product(kind)) {
-        matrix_phase(c, p, walked, ph, next);
+        alone = matrix_phase(c, p, walked, ph, next, &part);
     } else {
-        int open = next != 0 && SH(stream)[c->warp].opened != walked + next;
+        int open = next && SH(stream)[c->warp].opened != walked + next;
         if (open) stream_look_ahead(c, walked + next);
-        if (!open && next) stream_fill_up(c);
-        if (kind == GPU_EMBED) embed_phase(c, p, ph);
-        if (kind == GPU_ATTN) attn_phase(c, p, walked, ph);
+        if (!open && next && kind != GPU_ATTN) stream_fill_up(c);
+        if (kind == GPU_EMBED) embed_phase(c, p, ph, &part);
+        if (kind == GPU_ATTN) attn_phase(c, p, walked, ph, !open && next, &part);
         if (kind == GPU_SAMPLE) sample_phase(c, p);
         async_wait();
-        sync(); /* what has been staged is there, for thread 0 */
         if (open) stream_open(c, walked + next);
     }
+    if (!alone) part_put(c, part);
+    sync();
+    if (c->warp == 0) part_publish(c, p, walked, alone ? part : part_join(c));
     take_time(c, p, walked, 3);
+    walk_on(c, p, walked);
 }
 
 FN void run_end(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32_t walked) {
     stream_drain(c);
     if (c->block != 0 || c->thread != 0) return;
     /* Only behind a barrier have all blocks read it. */
-    if (walked > 0) G(uint32_t, SH(plan).epoch) = WALK(target);
+    if (walked > 0) G(uint32_t, SH(plan).epoch) = WALK(epoch) - 1;
     if (p->end_phase == SH(plan).n_phases && !(p->flags & GPU_SAMPLING))
         G(uint32_t, SH(plan).result) = p->n_steps;
 }
@@ -133,10 +165,8 @@ FN void run_launch(const struct Ctx *c, LOCAL const struct gpu_launch *p) {
     while (1) {
         run_phase(c, p, walked);
         if (WALK(next).step >= p->n_steps) break;
-        if (c->thread == 0)
-            walk_to(c, p, walked + 1, WALK(next), place_after(c, p, WALK(staging)),
-                    WALK(target) + c->n_blocks);
-        grid_sync(c, p, walked);
+        prepare(c, p, walked + 1);
+        parts_wait(c, p, walked);
         uint32_t step = WALK(at).step;
         walked++;
         if (WALK(at).step == step) continue;

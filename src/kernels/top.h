@@ -4,16 +4,6 @@
 
 #include "group.h"
 
-/** Floats as integers of the same order; never 0 for a number. */
-FN uint32_t order_of(float v) {
-    uint32_t u = float_bits(v);
-    return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-
-FN float order_to_float(uint32_t o) {
-    return bits_float(o & 0x80000000u ? o & 0x7fffffffu : ~o);
-}
-
 /** Where the best `want` of a list end: all above `key`, and `equal` of those that equal it. */
 struct Cut {
     uint32_t key;

@@ -89,13 +89,14 @@ static inline uint32_t atomicAdd(uint32_t *p, uint32_t v) {
 #define ptx_sign_bytes(v) (((v) >> 7 & 0x01010101u) * 255u)
 #define ptx_inverse(x) (1.0f / (x))
 #define ptx_rsqrt(x) (1.0f / sqrtf(x))
-#define ptx_red_release(p, v) ((void)(v), emu_arrive(p))
-#define ptx_fence_acquire() ((void)0)
-static inline uint32_t ptx_load_relaxed(const uint32_t *p) {
-    bool early;
-    uint32_t v = emu_poll(p, &early);
-    return early ? v + 0x40000000u : v;
+#define ptx_store_release(part, v) emu_put((uint32_t *)(void *)(part), (v).x, (v).y, (v).z)
+static inline uint4 shim_get(const uint8_t *part, uint32_t wanted) {
+    uint32_t v[3];
+    emu_get((const uint32_t *)(const void *)part, wanted, v);
+    return make_uint4(v[0], v[1], v[2], 0);
 }
+#define ptx_load_relaxed(part) shim_get(part, wanted) /* grid_get's argument */
+#define ptx_load_acquire(part) shim_get(part, wanted)
 #define ptx_add_acq_rel(p, v) __atomic_fetch_add(p, v, __ATOMIC_ACQ_REL)
 #define ptx_async_word(dst, src) memcpy(dst, src, 4)
 #define ptx_async_wait() ((void)0)

@@ -290,9 +290,12 @@ NO_TSAN static void poll_yield(bool *early) {
     sched_yield();
 }
 
-uint32_t emu_poll(const uint32_t *p, bool *early) {
-    poll_yield(early);
-    return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+void emu_get(const uint32_t *part, uint32_t wanted, uint32_t out[3]) {
+    bool early;
+    poll_yield(&early);
+    uint32_t epoch = __atomic_load_n(&part[2], __ATOMIC_ACQUIRE);
+    for (int i = 0; i < 2; i++) out[i] = __atomic_load_n(&part[i], __ATOMIC_RELAXED);
+    out[2] = early ? wanted : epoch;
 }
 
 /* Groups don't keep step on a device; where something is broken, the difference should show. */
@@ -301,9 +304,11 @@ NO_TSAN static void dawdle(void) {
     if (g->launch->grid->fault != EMU_NO_FAULT) usleep((useconds_t)(chance(g) % 1000));
 }
 
-void emu_arrive(uint32_t *p) {
+void emu_put(uint32_t *part, uint32_t a, uint32_t b, uint32_t epoch) {
     dawdle();
-    __atomic_fetch_add(p, 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&part[0], a, __ATOMIC_RELAXED);
+    __atomic_store_n(&part[1], b, __ATOMIC_RELAXED);
+    __atomic_store_n(&part[2], epoch, __ATOMIC_RELEASE);
     dawdle();
 }
 

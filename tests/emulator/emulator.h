@@ -57,9 +57,9 @@ enum emu_lane_op { EMU_LANE_SYNC, EMU_LANE_XOR, EMU_LANE_GET, EMU_LANE_BALLOT };
 void emu_sync(void);
 /** What all lanes of a warp do together: v of another lane (arg), or a bit of each. */
 uint32_t emu_lanes(enum emu_lane_op op, uint32_t v, uint32_t arg);
-/** Grid's counter, polled: acquire. */
-uint32_t emu_poll(const uint32_t *p, bool *early);
-void emu_arrive(uint32_t *p);
+/** A group's part (struct gpu_part), written as one, and read until its epoch is the wanted one. */
+void emu_put(uint32_t *part, uint32_t a, uint32_t b, uint32_t epoch);
+void emu_get(const uint32_t *part, uint32_t wanted, uint32_t out[3]);
 /** Copies that happen later, and the barriers that they complete. */
 void emu_copy(uint8_t *dst, const uint8_t *src, uint32_t bytes, uint64_t *barrier);
 void emu_expect(uint64_t *b, uint32_t bytes);

@@ -20,10 +20,11 @@ static inline uint32_t native_lane_get(uint32_t v, uint32_t lane) {
 static inline uint32_t native_lane_ballot(int p) {
     return emu_lanes(EMU_LANE_BALLOT, p != 0, 0);
 }
-static inline void native_yield(void) {
-    bool early;
-    uint32_t none = 0;
-    (void)emu_poll(&none, &early);
+static inline void native_put(uint8_t *part, uint32_t a, uint32_t b, uint32_t epoch) {
+    emu_put((uint32_t *)(void *)part, a, b, epoch);
+}
+static inline void native_get(const uint8_t *part, uint32_t wanted, uint32_t out[3]) {
+    emu_get((const uint32_t *)(const void *)part, wanted, out);
 }
 static inline uint32_t native_clock(void) {
     return emu_clock();

@@ -17,6 +17,7 @@
 /* NOLINTEND(bugprone-macro-parentheses) */
 CU_ENTRY_POINTS(DECLARE)
 __attribute__((visibility("default"))) void standin_get_counters(struct standin_counters *out);
+__attribute__((visibility("default"))) bool standin_may_use(uint64_t address, size_t size);
 
 enum {
     INVALID_VALUE = 1,
@@ -240,6 +241,10 @@ static bool is_device(cu_address p, size_t size) {
     }
     pthread_mutex_unlock(&lock);
     return found;
+}
+
+bool standin_may_use(uint64_t address, size_t size) {
+    return current && is_device(address, size);
 }
 
 static void *pointer(cu_address p) {

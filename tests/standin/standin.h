@@ -18,6 +18,8 @@
 #ifndef PDVM_TESTS_STANDIN_H
 #define PDVM_TESTS_STANDIN_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 /** What was asked of the device since it was loaded. */
@@ -34,5 +36,26 @@ struct standin_counters {
 /** dlsym finds it by this name. */
 #define STANDIN_COUNTERS "standin_get_counters"
 typedef void (*standin_counters_fn)(struct standin_counters *out);
+
+/** Whether the calling thread has a context and [address, address + size) is device memory. */
+#define STANDIN_MAY_USE "standin_may_use"
+typedef bool (*standin_may_use_fn)(uint64_t address, size_t size);
+
+/*
+ * libcublas_standin.so: the entry points of cuBLAS that src/backend/cuda/cublas.h looks for, in plain C on
+ * that memory. PDVM_LIBCUBLAS names it. As strict as the driver's stand-in.
+ *
+ *     PDVM_STANDIN_FAIL_CUBLAS   the product of this number (from 1) and all after it fail
+ */
+
+/** What cuBLAS was asked for since it was loaded. */
+struct standin_cublas_counters {
+    uint64_t products; /**< calls of sgemm */
+    uint64_t moments;  /**< calls of ssyrk */
+    uint64_t handles;  /**< in use */
+};
+
+#define STANDIN_CUBLAS_COUNTERS "standin_cublas_get_counters"
+typedef void (*standin_cublas_counters_fn)(struct standin_cublas_counters *out);
 
 #endif

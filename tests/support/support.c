@@ -1,5 +1,7 @@
 #include "support/support.h"
 
+#include "base/random.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <ftw.h>
@@ -134,4 +136,19 @@ void support_assert_error(pdvm_status status, pdvm_status expected, const pdvm_e
     print_error("expected \"%s\" with \"%s\", got \"%s\": %s\n", pdvm_status_name(expected), text,
                 pdvm_status_name(status), status == PDVM_OK ? "" : err->message);
     _fail(file, line);
+}
+
+char *support_write_words(const char *dir, size_t size) {
+    static const char *const words[] = {"the ",    "fox ",  "house ",   "ran. ", "A ",
+                                        "little ", "girl ", "said ",    "who ",  "why? ",
+                                        "tree\n",  "on ",   "mountain "};
+    char *text = malloc(size);
+    size_t n = 0;
+    uint64_t seed = 5;
+    assert_non_null(text);
+    while (n < size - 16)
+        n += (size_t)snprintf(text + n, size - n, "%s", words[pd_random(&seed) % 13]);
+    char *path = support_write_text(dir, "words.txt", text);
+    free(text);
+    return path;
 }

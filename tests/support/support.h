@@ -60,6 +60,9 @@ char *support_write_file(const char *dir, const char *name, const void *data, si
 /** The same for a zero-terminated text. */
 char *support_write_text(const char *dir, const char *name, const char *text);
 
+/** Writes about `size` bytes of words from a small list, always the same, to words.txt in dir. */
+char *support_write_words(const char *dir, size_t size);
+
 /** Reads a whole file, with a zero byte after its end; freed with free(). `size` may be NULL. */
 char *support_read_file(const char *path, size_t *size);
 

@@ -24,17 +24,10 @@ pdvm_status cuda_enter(struct cuda_backend *b, pdvm_error *err) {
 
 pdvm_status cuda_alloc(struct cuda_backend *b, uint64_t size, const char *what, cu_address *out,
                        pdvm_error *err) {
-    size_t available = 0, total = 0;
-    cu_result result = b->cu->memory_alloc(out, (size_t)size);
-    if (result == CU_SUCCESS) return PDVM_OK;
-    *out = 0;
-    if (result != CU_ERROR_OUT_OF_MEMORY) return cuda_try(b, result, what, err);
-    b->cu->memory_info(&available, &total);
-    return pd_fail(err, PDVM_ERR_MEMORY,
-                   "%s needs %.2f GB on %s, which has %.2f of %.2f GB free: use smaller values "
-                   "(--values lut4), a sparser model, a shorter context (-c), or --backend cpu",
-                   what, (double)size * 1e-9, b->name, (double)available * 1e-9,
-                   (double)total * 1e-9);
+    return cuda_memory(b->cu, b->name, size, what,
+                       "use smaller values (--values lut4), a sparser model, a shorter context "
+                       "(-c), or --backend cpu",
+                       out, err);
 }
 
 static void cuda_destroy(struct backend *base) {

@@ -65,3 +65,16 @@ pdvm_status cuda_check(const struct cuda_driver *cu, cu_result result, const cha
     pdvm_status status = result == CU_ERROR_OUT_OF_MEMORY ? PDVM_ERR_MEMORY : PDVM_ERR_UNSUPPORTED;
     return pd_fail(err, status, "CUDA: %s: %s (error %d)", what, text, result);
 }
+
+pdvm_status cuda_memory(const struct cuda_driver *cu, const char *device, uint64_t size,
+                        const char *what, const char *advice, cu_address *out, pdvm_error *err) {
+    size_t available = 0, total = 0;
+    cu_result result = cu->memory_alloc(out, (size_t)size);
+    if (result == CU_SUCCESS) return PDVM_OK;
+    *out = 0;
+    if (result != CU_ERROR_OUT_OF_MEMORY) return cuda_check(cu, result, what, err);
+    cu->memory_info(&available, &total);
+    return pd_fail(
+        err, PDVM_ERR_MEMORY, "%s needs %.2f GB on %s, which has %.2f of %.2f GB free: %s", what,
+        (double)size * 1e-9, device, (double)available * 1e-9, (double)total * 1e-9, advice);
+}

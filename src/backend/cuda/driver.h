@@ -123,4 +123,11 @@ pdvm_status cuda_driver_load(const struct cuda_driver **out, pdvm_error *err);
 pdvm_status cuda_check(const struct cuda_driver *cu, cu_result result, const char *what,
                        pdvm_error *err);
 
+/**
+ * Allocates device memory in the current context, freed with memory_free. PDVM_ERR_MEMORY says how much
+ * was asked for and is there on the device of that name, and what `advice` says; then *out is 0.
+ */
+pdvm_status cuda_memory(const struct cuda_driver *cu, const char *device, uint64_t size,
+                        const char *what, const char *advice, cu_address *out, pdvm_error *err);
+
 #endif

@@ -23,11 +23,6 @@ static uint64_t place_floats(uint64_t *arena, uint64_t n) {
     return place(arena, (n + 63) / 64 * 64 * sizeof(float));
 }
 
-/* A vector that products take: see GPU_VECTOR. */
-static uint64_t place_vector(uint64_t *arena, uint64_t n) {
-    return place_floats(arena, (n + GPU_VECTOR - 1) / GPU_VECTOR * GPU_VECTOR);
-}
-
 /* ---- phases ------------------------------------------------------------------------------- */
 
 static const uint32_t kinds[] = {
@@ -63,6 +58,7 @@ static void place_product(struct gpu_image *image, size_t i) {
     out->rows = l->rows;
     out->n_in = l->n_in;
     out->x_cols = l->x_cols;
+    out->x_pad = gpu_x_pad(l->x_cols, GPU_LANES * image->plan.n_warps);
     out->act = l->act;
     image->product_bytes += l->size;
     for (uint32_t b = 0; b < l->n_blocks; b++) {
@@ -223,23 +219,29 @@ static pdvm_status write_embedding(const struct gpu_image *image, struct pd_thre
 
 /* ---- creating ----------------------------------------------------------------------------- */
 
+/* Columns that phases read of a vector, at most: behind its elements there are zeros. */
+static uint32_t most_columns(const struct gpu_image *image) {
+    uint32_t most = 0;
+    for (size_t i = 0; i < image->source->n_phases; i++)
+        if (image->phases[i].x_pad > most) most = image->phases[i].x_pad;
+    return most;
+}
+
 static void place_state(struct gpu_image *image, const struct gpu_image_options *o) {
+    const uint32_t columns = most_columns(image);
     struct gpu_plan *p = &image->plan;
     uint64_t *g = &image->g_size;
     uint64_t heads = (uint64_t)p->n_heads + 2 * (uint64_t)p->n_kv_heads;
-    p->barrier = place(g, GPU_LINE);
+    p->parts = place(g, 4 * p->n_blocks * sizeof(struct gpu_part));
     p->epoch = place(g, GPU_LINE);
     p->fault = place(g, GPU_LINE);
     p->x = place_floats(g, p->hidden_size);
-    p->xn = place_vector(g, p->hidden_size);
-    p->x_part = place(g, p->n_blocks * sizeof(struct gpu_part));
+    p->xn = place_floats(g, columns);
     p->qkv = place_floats(g, heads * p->head_dim);
-    p->attn = place_vector(g, (uint64_t)p->n_heads * p->head_dim);
-    p->attn_max = place(g, p->n_heads * sizeof(struct gpu_part));
+    p->attn = place_floats(g, columns);
     p->attn_part = place_floats(g, (uint64_t)p->n_heads * p->max_splits * (p->head_dim + 2));
     p->attn_done = place(g, (uint64_t)p->n_kv_heads * GPU_LINE);
-    p->hidden = place_vector(g, p->intermediate_size);
-    p->hidden_part = place(g, p->n_blocks * sizeof(struct gpu_part));
+    p->hidden = place_floats(g, columns);
     p->xq = place(g, sizeof(struct gpu_quantised) + 2 * pd_round_up(p->hidden_size, 64));
     p->xf = place_floats(g, p->hidden_size);
     p->x_in = place_floats(g, p->hidden_size);
@@ -251,6 +253,15 @@ static void place_state(struct gpu_image *image, const struct gpu_image_options 
     p->rope = place_floats(g, 2 * (uint64_t)p->head_dim);
     p->times = place(g, sizeof(uint32_t) * GPU_TIMES_OF_PHASE * p->n_blocks * p->n_phases);
     p->step = place(g, sizeof(struct gpu_step));
+}
+
+/* Which vector a phase's matrices multiply. */
+static void link_vectors(struct gpu_image *image) {
+    const struct gpu_plan *p = &image->plan;
+    for (size_t i = 0; i < image->source->n_phases; i++) {
+        struct gpu_phase *ph = &image->phases[i];
+        ph->in = ph->kind == GPU_OUT ? p->attn : ph->kind == GPU_DOWN ? p->hidden : p->xn;
+    }
 }
 
 static uint32_t default_splits(const struct plan *plan, uint32_t n_blocks) {
@@ -297,6 +308,7 @@ static pdvm_status build(struct gpu_image *image, gpu_matrix_fn matrix, void *us
     link_norms(image);
     place_embedding(image);
     place_state(image, o);
+    link_vectors(image);
     uint32_t need[2] = {gpu_attn_bytes(p), gpu_sample_bytes(p)};
     for (int i = 0; i < 2; i++)
         if (need[i] > p->x_bytes) p->x_bytes = need[i];
