@@ -208,6 +208,7 @@ static void products(struct matmul_device *base, const struct matmul_task *tasks
     if (n < 1) return;
     int64_t in = tasks->k * (int64_t)sizeof(float), out = 0;
     for (int i = 0; i < n; i++) out += tasks[i].n * (int64_t)sizeof(float);
+    if (in < 1 || out < 1) return;
     int64_t step = smaller(d->in_bytes / in, d->out_bytes / out);
     pdvm_status status = get_status(base, &err);
     if (status != PDVM_OK) return;

@@ -29,7 +29,11 @@ static int count_of_digits(struct select_values x) {
 }
 
 static struct select_values values_from(struct select_values x, int64_t i) {
-    return x.f ? (struct select_values){.f = x.f + i} : (struct select_values){.d = x.d + i};
+    if (x.f)
+        x.f += i;
+    else
+        x.d += i;
+    return x;
 }
 
 static void add_digits(const struct search *s, struct select_values x, int64_t n,
