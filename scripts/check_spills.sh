@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fails if a GPU kernel spills registers: the hot loops are built for 128 of them, and a spill costs
+# Fails if a GPU kernel spills registers: the hot loops are built for 168 of them, and a spill costs
 # more than most changes bring. Compiles the kernels for the given compute capabilities (80 86 89 90 if
 # none is given; older ones may spill) and reads what ptxas says. Skipped, saying so, where there is no
 # nvcc; NVCC names one that is not on the PATH.
