@@ -107,7 +107,8 @@ FN void parts_poll(const struct Ctx *c, LOCAL const struct gpu_launch *p, uint32
     }
     UNROLL
     for (uint32_t k = 0; k < PARTS_AT_ONCE; k++)
-        L(u32x2, SH(at_parts) + 8 * at[k]) = MAKE_X2(part[k].x, part[k].y);
+        if (base + k * GPU_LANES + c->lane == at[k]) /* not another lane's */
+            L(u32x2, SH(at_parts) + 8 * at[k]) = MAKE_X2(part[k].x, part[k].y);
 }
 
 /** The barrier behind phase number `walked`: all groups' parts, into group memory. */
