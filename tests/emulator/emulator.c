@@ -284,16 +284,23 @@ NO_TSAN static void yield(void) {
     to_scheduler(false);
 }
 
-NO_TSAN static void poll_yield(bool *early) {
-    *early = current->launch->grid->fault == EMU_EARLY_GRID;
+/* To other threads of the group; to other groups not for every thread that waits: it is a system call. */
+NO_TSAN static void poll_yield(void) {
+    if (current->running->self.thread % 8 == 0) sched_yield();
     yield();
-    sched_yield();
+}
+
+NO_TSAN static bool passes_early(void) {
+    return current->launch->grid->fault == EMU_EARLY_GRID;
 }
 
 void emu_get(const uint32_t *part, uint32_t wanted, uint32_t out[3]) {
-    bool early;
-    poll_yield(&early);
+    bool early = passes_early();
     uint32_t epoch = __atomic_load_n(&part[2], __ATOMIC_ACQUIRE);
+    if (epoch != wanted && !early) {
+        poll_yield();
+        epoch = __atomic_load_n(&part[2], __ATOMIC_ACQUIRE);
+    }
     for (int i = 0; i < 2; i++) out[i] = __atomic_load_n(&part[i], __ATOMIC_RELAXED);
     out[2] = early ? wanted : epoch;
 }
