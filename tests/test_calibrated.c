@@ -36,15 +36,6 @@ static void convert(const char *source, const char *output, const struct convert
     convert_result_free(&own);
 }
 
-static void assert_same_file(const char *a, const char *b) {
-    size_t n, m;
-    char *x = support_read_file(a, &n), *y = support_read_file(b, &m);
-    assert_int_equal(n, m);
-    assert_memory_equal(x, y, n);
-    free(x);
-    free(y);
-}
-
 static const char *const methods[] = {"wanda", "sparsegpt", "admm"};
 #define N_METHODS (sizeof methods / sizeof *methods)
 
@@ -61,7 +52,7 @@ static void the_file_does_not_depend_on_the_number_of_threads(void **state) {
         convert(source, one, &o, NULL);
         o.n_threads = 4;
         convert(source, four, &o, NULL);
-        assert_same_file(one, four);
+        support_same_file(one, four);
     }
     // The work directories are gone.
     assert_int_equal(support_count_entries(*state), 3);
@@ -234,7 +225,7 @@ static void an_interrupted_run_goes_on_to_the_same_bytes(void **state) {
         convert(source, parts, &o, &result);
         assert_int_equal(result.calibration.n_resumed, 2);
         convert_result_free(&result);
-        assert_same_file(whole, parts);
+        support_same_file(whole, parts);
         assert_false(support_exists(work));
         unlink(parts);
     }

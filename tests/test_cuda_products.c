@@ -98,15 +98,6 @@ static void convert(const char *source, const char *output, const struct convert
     assert_ok(convert_model(source, output, o, out, &err), &err);
 }
 
-static void assert_same_file(const char *a, const char *b) {
-    size_t n, m;
-    char *x = support_read_file(a, &n), *y = support_read_file(b, &m);
-    assert_int_equal(n, m);
-    assert_memory_equal(x, y, n);
-    free(x);
-    free(y);
-}
-
 /* What pruning did to the outputs, matrix by matrix. */
 static void expect_alike(const struct report *a, const struct report *b, const char *method) {
     assert_int_equal(a->n, b->n);
@@ -147,7 +138,7 @@ static void conversions_agree_with_the_cpus_and_do_not_depend_on_threads(void **
         assert_string_equal(on_device.calibration.products, "cuBLAS 120000 on stand-in");
         o.n_threads = 4;
         convert(source, four, &o, &again);
-        assert_same_file(one, four);
+        support_same_file(one, four);
         expect_alike(&on_device.report, &on_cpu.report, runs[i].method);
         convert_result_free(&on_cpu);
         convert_result_free(&on_device);
@@ -192,7 +183,7 @@ static void too_little_memory_leaves_the_work_to_the_cpu(void **state) {
         o.calibration.text.backend = "auto";
         convert(source, other, &o, &result);
         convert_result_free(&result);
-        assert_same_file(cpu, other);
+        support_same_file(cpu, other);
         assert_int_equal(heard.n, 1);
         assert_non_null(strstr(heard.last, "on the CPU, not on the GPU: calibration needs"));
         o.calibration.text.backend = "cuda";

@@ -109,6 +109,15 @@ char *support_read_file(const char *path, size_t *size) {
     return data;
 }
 
+void support_same_file(const char *a, const char *b) {
+    size_t n, m;
+    char *x = support_read_file(a, &n), *y = support_read_file(b, &m);
+    assert_int_equal(n, m);
+    assert_memory_equal(x, y, n);
+    free(x);
+    free(y);
+}
+
 int support_exists(const char *path) {
     struct stat st;
     return stat(path, &st) == 0;

@@ -66,6 +66,9 @@ char *support_write_words(const char *dir, size_t size);
 /** Reads a whole file, with a zero byte after its end; freed with free(). `size` may be NULL. */
 char *support_read_file(const char *path, size_t *size);
 
+/** Fails unless both files have the same bytes. */
+void support_same_file(const char *a, const char *b);
+
 /** Whether something of that path exists. */
 int support_exists(const char *path);
 
