@@ -37,6 +37,9 @@ expect 1 "$SOURCE_DIR/scripts/check_spills.sh" 90
 out_has "sm_90 pdvm_token: 16 bytes of spill stores"
 say 0 8
 expect 1 "$SOURCE_DIR/scripts/check_spills.sh" 90
+printf '#!/bin/sh\necho "Cuda compilation tools, release 11.8, V11.8.89"\n' >nvcc
+expect 0 "$SOURCE_DIR/scripts/check_spills.sh" 90
+out_has "skipped, nvcc is release 11.8"
 printf '#!/bin/sh\necho "nothing of the kind"\n' >nvcc
 expect 1 "$SOURCE_DIR/scripts/check_spills.sh" 90
 printf '#!/bin/sh\necho "error: no" >&2\nexit 2\n' >nvcc
